@@ -1,0 +1,99 @@
+package coordinator
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Guard is a writer's knowledge of the key that makes it the only writer of other keys: what the key holds and
+// since which revision. It is not safe for concurrent use; one transaction at a time is the point of it.
+type Guard struct {
+	Key      string
+	Revision int64  // the key's ModRevision as the writer knows it; 0: the key must not exist yet
+	Next     []byte // what the next transaction writes into it; must differ from every value it ever had
+}
+
+// retryPause is how long Apply waits before it sends a transaction again.
+const retryPause = 50 * time.Millisecond
+
+// Apply runs one transaction under one or more guards: if each guard's key is as the writer knows it, its Next value and all ops
+// are written, at once or not at all. It sends the transaction again, the same one, until its outcome is certain, and
+// then updates the guards.
+//
+// It returns nil once applied; an error that wraps [ErrFenced] and is a [*FencedError] if a guard was lost, in which case nothing was
+// applied; [ErrLimit] and [ErrNoSpace] as the store says them, with nothing applied; or ctx's error, which
+// leaves the outcome unknown: then the guards must not be used again except to end the writer.
+func Apply(ctx context.Context, kv KV, guards []*Guard, ops []Op) error {
+	compares := make([]Compare, 0, len(guards))
+	all := make([]Op, 0, len(guards)+len(ops))
+	for _, g := range guards {
+		compares = append(compares, Compare{Key: g.Key, Revision: g.Revision})
+		all = append(all, Op{Key: g.Key, Value: g.Next})
+	}
+	all = append(all, ops...)
+	for doubt := false; ; {
+		res, err := kv.Txn(ctx, compares, all)
+		switch {
+		case err == nil && res.Succeeded:
+			for _, g := range guards {
+				g.Revision = res.Revision
+			}
+			return nil
+		case err == nil:
+			return settle(guards, res.Failed)
+		case errors.Is(err, ErrUnknownOutcome):
+			doubt = true
+		case errors.Is(err, ErrLimit), errors.Is(err, ErrNoSpace):
+			if !doubt {
+				return err
+			}
+		case errors.Is(err, ErrUnavailable):
+		default:
+			if ctx.Err() == nil {
+				return fmt.Errorf("write under guard %s: %w", guards[0].Key, err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("write under guard %s: %w", guards[0].Key, ctx.Err())
+		case <-time.After(retryPause):
+		}
+	}
+}
+
+// settle decides from the guards' present items whether an earlier attempt of the same transaction applied. A
+// transaction writes all guards or none, so either all hold their Next value or one of them belongs to somebody else.
+func settle(guards []*Guard, now []Item) error {
+	var lost []string
+	applied := true
+	for i, g := range guards {
+		if now[i].ModRevision != 0 && bytes.Equal(now[i].Value, g.Next) {
+			continue
+		}
+		applied = false
+		if now[i].ModRevision != g.Revision {
+			lost = append(lost, g.Key)
+		}
+	}
+	if applied {
+		for i, g := range guards {
+			g.Revision = now[i].ModRevision
+		}
+		return nil
+	}
+	return &FencedError{Keys: lost}
+}
+
+// FencedError says which guards were lost. It wraps [ErrFenced].
+type FencedError struct {
+	Keys []string
+}
+
+// Error implements error.
+func (e *FencedError) Error() string { return fmt.Sprintf("%v: %v", ErrFenced, e.Keys) }
+
+// Unwrap makes errors.Is find ErrFenced.
+func (e *FencedError) Unwrap() error { return ErrFenced }

@@ -1,0 +1,115 @@
+package coordinator
+
+import (
+	"encoding/json"
+	"fmt"
+	"hash/fnv"
+)
+
+// Cluster is fixed when the cluster is created, but for Generation.
+type Cluster struct {
+	ID         string `json:"id"`         // a random UUID, base64url as Kafka prints one
+	Shards     uint32 `json:"shards"`     // number of shards, 1 to 4,096
+	Generation uint32 `json:"generation"` // grows when the coordinator's state is rebuilt from the bucket
+	CreatedMs  int64  `json:"created_ms"` // Unix milliseconds
+}
+
+// Agent is a live agent's registration.
+type Agent struct {
+	Node     int32  `json:"node"`     // Kafka's broker id, from 1
+	Log      LogID  `json:"log"`      // its incarnation
+	Host     string `json:"host"`     // advertised to clients
+	Port     int32  `json:"port"`     // advertised to clients
+	Peer     string `json:"peer"`     // host:port for other agents; empty without peers
+	Zone     string `json:"zone"`     // empty if none is set
+	Draining bool   `json:"draining"` // leaves metadata, takes no shards
+}
+
+// Topic is a topic's record. Partitions only grow.
+type Topic struct {
+	ID          [16]byte          `json:"id"`
+	Name        string            `json:"name"`
+	Partitions  int32             `json:"partitions"`
+	Replication int16             `json:"replication"` // as it was asked for, and so described; the WAL decides the copies
+	Configs     map[string]string `json:"configs,omitempty"`
+	CreatedMs   int64             `json:"created_ms"`
+}
+
+// ShardOf returns the shard that leads a partition: the topic's partitions lie on consecutive shards, so that even a
+// small topic is spread.
+func (t *Topic) ShardOf(partition int32, shards uint32) ShardID {
+	h := fnv.New32a()
+	_, _ = h.Write(t.ID[:])
+	return ShardID((uint64(h.Sum32()) + uint64(partition)) % uint64(shards))
+}
+
+// ShardOfName returns the shard that coordinates a consumer group or transactional id.
+func ShardOfName(name string, shards uint32) ShardID {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(name))
+	return ShardID(h.Sum32() % shards)
+}
+
+// Shard is the record of a shard. It changes with leadership and with each manifest, under the shard's guard.
+type Shard struct {
+	Owner    LogID  `json:"owner"`              // incarnation that leads it; 0 for none yet
+	Node     int32  `json:"node"`               // of the owner
+	Epoch    int32  `json:"epoch"`              // leader epoch: one more with each change of owner, from 1
+	Manifest string `json:"manifest,omitempty"` // name of the newest manifest; empty for none
+}
+
+// Write is the value of a shard's guard. Its three fields together never repeat.
+type Write struct {
+	Owner  LogID  `json:"owner"`
+	Epoch  int32  `json:"epoch"`
+	Number uint64 `json:"number"` // of the owner's writes in this epoch, from 0
+}
+
+// WALSegment is a stretch of a WAL log with one ensemble.
+type WALSegment struct {
+	First  int64    `json:"first"`  // first entry
+	Last   int64    `json:"last"`   // last entry once sealed; -1 while open
+	Stores []string `json:"stores"` // the ensemble
+	Quorum int      `json:"quorum"` // how many of them must hold an entry before it is acknowledged
+}
+
+// Log is the record of a WAL log, and the guard of its commits.
+type Log struct {
+	ID       LogID        `json:"id"`
+	Node     int32        `json:"node"`              // of the agent whose incarnation it is
+	Fence    uint64       `json:"fence"`             // 1 for its own writer; one more with each claim
+	Claimer  LogID        `json:"claimer,omitempty"` // incarnation that recovers it; 0 for none
+	Closed   bool         `json:"closed"`            // every entry that counts is committed; final
+	Segments []WALSegment `json:"segments"`
+	Flushed  int64        `json:"flushed"` // last entry whose batches are committed; 0 for none
+	Commits  uint64       `json:"commits"` // number of the newest commit; 0 for none
+}
+
+// GroupOffset is one committed consumer offset.
+type GroupOffset struct {
+	Offset      int64  `json:"o"`
+	LeaderEpoch int32  `json:"e"` // -1 if the consumer gave none
+	Metadata    string `json:"m,omitempty"`
+	CommitMs    int64  `json:"t"` // Unix milliseconds
+}
+
+// GroupOffsets is a block of a group's offsets, by partition.
+type GroupOffsets map[int32]GroupOffset
+
+// Encode returns v as it is stored. Records of this package always encode.
+func Encode(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("encode %T: %v", v, err)) // a type that JSON cannot hold is a defect of this package
+	}
+	return b
+}
+
+// Decode reads what [Encode] stored under key.
+func Decode[T any](item Item) (T, error) {
+	var v T
+	if err := json.Unmarshal(item.Value, &v); err != nil {
+		return v, fmt.Errorf("decode %s at revision %d: %w", item.Key, item.ModRevision, err)
+	}
+	return v, nil
+}
