@@ -5,21 +5,39 @@
 // ([ErrExists]); it is read by byte ranges and, in the end, deleted. Nothing is ever overwritten, so a reader may
 // cache what it got for as long as it likes.
 //
-// Implementations live in rooms of their own (s3, minio, dir, mem) and pass one suite, storetest. Errors have a
-// kind that says what the caller can do; see [ErrNotFound], [ErrExists], [ErrUnknownOutcome], [ErrUnavailable] and
-// [ErrDenied].
+// Implementations live in rooms of their own (s3, minio, dir, mem), pass one suite (storetest) and are opened by
+// URL through the room bucket. The rooms fault, metered and cache wrap any of them. Errors have a kind that says what
+// the caller can do; see [ErrNotFound], [ErrExists], [ErrUnknownOutcome], [ErrUnavailable] and [ErrDenied].
+//
+//	store, err := bucket.Open(ctx, "s3://lake/varve?region=eu-central-1")
+//	err = objectstore.Probe(ctx, store)
+//	err = store.Put(ctx, "wal/7/000001", objectstore.Bytes(segment))
+//	err = store.Get(ctx, "wal/7/000001", off, p)
 package objectstore
 
 import (
 	"context"
 	"errors"
-	"io"
+	"fmt"
 	"iter"
 	"time"
 )
 
-// Kinds of errors. An implementation wraps exactly one of them (or a context's error, if the caller's context ended
-// before anything was sent) so that errors.Is finds it.
+// Limits of the contract.
+const (
+	// ObjectBytesMax is the largest object. Put sends an object as one request; a multipart upload would be needed
+	// above 5 GiB, and is worth its extra requests from about 100 MiB.
+	ObjectBytesMax = 64 << 20
+	// NameBytesMax is the longest name.
+	NameBytesMax = 512
+	// NamePartBytesMax is the longest part of a name between slashes: stores that keep objects in a file system
+	// (dir, MinIO, versitygw) take no longer file names.
+	NamePartBytesMax = 255
+)
+
+// Kinds of errors. An implementation wraps exactly one of them so that errors.Is finds it. The exception is a call whose
+// context ended: a read, or a write of which nothing was sent, returns the context's error alone; a write under way
+// returns ErrUnknownOutcome (and may wrap the context's error too).
 var (
 	// ErrNotFound: no object of that name. Final.
 	ErrNotFound = errors.New("object not found")
@@ -31,8 +49,8 @@ var (
 	ErrUnavailable = errors.New("object store unavailable")
 	// ErrUnknownOutcome: a Put or Delete may or may not have happened, or may yet. Put the same bytes again.
 	ErrUnknownOutcome = errors.New("outcome unknown")
-	// ErrDenied: the store refuses by configuration (no such bucket, access denied, bad range). Trying again
-	// without an operator does not help, though the operator may be at work.
+	// ErrDenied: the store refuses by configuration (no such bucket, access denied) or by contract (bad name, bad range, body
+	// too large). Trying again without an operator does not help, though the operator may be at work.
 	ErrDenied = errors.New("object store refused")
 )
 
@@ -43,132 +61,50 @@ type Info struct {
 	Modified time.Time // by the store's clock, to the second or better
 }
 
-// Store is a bucket, or a prefix of one. All methods may be called concurrently.
+// Store is a bucket, or a prefix of one. All methods may be called concurrently. A call lasts as long as its context
+// lets it: give each a deadline.
 //
-// Names are slash-separated, made of [A-Za-z0-9._=-], at most 512 bytes, without empty, "." or ".." parts
-// ([ValidName]).
+// Names are slash-separated, made of [A-Za-z0-9._=-], at most [NameBytesMax] bytes, without empty, "." or ".." parts
+// ([ValidName]). No object's name may be a folder of another's ("a" and "a/b"): stores in a file system cannot hold
+// both, and what Put does with the second is not defined.
 type Store interface {
-	// Put stores the object of that name, whole or not at all, and durably, unless one exists: then ErrExists,
-	// and the object that is there stays as it is. Body is read from its start and may be read more than once (retries); it is
-	// not kept after Put returned.
+	// Put stores the object of that name, whole or not at all, and durably, unless one exists: then ErrExists, and
+	// the object that is there stays as it is. Body is read from its start and may be read more than once (retries);
+	// it is not kept after Put returned.
 	Put(ctx context.Context, name string, body Body) error
 
 	// Get reads len(p) bytes from offset off of the object into p. A range that passes the object's end is
-	// ErrDenied, as nothing but a damaged reference asks for one.
+	// ErrDenied, as nothing but a damaged reference asks for one. An empty p is answered without asking the store.
+	// After an error the content of p is undefined.
 	Get(ctx context.Context, name string, off int64, p []byte) error
 
 	// Stat returns size and time of the object.
 	Stat(ctx context.Context, name string) (Info, error)
 
-	// List yields the objects whose name starts with prefix, in ascending byte order of names, from the first name that is
-	// greater than after ("" means all). It stops at the first error, which it yields with a zero Info.
+	// List yields the objects whose name starts with prefix, in ascending byte order of names, from the first name
+	// that is greater than after ("" means all). Prefix is a prefix of bytes, not of parts: "a/b" finds "a/bc". It
+	// stops at the first error, which it yields with a zero Info. Objects that are put or deleted meanwhile may be
+	// missing or present.
 	List(ctx context.Context, prefix, after string) iter.Seq2[Info, error]
 
-	// Delete removes the object. Deleting what is not there succeeds.
+	// Delete removes the object. Deleting what is not there succeeds. A deletion may be undone by a crash of the
+	// store's machine (dir does not sync it), so what deletes must come to the same conclusion again.
 	Delete(ctx context.Context, name string) error
 
 	// String names the store for people: its URL without secrets.
 	String() string
 }
 
-// Body is the content of an object to be put: slices that stand one after the other, so that what was gathered
-// from many places need not be copied into one. The zero Body is an empty object.
-type Body struct {
-	Parts [][]byte // not to be changed until Put returned
-	Size  int64    // sum of the lengths of Parts
-}
-
-// Bytes returns a Body of one slice.
-func Bytes(b []byte) Body {
-	return Body{Parts: [][]byte{b}, Size: int64(len(b))}
-}
-
-// Reader returns a new reader over the body, which also seeks and writes itself to an io.Writer without copying.
-func (b Body) Reader() *BodyReader {
-	return &BodyReader{body: b}
-}
-
-// BodyReader reads a [Body] as one stream. It is not safe for concurrent use.
-type BodyReader struct {
-	body Body
-	part int   // index of the part that holds pos
-	off  int   // offset in that part
-	pos  int64 // position in the whole
-}
-
-var (
-	_ io.ReadSeeker = (*BodyReader)(nil)
-	_ io.WriterTo   = (*BodyReader)(nil)
-)
-
-// Read implements io.Reader.
-func (r *BodyReader) Read(p []byte) (int, error) {
-	n := 0
-	for n < len(p) && r.part < len(r.body.Parts) {
-		part := r.body.Parts[r.part]
-		c := copy(p[n:], part[r.off:])
-		n += c
-		r.advance(c)
-	}
-	if n == 0 && len(p) > 0 {
-		return 0, io.EOF
-	}
-	return n, nil
-}
-
-// advance moves the reader n bytes on, which all lie in the current part.
-func (r *BodyReader) advance(n int) {
-	r.off += n
-	r.pos += int64(n)
-	for r.part < len(r.body.Parts) && r.off == len(r.body.Parts[r.part]) {
-		r.part++
-		r.off = 0
-	}
-}
-
-// WriteTo implements io.WriterTo.
-func (r *BodyReader) WriteTo(w io.Writer) (int64, error) {
-	start := r.pos
-	for r.part < len(r.body.Parts) {
-		n, err := w.Write(r.body.Parts[r.part][r.off:])
-		r.advance(n)
-		if err != nil {
-			return r.pos - start, err
-		}
-	}
-	return r.pos - start, nil
-}
-
-// Seek implements io.Seeker.
-func (r *BodyReader) Seek(offset int64, whence int) (int64, error) {
-	switch whence {
-	case io.SeekCurrent:
-		offset += r.pos
-	case io.SeekEnd:
-		offset += r.body.Size
-	}
-	if offset < 0 || offset > r.body.Size {
-		return 0, errors.New("seek body: outside of the object")
-	}
-	r.part, r.off, r.pos = 0, 0, 0
-	for r.part < len(r.body.Parts) && r.pos < offset {
-		left := offset - r.pos
-		r.advance(int(min(left, int64(len(r.body.Parts[r.part])))))
-	}
-	r.advance(0)
-	return r.pos, nil
-}
-
 // ValidName reports whether name may name an object.
 func ValidName(name string) bool {
-	if name == "" || len(name) > 512 {
+	if name == "" || len(name) > NameBytesMax {
 		return false
 	}
 	start := 0
 	for i := 0; i <= len(name); i++ {
 		if i == len(name) || name[i] == '/' {
 			part := name[start:i]
-			if part == "" || part == "." || part == ".." {
+			if part == "" || part == "." || part == ".." || len(part) > NamePartBytesMax {
 				return false
 			}
 			start = i + 1
@@ -181,4 +117,44 @@ func ValidName(name string) bool {
 		}
 	}
 	return true
+}
+
+// CheckPut returns what every Put must refuse before it asks the store, with the kind [ErrDenied]: an invalid name,
+// a body over [ObjectBytesMax], a body whose Size is not the sum of its parts. It is for implementations.
+func CheckPut(name string, body Body) error {
+	if !ValidName(name) {
+		return fmt.Errorf("put %q: invalid name: %w", name, ErrDenied)
+	}
+	if body.Size > ObjectBytesMax {
+		return fmt.Errorf("put %s: body of %d bytes, want at most %d: %w", name, body.Size, ObjectBytesMax, ErrDenied)
+	}
+	sum := int64(0)
+	for _, part := range body.Parts {
+		sum += int64(len(part))
+	}
+	if sum != body.Size {
+		return fmt.Errorf("put %s: parts of %d bytes, want the body's size of %d: %w", name, sum, body.Size, ErrDenied)
+	}
+	return nil
+}
+
+// CheckGet returns what every Get must refuse before it asks the store, with the kind [ErrDenied]: an invalid name or
+// a negative offset. It is for implementations.
+func CheckGet(name string, off int64) error {
+	if !ValidName(name) {
+		return fmt.Errorf("get %q: invalid name: %w", name, ErrDenied)
+	}
+	if off < 0 {
+		return fmt.Errorf("get %s: offset %d, want at least 0: %w", name, off, ErrDenied)
+	}
+	return nil
+}
+
+// CheckName returns an error of kind [ErrDenied] if name may not name an object. Op is for its message. It is for
+// implementations.
+func CheckName(op, name string) error {
+	if !ValidName(name) {
+		return fmt.Errorf("%s %q: invalid name: %w", op, name, ErrDenied)
+	}
+	return nil
 }
