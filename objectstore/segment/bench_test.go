@@ -1,0 +1,117 @@
+package segment
+
+import (
+	"encoding/binary"
+	"fmt"
+	"testing"
+
+	"github.com/varve-io/varve/protocol"
+)
+
+// load is the batches of a segment of 16 MiB, dealt in turn to partitions.
+func load(batchBytes, partitions int) (keys []Key, batches [][]byte) {
+	const total = 16 << 20
+	next := make([]int64, partitions)
+	for i := range total / batchBytes {
+		p := i % partitions
+		s := spec{offset: protocol.Offset(next[p]), timestamp: int64(now + i), producer: 1000, sequence: int32(next[p])}
+		s.records0 = make([]byte, batchBytes-batchHeaderSize)
+		next[p]++
+		keys = append(keys, Key{Shard: uint32(p % 128), Topic: topicA, Partition: int32(p)})
+		batches = append(batches, s.encode())
+	}
+	return keys, batches
+}
+
+func BenchmarkBuild(b *testing.B) {
+	for _, batchBytes := range []int{16 << 10, 256} {
+		b.Run(fmt.Sprintf("batch=%d", batchBytes), func(b *testing.B) {
+			keys, batches := load(batchBytes, 100)
+			b.SetBytes(16 << 20)
+			b.ReportAllocs()
+			var builder Builder
+			for b.Loop() {
+				for i, batch := range batches {
+					if err := builder.Add(keys[i], "events", batch); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if _, _, err := builder.Finish(testHeader); err != nil {
+					b.Fatal(err)
+				}
+				builder.Reset()
+			}
+		})
+	}
+}
+
+// finished returns the footer's bytes of a 16 MiB segment of 1,000 sections, or of one.
+func finished(b *testing.B, batchBytes, partitions int) []byte {
+	keys, batches := load(batchBytes, partitions)
+	var builder Builder
+	for i, batch := range batches {
+		if err := builder.Add(keys[i], "events", batch); err != nil {
+			b.Fatal(err)
+		}
+	}
+	parts, _, err := builder.Finish(testHeader)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return parts[len(parts)-1]
+}
+
+func BenchmarkParseFooter(b *testing.B) {
+	foot := finished(b, 1<<10, 1000)
+	b.SetBytes(int64(len(foot)))
+	b.ReportAllocs()
+	for b.Loop() {
+		f, err := ParseFooter(foot)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if f.Find(f.Sections[500].Key) == nil {
+			b.Fatal("section not found")
+		}
+	}
+}
+
+// BenchmarkBatchAt is the dearest lookup: the last of 65,536 batches in one section.
+func BenchmarkBatchAt(b *testing.B) {
+	f, err := ParseFooter(finished(b, 256, 1))
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := &f.Sections[0]
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := s.BatchAt(s.NextOffset - 1); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(s.Batches), "ns/batch")
+}
+
+func BenchmarkVerifyBatch(b *testing.B) {
+	_, batches := load(16<<10, 1)
+	var builder Builder
+	if err := builder.Add(keyA0, "events", batches[0]); err != nil {
+		b.Fatal(err)
+	}
+	_, f, err := builder.Finish(testHeader)
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := &f.Sections[0]
+	batch, err := s.BatchAt(protocol.Offset(binary.BigEndian.Uint64(batches[0])))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.SetBytes(int64(batch.Size))
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := s.VerifyBatch(batch, batches[0]); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

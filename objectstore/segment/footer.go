@@ -1,0 +1,207 @@
+package segment
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/varve-io/varve/protocol"
+)
+
+// Footer is the index of a segment. It is never changed and may be read concurrently.
+type Footer struct {
+	Header     Header
+	Pos        int64     // where the footer begins in the object
+	ObjectSize int64     // of the whole segment; the footer ends there
+	Sections   []Section // ascending by Key, at least one
+}
+
+// Find returns the section of key, or nil.
+func (f *Footer) Find(key Key) *Section {
+	at, ok := slices.BinarySearchFunc(f.Sections, key, func(s Section, k Key) int { return s.Compare(k) })
+	if !ok {
+		return nil
+	}
+	return &f.Sections[at]
+}
+
+// appendTrailer closes a segment whose footer (without trailer) starts at pos in the object.
+func appendTrailer(dst, footer []byte, pos int64) []byte {
+	sum := checksum(footer)
+	size := uint64(len(footer))
+	start := len(dst)
+	dst = binary.BigEndian.AppendUint64(dst, uint64(pos))
+	dst = binary.BigEndian.AppendUint64(dst, size)
+	dst = binary.BigEndian.AppendUint32(dst, sum)
+	dst = append(dst, Version, level, 0, 0)
+	dst = append(dst, magic...)
+	return binary.BigEndian.AppendUint32(dst, checksum(dst[start:]))
+}
+
+// trailer is what the last bytes of a segment say.
+type trailer struct {
+	pos  int64 // of the footer
+	size int64 // of the footer, without the trailer
+	sum  uint32
+}
+
+func parseTrailer(b []byte) (trailer, error) {
+	if len(b) < TrailerSize {
+		return trailer{}, fmt.Errorf("parse segment trailer: %w: %d bytes, want %d", ErrCorrupt, len(b), TrailerSize)
+	}
+	b = b[len(b)-TrailerSize:]
+	if string(b[24:28]) != magic {
+		return trailer{}, fmt.Errorf("parse segment trailer: %w: magic %q, want %q", ErrCorrupt, b[24:28], magic)
+	}
+	if b[20] != Version || b[21] != level {
+		return trailer{}, fmt.Errorf("parse segment trailer: %w: version %d level %d, want %d and %d", ErrVersion, b[20], b[21], Version, level)
+	}
+	if got, want := checksum(b[:28]), binary.BigEndian.Uint32(b[28:]); got != want {
+		return trailer{}, fmt.Errorf("parse segment trailer: %w: CRC32C %08x, want %08x", ErrCorrupt, got, want)
+	}
+	t := trailer{
+		pos:  int64(binary.BigEndian.Uint64(b)),
+		size: int64(binary.BigEndian.Uint64(b[8:])),
+		sum:  binary.BigEndian.Uint32(b[16:]),
+	}
+	if t.pos <= HeaderSize || t.pos > HeaderSize+DataBytesMax || t.size < HeaderSize || t.size > FooterBytesMax-TrailerSize {
+		return trailer{}, fmt.Errorf("parse segment trailer: %w: footer of %d bytes at byte %d", ErrCorrupt, t.size, t.pos)
+	}
+	return t, nil
+}
+
+// ParseTrailer reads the last bytes of an object of a known size, [TrailerSize] or more of them, and returns where
+// its footer begins: [ParseFooter] wants the bytes from there to the object's end.
+func ParseTrailer(tail []byte, objectSize int64) (footerPos int64, err error) {
+	t, err := parseTrailer(tail)
+	if err != nil {
+		return 0, err
+	}
+	if end := t.pos + t.size + TrailerSize; end != objectSize {
+		return 0, fmt.Errorf("parse segment trailer: %w: object of %d bytes, want %d", ErrCorrupt, objectSize, end)
+	}
+	return t.pos, nil
+}
+
+// ParseFooter reads a footer, trailer included: b is the object's bytes from the footer's position to its end, and belongs
+// to the Footer from then on. Sections are decoded, their batch indexes only when they are asked for.
+func ParseFooter(b []byte) (*Footer, error) {
+	t, err := parseTrailer(b)
+	if err != nil {
+		return nil, err
+	}
+	if t.size+TrailerSize != int64(len(b)) {
+		return nil, fmt.Errorf("parse segment footer: %w: %d bytes, want %d", ErrCorrupt, len(b), t.size+TrailerSize)
+	}
+	body := b[:t.size]
+	if got := checksum(body); got != t.sum {
+		return nil, fmt.Errorf("parse segment footer: %w: CRC32C %08x, want %08x", ErrCorrupt, got, t.sum)
+	}
+	header, err := ParseHeader(body)
+	if err != nil {
+		return nil, err
+	}
+	f := &Footer{Header: header, Pos: t.pos, ObjectSize: t.pos + int64(len(b))}
+	d := decoder{b: body[HeaderSize:]}
+	topics := readTopics(&d)
+	if !f.readSections(&d, topics) {
+		return nil, fmt.Errorf("parse segment footer: %s: %w: bad directory", header.ID.Name(), ErrCorrupt)
+	}
+	return f, nil
+}
+
+// topicRef is one entry of the topic table.
+type topicRef struct {
+	id   protocol.TopicID
+	name string
+}
+
+func readTopics(d *decoder) []topicRef {
+	const entryMin = 16 + 1 + 1
+	n := d.uvarintMax(min(SectionsMax, uint64(len(d.b)/entryMin)))
+	topics := make([]topicRef, n)
+	for i := range topics {
+		copy(topics[i].id[:], d.take(len(topics[i].id)))
+		topics[i].name = string(d.take(int(d.uvarintMax(protocol.TopicNameLengthMax))))
+		if protocol.ValidateTopicName(topics[i].name) != nil {
+			d.fail()
+		}
+		if d.bad {
+			return nil
+		}
+	}
+	return topics
+}
+
+// readSections reads the directory and hands out the batch indexes behind it. It reports whether all of it is in order.
+func (f *Footer) readSections(d *decoder, topics []topicRef) bool {
+	n := d.uvarintMax(min(SectionsMax, uint64(len(d.b)/sectionEntryMin)))
+	if n == 0 {
+		return false
+	}
+	f.Sections = make([]Section, n)
+	indexBytes := make([]int, n)
+	var shard uint32
+	pos := int64(HeaderSize)
+	for i := range f.Sections {
+		s := &f.Sections[i]
+		indexBytes[i] = s.readEntry(d, shard, topics)
+		if d.bad || s.Size > f.Pos-pos || i > 0 && f.Sections[i-1].Compare(s.Key) >= 0 {
+			return false
+		}
+		s.object = &f.Header.ID
+		s.Pos = pos
+		pos += s.Size
+		shard = s.Shard
+	}
+	for i := range f.Sections {
+		f.Sections[i].index = d.take(indexBytes[i])
+	}
+	return !d.bad && len(d.b) == 0 && pos == f.Pos
+}
+
+// sectionEntryMin is the least that a section takes in the directory: twelve varints and a checksum.
+const sectionEntryMin = 12 + 4
+
+// appendEntry encodes the section's entry in the directory. The position is not in it: sections stand back to back.
+func (s *Section) appendEntry(dst []byte, shard uint32, topic, indexBytes int) []byte {
+	dst = binary.AppendUvarint(dst, uint64(s.Shard-shard))
+	dst = binary.AppendUvarint(dst, uint64(topic))
+	dst = binary.AppendUvarint(dst, uint64(s.Partition))
+	dst = binary.AppendUvarint(dst, uint64(s.Size))
+	dst = binary.AppendUvarint(dst, uint64(s.FirstOffset))
+	dst = binary.AppendUvarint(dst, uint64(s.NextOffset-s.FirstOffset))
+	dst = binary.AppendUvarint(dst, uint64(s.NextOffset-s.LastStable))
+	dst = binary.AppendVarint(dst, s.MaxTimestamp)
+	dst = binary.AppendUvarint(dst, uint64(s.LeaderEpoch))
+	dst = binary.AppendUvarint(dst, uint64(s.LeaderEpoch-s.FirstEpoch))
+	dst = binary.AppendUvarint(dst, uint64(s.Batches))
+	dst = binary.AppendUvarint(dst, uint64(indexBytes))
+	return binary.BigEndian.AppendUint32(dst, s.CRC)
+}
+
+// readEntry undoes appendEntry and returns the size of the section's batch index.
+func (s *Section) readEntry(d *decoder, shard uint32, topics []topicRef) (indexBytes int) {
+	s.Shard = shard + uint32(d.uvarintMax(uint64(math.MaxUint32-shard)))
+	topic := d.uvarint()
+	s.Partition = int32(d.uvarintMax(math.MaxInt32))
+	s.Size = int64(d.uvarintMax(DataBytesMax))
+	s.FirstOffset = protocol.Offset(d.uvarintMax(math.MaxInt64))
+	s.NextOffset = s.FirstOffset + protocol.Offset(d.uvarintMax(uint64(math.MaxInt64-s.FirstOffset)))
+	s.LastStable = s.NextOffset - protocol.Offset(d.uvarintMax(uint64(s.NextOffset)))
+	s.MaxTimestamp = d.varint()
+	s.LeaderEpoch = protocol.LeaderEpoch(d.uvarintMax(math.MaxInt32))
+	s.FirstEpoch = s.LeaderEpoch - protocol.LeaderEpoch(d.uvarintMax(uint64(s.LeaderEpoch)))
+	s.Batches = int(d.uvarintMax(BatchesMax))
+	indexBytes = int(d.uvarintMax(FooterBytesMax))
+	s.CRC = d.uint32()
+	if topic >= uint64(len(topics)) || s.Batches == 0 || s.NextOffset-s.FirstOffset < protocol.Offset(s.Batches) ||
+		s.Size < int64(s.Batches)*batchHeaderSize ||
+		indexBytes < s.Batches*indexEntryMin || indexBytes > s.Batches*indexEntryMax {
+		d.fail()
+		return 0
+	}
+	s.Topic, s.TopicName = topics[topic].id, topics[topic].name
+	return indexBytes
+}

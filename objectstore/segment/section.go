@@ -1,0 +1,200 @@
+package segment
+
+import (
+	"encoding/binary"
+	"fmt"
+	"iter"
+
+	"github.com/varve-io/varve/protocol"
+)
+
+// Section is one partition's part of a segment. It is never changed and may be read concurrently.
+//
+// Its batch index is kept encoded. A lookup walks it from the start, at some nanoseconds per batch and without allocating;
+// sections are bounded by [BatchesMax] and mostly have a few hundred batches, so that neither a cache of decoded
+// indexes nor entry points within them earn their keep.
+type Section struct {
+	Key
+	TopicName    string
+	Pos          int64 // of its first byte in the object
+	Size         int64 // bytes
+	FirstOffset  protocol.Offset
+	NextOffset   protocol.Offset // one past the last
+	LastStable   protocol.Offset // last stable offset as of the section's end; NextOffset if no transaction was open
+	MaxTimestamp int64           // largest of its batches, Unix milliseconds
+	FirstEpoch   protocol.LeaderEpoch
+	LeaderEpoch  protocol.LeaderEpoch // of its last batch; they never fall
+	CRC          uint32               // CRC32C of its bytes
+	Batches      int
+
+	index  []byte
+	object *ID // whose section it is, for errors
+}
+
+// All yields the batches in offset order. It stops after an error, which wraps [ErrCorrupt]; a batch before it is good,
+// since the footer's checksum covers the index.
+func (s *Section) All() iter.Seq2[Batch, error] {
+	return func(yield func(Batch, error) bool) {
+		c := s.cursor()
+		for c.left > 0 {
+			if !c.next() {
+				yield(Batch{}, c.err())
+				return
+			}
+			if !yield(c.batch, nil) {
+				return
+			}
+		}
+		if !c.complete() {
+			yield(Batch{}, c.err())
+		}
+	}
+}
+
+// BatchAt returns the batch that holds offset, or [ErrNoBatch].
+func (s *Section) BatchAt(offset protocol.Offset) (Batch, error) {
+	if offset < s.FirstOffset || offset >= s.NextOffset {
+		return Batch{}, s.errorf(ErrNoBatch, "offset %d is not in [%d,%d)", offset, s.FirstOffset, s.NextOffset)
+	}
+	c := s.cursor()
+	if !c.seek(offset) {
+		return Batch{}, c.err()
+	}
+	return c.batch, nil
+}
+
+// FirstAtOrAfterTimestamp returns the first batch with a record of that timestamp or a later one, or [ErrNoBatch]. Which
+// record that is, only the batch itself tells.
+func (s *Section) FirstAtOrAfterTimestamp(ms int64) (Batch, error) {
+	if ms > s.MaxTimestamp {
+		return Batch{}, s.errorf(ErrNoBatch, "timestamp %d is past %d", ms, s.MaxTimestamp)
+	}
+	c := s.cursor()
+	for c.next() {
+		if c.batch.MaxTimestamp >= ms {
+			return c.batch, nil
+		}
+	}
+	return Batch{}, c.err()
+}
+
+// Range returns the byte range of the object that serves a fetch from offset: whole batches, from the one that holds
+// offset, of maxBytes bytes at most, but always at least one batch. The batches in it are appended to dst, so that
+// they can be told apart and verified. An offset outside of the section is [ErrNoBatch].
+func (s *Section) Range(dst []Batch, offset protocol.Offset, maxBytes int64) (pos, n int64, batches []Batch, err error) {
+	if offset < s.FirstOffset || offset >= s.NextOffset {
+		return 0, 0, dst, s.errorf(ErrNoBatch, "offset %d is not in [%d,%d)", offset, s.FirstOffset, s.NextOffset)
+	}
+	c := s.cursor()
+	if !c.seek(offset) {
+		return 0, 0, dst, c.err()
+	}
+	pos, n = c.batch.Pos, int64(c.batch.Size)
+	batches = append(dst, c.batch)
+	for n < maxBytes && c.left > 0 {
+		if !c.next() {
+			return 0, 0, dst, c.err()
+		}
+		if n+int64(c.batch.Size) > maxBytes {
+			break
+		}
+		n += int64(c.batch.Size)
+		batches = append(batches, c.batch)
+	}
+	return pos, n, batches, nil
+}
+
+// Verify checks the bytes of the whole section as they came from the object. The error wraps [ErrCorrupt] and says the place.
+func (s *Section) Verify(data []byte) error {
+	if int64(len(data)) != s.Size {
+		return s.errorf(ErrCorrupt, "section at byte %d: %d bytes, want %d", s.Pos, len(data), s.Size)
+	}
+	if got := checksum(data); got != s.CRC {
+		return s.errorf(ErrCorrupt, "section at byte %d: CRC32C %08x, want %08x", s.Pos, got, s.CRC)
+	}
+	return nil
+}
+
+// VerifyBatch checks the bytes of one of the section's batches as they came from the object: that they are that batch
+// (base offset, length, leader epoch) and whole (Kafka's CRC, which covers the rest). The error wraps [ErrCorrupt] and says the place.
+func (s *Section) VerifyBatch(b Batch, data []byte) error {
+	if len(data) < batchHeaderSize || len(data) != int(b.Size) {
+		return s.errorf(ErrCorrupt, "batch at byte %d: %d bytes, want %d", b.Pos, len(data), b.Size)
+	}
+	for _, field := range [...]struct {
+		name      string
+		got, want int64
+	}{
+		{"base offset", int64(binary.BigEndian.Uint64(data)), int64(b.Offset)},
+		{"length", int64(int32(binary.BigEndian.Uint32(data[posLength:]))), int64(b.Size) - lengthFrom},
+		{"leader epoch", int64(int32(binary.BigEndian.Uint32(data[posLeaderEpoch:]))), int64(b.LeaderEpoch)},
+		{"magic", int64(data[posMagic]), magicV2},
+		{"CRC32C", int64(binary.BigEndian.Uint32(data[posCRC:])), int64(checksum(data[crcFrom:]))},
+	} {
+		if field.got != field.want {
+			return s.errorf(ErrCorrupt, "batch at byte %d: %s %d, want %d", b.Pos, field.name, field.got, field.want)
+		}
+	}
+	return nil
+}
+
+// errorf says what is wrong where.
+func (s *Section) errorf(kind error, format string, args ...any) error {
+	return fmt.Errorf("segment %s: topic %q partition %d: %w: %s",
+		s.object.Name(), s.TopicName, s.Partition, kind, fmt.Sprintf(format, args...))
+}
+
+// cursor walks a section's batch index.
+type cursor struct {
+	section *Section
+	d       decoder
+	coding  coding
+	left    int // batches that are not read yet
+	pos     int64
+	offset  protocol.Offset
+	batch   Batch // the last one read
+}
+
+func (s *Section) cursor() cursor {
+	return cursor{
+		section: s, d: decoder{b: s.index}, coding: coding{epoch: s.FirstEpoch},
+		left: s.Batches, pos: s.Pos, offset: s.FirstOffset,
+	}
+}
+
+// next reads the next batch. It is false at the end, and where the index contradicts the directory.
+func (c *cursor) next() bool {
+	if c.left == 0 || !c.coding.read(&c.d, &c.batch) {
+		return false
+	}
+	b, s := &c.batch, c.section
+	b.Pos, b.Offset = c.pos, c.offset
+	if int64(b.Size) > s.Pos+s.Size-c.pos || protocol.Offset(b.LastOffsetDelta) >= s.NextOffset-c.offset {
+		return false
+	}
+	c.pos += int64(b.Size)
+	c.offset = b.Next()
+	c.left--
+	return true
+}
+
+// seek reads up to the batch that holds offset, which must be in the section.
+func (c *cursor) seek(offset protocol.Offset) bool {
+	for c.next() {
+		if c.offset > offset {
+			return true
+		}
+	}
+	return false
+}
+
+// complete reports whether the batches that were read are all there is.
+func (c *cursor) complete() bool {
+	s := c.section
+	return len(c.d.b) == 0 && c.pos == s.Pos+s.Size && c.offset == s.NextOffset && c.coding.epoch == s.LeaderEpoch
+}
+
+func (c *cursor) err() error {
+	s := c.section
+	return s.errorf(ErrCorrupt, "batch index: entry %d of %d, for offset %d at byte %d", s.Batches-c.left, s.Batches, c.offset, c.pos)
+}

@@ -1,0 +1,119 @@
+// Package segment reads and writes level-0 segments: the immutable objects into which a flush of a WAL log puts the
+// record batches of many partitions, so that a fetch of one partition is a byte range of one object.
+//
+// # Model
+//
+// A segment is
+//
+//	+--------+-----------+-----------+-----+-----------+-----------------+---------+
+//	| header | section 0 | section 1 | ... | section n | index           | trailer |
+//	+--------+-----------+-----------+-----+-----------+-----------------+---------+
+//	  80 B     verbatim record batches                   \______ footer ________/ 32 B
+//
+// A section holds the batches of one partition (Kafka's RecordBatch v2, verbatim, in offset order and without gaps);
+// sections stand back to back, sorted by shard, topic id and partition. The footer repeats the header and indexes sections
+// and batches; the trailer, its last 32 bytes, finds and checks it. FORMAT.md has the bytes, and what each checksum covers.
+//
+// # Writing
+//
+//	var b segment.Builder
+//	for each entry of the flush {
+//		err := b.Add(key, topicName, batch) // keeps batch, copies nothing
+//	}
+//	parts, footer, err := b.Finish(header)
+//	store.Put(ctx, footer.Header.ID.Name(), objectstore.Body{Parts: parts, Size: footer.ObjectSize})
+//	b.Reset() // parts are void now, footer stays good
+//
+// # Reading
+//
+//	footer, err := segment.ParseFooter(tail)               // the object from the footer's position to its end
+//	section := footer.Find(key)                            // nil if the partition is not in it
+//	pos, n, batches, err := section.Range(nil, offset, max) // the byte range that serves a fetch
+//	err = section.VerifyBatch(batches[0], data)            // what came from the bucket is what was written
+//
+// The package is pure: no goroutine, clock, socket, file or logger. A [Footer] may be read concurrently.
+package segment
+
+import (
+	"errors"
+	"hash/crc32"
+
+	"github.com/varve-io/varve/protocol"
+)
+
+// Version of the format that this package writes, and the only one that it reads.
+const Version = 1
+
+// Sizes and limits of the format. A builder answers [ErrFull] rather than pass one; a reader takes what passes one as
+// damage, before it allocates.
+const (
+	HeaderSize  = 80 // bytes of the header
+	TrailerSize = 32 // bytes of the trailer
+
+	DataBytesMax    = 1 << 30  // bytes of all sections together
+	FooterBytesMax  = 64 << 20 // bytes of the footer, its trailer included
+	SectionsMax     = 1 << 16  // sections of a segment
+	BatchesMax      = 1 << 18  // batches of a section
+	batchHeaderSize = 61       // bytes of a RecordBatch v2 without records
+)
+
+var (
+	// ErrCorrupt: bytes that are not what a writer wrote. It says at which byte of which object.
+	ErrCorrupt = errors.New("corrupt segment")
+	// ErrVersion: a segment of a format that this build does not know.
+	ErrVersion = errors.New("unknown segment version")
+	// ErrNoBatch: the section has no batch at that offset or timestamp.
+	ErrNoBatch = errors.New("no such batch in section")
+	// ErrFull: the segment cannot take the batch. Finish it, and begin another one with that batch.
+	ErrFull = errors.New("segment full")
+	// ErrGap: a batch does not continue its section. A broken invariant of the caller.
+	ErrGap = errors.New("batch does not continue its section")
+)
+
+// Key says whose batches a section holds. Sections are sorted by it.
+type Key struct {
+	Shard     uint32
+	Topic     protocol.TopicID
+	Partition int32
+}
+
+// Flags describe a batch without its bytes.
+type Flags uint8
+
+// Bits of [Flags]. The low three are the codec, as in a batch's attributes.
+const (
+	FlagCodec         Flags = 0x07 // 0 none, 1 gzip, 2 snappy, 3 lz4, 4 zstd
+	FlagTransactional Flags = 0x08
+	FlagControl       Flags = 0x10 // a transaction marker
+	FlagCommit        Flags = 0x20 // with FlagControl: the marker commits; without it the marker aborts
+
+	flagProducer Flags = 0x40 // format only: producer fields follow
+	flagEpoch    Flags = 0x80 // format only: the leader epoch grows with this batch
+)
+
+// Compressed reports whether the batch's records are compressed.
+func (f Flags) Compressed() bool { return f&FlagCodec != 0 }
+
+// Batch is what the index of a section knows of one batch.
+type Batch struct {
+	Pos             int64 // of its first byte in the object
+	Offset          protocol.Offset
+	MaxTimestamp    int64                  // largest timestamp of its records, Unix milliseconds; -1 if they have none
+	ProducerID      protocol.ProducerID    // NoProducerID without idempotence
+	Size            int32                  // bytes, header included
+	LastOffsetDelta int32                  // offset of the last record, minus Offset
+	LeaderEpoch     protocol.LeaderEpoch   // of the leader that took it
+	BaseSequence    int32                  // of the first record; NoSequence without idempotence and in markers
+	ProducerEpoch   protocol.ProducerEpoch // NoProducerEpoch without idempotence
+	Flags           Flags
+}
+
+// Next returns the offset after the batch.
+func (b *Batch) Next() protocol.Offset {
+	return b.Offset + protocol.Offset(b.LastOffsetDelta) + 1
+}
+
+// castagnoli is the polynomial of every checksum in the format, and of Kafka's in the batches.
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func checksum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
