@@ -14,9 +14,12 @@ var (
 	ErrUnknownOutcome = errors.New("outcome unknown")
 	// ErrCompacted: a watch asked for revisions that history no longer has. Read anew and watch from there.
 	ErrCompacted = errors.New("revision compacted")
-	// ErrLimit: a transaction or value is larger than the store takes. A defect of the caller.
+	// ErrLimit: a transaction or value is larger than the store takes, writes a key twice or names none (see
+	// [CheckTxn]). A defect of the caller.
 	ErrLimit = errors.New("request over the coordinator's limits")
-	// ErrNoSpace: the store's quota is used up; reads and deletes still work.
+	// ErrNoSpace: the store's quota is used up; reads and deletes still work. An error of etcd is ErrUnknownOutcome
+	// too, because the transaction that crosses the quota is applied and answered like the refused ones after it; but
+	// it is settled, so a Get after the answer tells.
 	ErrNoSpace = errors.New("coordinator out of space")
 )
 
@@ -91,7 +94,8 @@ type KV interface {
 	List(ctx context.Context, prefix string, rev int64) ([]Item, int64, error)
 
 	// Txn applies ops if every comparison holds. An error is ErrUnavailable only if it certainly was not applied;
-	// what cannot be known is ErrUnknownOutcome.
+	// what cannot be known is ErrUnknownOutcome. A put on a lease that is gone is ErrLeaseGone, and nothing was
+	// applied.
 	Txn(ctx context.Context, compares []Compare, ops []Op) (TxnResult, error)
 
 	// Watch sends to fn every change of keys that start with prefix after revision rev, in order of revisions, a

@@ -1,0 +1,171 @@
+// Package embedded runs an etcd of one member inside this process, for `varve dev` and for tests.
+//
+// It listens for clients on loopback only, and for peers nowhere: it never has any. Its advertised peer URL is fixed
+// and nobody dials it, so the membership that etcd stores in the data directory stays true whatever port the next
+// start gets. The data survive kill -9.
+//
+// A single member elects itself, so the election timeout serves nothing and is short: a start takes 0.1 to 0.4 s.
+package embedded
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+)
+
+const (
+	memberName = "varve"
+	peerURL    = "http://127.0.0.1:2380" // never dialled; part of the stored membership, so it must not change
+
+	tickMs          = 50 // of raft's clock; each tick costs CPU while idle
+	electionMs      = 250
+	quotaBytes      = 4 << 30
+	historyDuration = "10m" // kept before it is compacted
+)
+
+// ErrLocked: another process uses the data directory.
+var ErrLocked = errors.New("in use by another process")
+
+// Config of a [Server].
+type Config struct {
+	Dir string // for the data; made if it does not exist
+	// ClientURL is where to listen, on loopback. Empty means http://127.0.0.1:0, a free port.
+	ClientURL string
+	// UnsafeNoFsync skips syncing: for tests, where no machine crashes.
+	UnsafeNoFsync bool
+	// Logger receives etcd's errors; nil drops them.
+	Logger *slog.Logger
+}
+
+// Server is a running etcd.
+type Server struct {
+	etcd       *embed.Etcd
+	registered chan *grpc.Server // gets the server that answers clients, once it is about to
+	lock       *os.File
+	closeOnce  sync.Once
+}
+
+// Start runs an etcd and returns when it takes requests, or when ctx ends. The server outlives ctx. If another process
+// has the directory, the error wraps [ErrLocked].
+func Start(ctx context.Context, cfg Config) (*Server, error) {
+	s := &Server{registered: make(chan *grpc.Server, 1)}
+	etcdConfig, err := s.config(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("etcd in %s: %w", cfg.Dir, err)
+	}
+	if s.lock, err = lockDir(cfg.Dir); err != nil {
+		return nil, fmt.Errorf("etcd in %s: %w", cfg.Dir, err)
+	}
+	if s.etcd, err = embed.StartEtcd(etcdConfig); err != nil {
+		return nil, errors.Join(fmt.Errorf("etcd in %s: %w", cfg.Dir, err), s.lock.Close())
+	}
+	select {
+	case g := <-s.registered: // not before the member is ready
+		s.registered <- g
+		return s, nil
+	case err = <-s.etcd.Err():
+	case <-s.etcd.Server.StopNotify():
+		err = errors.New("stopped while starting")
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	return nil, errors.Join(fmt.Errorf("etcd in %s: %w", cfg.Dir, err), s.Close())
+}
+
+func (s *Server) config(cfg Config) (*embed.Config, error) {
+	if cfg.ClientURL == "" {
+		cfg.ClientURL = "http://127.0.0.1:0"
+	}
+	client, err := url.Parse(cfg.ClientURL)
+	if err != nil {
+		return nil, fmt.Errorf("client URL %q: %w", cfg.ClientURL, err)
+	}
+	peer, err := url.Parse(peerURL)
+	if err != nil {
+		return nil, fmt.Errorf("peer URL %q: %w", peerURL, err)
+	}
+	logger := cfg.Logger
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	c := embed.NewConfig()
+	c.Name = memberName
+	c.Dir = filepath.Join(cfg.Dir, "etcd")
+	c.ListenPeerUrls = nil
+	c.AdvertisePeerUrls = []url.URL{*peer}
+	c.InitialCluster = memberName + "=" + peerURL
+	c.ListenClientUrls = []url.URL{*client}
+	c.AdvertiseClientUrls = []url.URL{*client}
+	c.TickMs = tickMs
+	c.ElectionMs = electionMs
+	c.QuotaBackendBytes = quotaBytes
+	c.AutoCompactionMode = embed.CompactorModePeriodic
+	c.AutoCompactionRetention = historyDuration
+	c.UnsafeNoFsync = cfg.UnsafeNoFsync
+	c.EnableGRPCGateway = false
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(slogCore{logger: logger}))
+	c.ServiceRegister = func(g *grpc.Server) { s.registered <- g }
+	return c, nil
+}
+
+// Endpoint returns the URL for clients.
+func (s *Server) Endpoint() string {
+	addr := s.etcd.Clients[0].Addr()
+	if addr.Network() == "unix" {
+		return "unix://" + addr.String()
+	}
+	return "http://" + addr.String()
+}
+
+// Done is closed when the server has stopped, by Close or by a failure.
+func (s *Server) Done() <-chan struct{} { return s.etcd.Server.StopNotify() }
+
+// Close stops the server and waits for it. Requests under way are cut off: their outcome is unknown to their clients,
+// who should be closed first. A second call does nothing.
+func (s *Server) Close() error {
+	var err error
+	s.closeOnce.Do(func() {
+		select {
+		case g := <-s.registered:
+			// etcd would wait for open watches, which end only with their clients, for its request timeout of
+			// more than five seconds.
+			g.Stop()
+		default: // did not come so far
+		}
+		s.etcd.Close()
+		err = s.lock.Close()
+	})
+	if err != nil {
+		return fmt.Errorf("close lock file: %w", err)
+	}
+	return nil
+}
+
+// lockDir makes the directory and locks it until the file is closed or the process ends. Without it, etcd would wait
+// for the other process's locks in silence.
+func lockDir(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "etcd.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	switch err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return nil, errors.Join(ErrLocked, lock.Close())
+	case err != nil:
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", lock.Name(), err), lock.Close())
+	}
+	return lock, nil
+}

@@ -1,0 +1,44 @@
+package embedded
+
+import (
+	"context"
+	"log/slog"
+
+	"go.uber.org/zap/zapcore"
+)
+
+// slogCore passes what etcd logs as an error, or worse, on to a slog.Logger. Less than that is noise here.
+type slogCore struct {
+	logger *slog.Logger
+	fields []zapcore.Field
+}
+
+// Enabled implements [zapcore.LevelEnabler].
+func (c slogCore) Enabled(level zapcore.Level) bool { return level >= zapcore.ErrorLevel }
+
+// With implements [zapcore.Core].
+func (c slogCore) With(fields []zapcore.Field) zapcore.Core {
+	return slogCore{logger: c.logger, fields: append(c.fields[:len(c.fields):len(c.fields)], fields...)}
+}
+
+// Check implements [zapcore.Core].
+func (c slogCore) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if c.Enabled(entry.Level) {
+		return checked.AddCore(entry, c)
+	}
+	return checked
+}
+
+// Write implements [zapcore.Core].
+func (c slogCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
+	values := zapcore.NewMapObjectEncoder()
+	for _, f := range append(c.fields[:len(c.fields):len(c.fields)], fields...) {
+		f.AddTo(values)
+	}
+	c.logger.LogAttrs(context.Background(), slog.LevelError, "embedded etcd",
+		slog.String("event", entry.Message), slog.String("level", entry.Level.String()), slog.Any("fields", values.Fields))
+	return nil
+}
+
+// Sync implements [zapcore.Core].
+func (slogCore) Sync() error { return nil }

@@ -1,0 +1,166 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/varve-io/varve/coordinator"
+)
+
+// pageItemsMax is how many items one request of List asks for.
+const pageItemsMax = 512
+
+// Get implements [coordinator.KV].
+func (s *Store) Get(ctx context.Context, key string) (coordinator.Item, int64, error) {
+	if key == "" {
+		return coordinator.Item{}, 0, fmt.Errorf("get: %w: no key", coordinator.ErrLimit)
+	}
+	resp, err := s.read(ctx, clientv3.OpGet(s.cfg.Prefix+key))
+	if err != nil {
+		return coordinator.Item{}, 0, fmt.Errorf("get %q: %w", key, err)
+	}
+	if len(resp.Kvs) == 0 {
+		return coordinator.Item{Key: key}, resp.Header.Revision, nil
+	}
+	return s.item(resp.Kvs[0]), resp.Header.Revision, nil
+}
+
+// List implements [coordinator.KV]. A list of the newest revision starts again if that is compacted on the way.
+func (s *Store) List(ctx context.Context, prefix string, rev int64) ([]coordinator.Item, int64, error) {
+	ctx, cancel := withDeadline(ctx)
+	defer cancel()
+	for {
+		items, at, err := s.list(ctx, prefix, rev)
+		if err == nil {
+			return items, at, nil
+		}
+		if rev != 0 || !errors.Is(err, coordinator.ErrCompacted) {
+			return nil, 0, fmt.Errorf("list %q: %w", prefix, err)
+		}
+	}
+}
+
+func (s *Store) list(ctx context.Context, prefix string, rev int64) ([]coordinator.Item, int64, error) {
+	from := s.cfg.Prefix + prefix
+	end := clientv3.GetPrefixRangeEnd(from)
+	var items []coordinator.Item
+	for {
+		resp, err := s.read(ctx, clientv3.OpGet(from, clientv3.WithRange(end), clientv3.WithRev(rev), clientv3.WithLimit(pageItemsMax)))
+		if err != nil {
+			return nil, 0, err
+		}
+		if rev == 0 {
+			rev = resp.Header.Revision
+		}
+		for _, kv := range resp.Kvs {
+			items = append(items, s.item(kv))
+		}
+		if !resp.More || len(resp.Kvs) == 0 {
+			return items, rev, nil
+		}
+		from = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
+	}
+}
+
+// ClusterID implements [coordinator.KV].
+func (s *Store) ClusterID(ctx context.Context) (uint64, error) {
+	resp, err := s.read(ctx, clientv3.OpGet(s.cfg.Prefix, clientv3.WithCountOnly()))
+	if err != nil {
+		return 0, fmt.Errorf("cluster id: %w", err)
+	}
+	return resp.Header.ClusterId, nil
+}
+
+// Status implements [coordinator.KV]. The sizes are those of the member that happens to answer; members differ by when
+// they were defragmented.
+func (s *Store) Status(ctx context.Context) (coordinator.Status, error) {
+	resp, err := s.read(ctx, clientv3.OpGet(s.cfg.Prefix, clientv3.WithCountOnly()))
+	if err != nil {
+		return coordinator.Status{}, fmt.Errorf("status: %w", err)
+	}
+	ctx, cancel, client, err := s.begin(ctx)
+	if err != nil {
+		return coordinator.Status{}, fmt.Errorf("status: %w", err)
+	}
+	defer cancel()
+	// The library's own Status would dial a new connection for each call.
+	sizes, err := etcdserverpb.NewMaintenanceClient(client.ActiveConnection()).Status(ctx, &etcdserverpb.StatusRequest{}, grpc.WaitForReady(true))
+	if err != nil {
+		return coordinator.Status{}, fmt.Errorf("status: %w", readError(err))
+	}
+	return coordinator.Status{Revision: resp.Header.Revision, SizeBytes: sizes.DbSize, UsedBytes: sizes.DbSizeInUse}, nil
+}
+
+// Compact drops the history before rev, for all of etcd: a List below it and a Watch from below it fail with
+// ErrCompacted. Its error is ErrUnavailable or ErrUnknownOutcome; that rev is compacted already is none.
+func (s *Store) Compact(ctx context.Context, rev int64) error {
+	ctx, cancel, client, err := s.begin(ctx)
+	if err != nil {
+		return fmt.Errorf("compact to revision %d: %w", rev, err)
+	}
+	defer cancel()
+	ctx, sent := withSent(ctx)
+	_, err = client.Compact(ctx, rev)
+	switch {
+	case err == nil, errors.Is(err, rpctypes.ErrCompacted):
+		return nil
+	case errors.Is(err, rpctypes.ErrFutureRev):
+		return fmt.Errorf("compact to revision %d: %w: %w", rev, coordinator.ErrUnavailable, err)
+	}
+	return fmt.Errorf("compact to revision %d: %w", rev, writeError(err, sent.Load()))
+}
+
+// read runs a read until it succeeds, fails for good, or ctx ends.
+func (s *Store) read(ctx context.Context, op clientv3.Op) (*clientv3.GetResponse, error) {
+	ctx, cancel, client, err := s.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer cancel()
+	for {
+		attempt, cancelAttempt := context.WithTimeout(ctx, attemptTimeout)
+		resp, err := client.Do(attempt, op)
+		cancelAttempt()
+		if err == nil {
+			return resp.Get(), nil
+		}
+		if ctx.Err() != nil || !transient(err) {
+			return nil, readError(err)
+		}
+		pause(ctx, retryDelay)
+	}
+}
+
+// transient tells whether a read that failed with err may succeed if it is repeated.
+func transient(err error) bool {
+	if errors.Is(err, context.DeadlineExceeded) || isAny(err, staleTokens) {
+		return true
+	}
+	var known rpctypes.EtcdError
+	if errors.As(rpctypes.Error(err), &known) {
+		return known.Code() == codes.Unavailable || errors.Is(known, rpctypes.ErrTooManyRequests)
+	}
+	code := status.Code(err)
+	return code == codes.Unavailable || code == codes.DeadlineExceeded
+}
+
+// item converts an etcd key, without the store's prefix. It takes over the value's bytes.
+func (s *Store) item(kv *mvccpb.KeyValue) coordinator.Item {
+	return coordinator.Item{
+		Key:            strings.TrimPrefix(string(kv.Key), s.cfg.Prefix),
+		Value:          kv.Value,
+		CreateRevision: kv.CreateRevision,
+		ModRevision:    kv.ModRevision,
+		Lease:          kv.Lease,
+	}
+}
