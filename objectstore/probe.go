@@ -25,6 +25,10 @@ func Probe(ctx context.Context, store Store) (err error) {
 	name := probePrefix + rand.Text()
 	first, second := []byte("first of two writers"), []byte("second of two writers")
 
+	err = store.Put(ctx, name, Bytes(first))
+	if err != nil && !errors.Is(err, ErrUnknownOutcome) {
+		return fmt.Errorf("probe %s: %w", store, err)
+	}
 	defer func() {
 		// The caller's context may be the reason that the probe ended.
 		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeCleanup)
@@ -34,7 +38,7 @@ func Probe(ctx context.Context, store Store) (err error) {
 		}
 	}()
 
-	if err := store.Put(ctx, name, Bytes(first)); err != nil {
+	if err != nil {
 		return fmt.Errorf("probe %s: %w", store, err)
 	}
 	switch err := store.Put(ctx, name, Bytes(second)); {

@@ -17,6 +17,8 @@ import (
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/dir"
 	"github.com/varve-io/varve/objectstore/mem"
+	"github.com/varve-io/varve/objectstore/minio"
+	"github.com/varve-io/varve/objectstore/s3"
 )
 
 // Open returns the store of the URL. Only a bad URL or a bad configuration of this process fails (the first with a
@@ -33,6 +35,10 @@ func Open(ctx context.Context, raw string) (objectstore.Store, error) {
 // OpenURL is [Open] for a URL that was parsed before.
 func OpenURL(ctx context.Context, u URL) (objectstore.Store, error) {
 	switch u.Scheme {
+	case S3:
+		return s3.Open(ctx, s3.Config{Bucket: u.Bucket, Prefix: u.Prefix, Region: u.Region, Endpoint: u.Endpoint})
+	case MinIO:
+		return minio.Open(minio.Config{Host: u.Host, Secure: u.Secure, Bucket: u.Bucket, Prefix: u.Prefix})
 	case File:
 		return dir.Open(u.Folder)
 	case Mem:

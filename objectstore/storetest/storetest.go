@@ -497,3 +497,16 @@ func firstError(list iter.Seq2[objectstore.Info, error]) error {
 	}
 	return nil
 }
+
+// Missing checks that every call says [objectstore.ErrDenied] on a store whose bucket does not exist, and that none
+// mistakes it for a missing object or for an empty list.
+func Missing(t *testing.T, s objectstore.Store) {
+	ctx := t.Context()
+	wantKind(t, "put", s.Put(ctx, "a", objectstore.Bytes([]byte{1})), objectstore.ErrDenied)
+	wantKind(t, "get", s.Get(ctx, "a", 0, make([]byte, 1)), objectstore.ErrDenied)
+	_, err := s.Stat(ctx, "a")
+	wantKind(t, "stat", err, objectstore.ErrDenied)
+	wantKind(t, "list", firstError(s.List(ctx, "", "")), objectstore.ErrDenied)
+	wantKind(t, "delete", s.Delete(ctx, "a"), objectstore.ErrDenied)
+	wantKind(t, "probe", objectstore.Probe(ctx, s), objectstore.ErrDenied)
+}
