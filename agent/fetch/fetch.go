@@ -1,0 +1,222 @@
+// Package fetch serves reads: records from memory or from segments, and lookups by time.
+//
+//	Fetch -> state of each partition -> from the WAL's memory, else from segments -> enough? answer : wait, again
+//
+// What a fetch finds in the WAL's memory it refers to; what it finds in the bucket comes through a cache of blocks, one GET per block however many wait for it,
+// with what follows read ahead. Both are held by the [Result] until it is released, so that the bytes go from there to the
+// socket without a copy.
+//
+// A fetch that does not find enough waits on its partitions' watchers; nothing polls.
+package fetch
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/varve-io/varve/agent/ingest"
+	"github.com/varve-io/varve/objectstore/cache"
+	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/wire"
+	"github.com/varve-io/varve/wal"
+)
+
+// Want is one partition of a fetch, as the client asks for it.
+type Want struct {
+	Partition    *ingest.Partition
+	Err          error // why there is no Partition; answered as it is
+	Offset       protocol.Offset
+	BytesMax     int
+	CurrentEpoch protocol.LeaderEpoch // that the client knows; NoLeaderEpoch for none
+	LastEpoch    protocol.LeaderEpoch // of the client's last record (KIP-595); NoLeaderEpoch for none
+}
+
+// Limits are those of a whole fetch.
+type Limits struct {
+	BytesMin      int
+	BytesMax      int
+	Wait          time.Duration
+	ReadCommitted bool
+}
+
+// Part is the answer for one partition.
+type Part struct {
+	Err       error        // a *protocol.Error, or nil
+	State     ingest.State // valid if the partition is led here
+	Records   [][]byte     // whole batches in order, in as many slices as it takes
+	Bytes     int          // in Records
+	Next      protocol.Offset
+	Diverging *wire.EpochEnd // where the client's log parts from this one
+
+	held []cache.Read
+}
+
+// Result is the answer to a fetch. Its records must not be used after Release.
+type Result struct {
+	Parts []Part // as the wants
+	Bytes int
+
+	chunks []*wal.Chunk
+}
+
+// Release lets go of the memory that the records are in.
+func (r *Result) Release() {
+	for _, c := range r.chunks {
+		c.Release()
+	}
+	for i := range r.Parts {
+		for _, held := range r.Parts[i].held {
+			held.Release()
+		}
+		r.Parts[i] = Part{}
+	}
+	r.chunks, r.Bytes = nil, 0
+}
+
+// coldMax is how many partitions of one fetch are read from the bucket at the same time.
+const coldMax = 8
+
+// Fetcher serves fetches. It may be used concurrently.
+type Fetcher struct {
+	reader *Reader
+}
+
+// New returns a fetcher that reads segments with reader.
+func New(reader *Reader) *Fetcher { return &Fetcher{reader: reader} }
+
+// Fetch reads what the client wants, and waits up to limits.Wait while it finds fewer than limits.BytesMin bytes and nothing that the client
+// must know at once (an error, a divergence). The minimum of one message counts per request: the first batch that is found is
+// returned whatever its size. If ctx ends it returns what there is.
+func (f *Fetcher) Fetch(ctx context.Context, wants []Want, limits Limits) *Result {
+	r := &Result{Parts: make([]Part, len(wants))}
+	if f.pass(ctx, r, wants, limits) || limits.Wait <= 0 {
+		return r
+	}
+	w := ingest.NewWatcher()
+	for i := range wants {
+		if p := wants[i].Partition; p != nil {
+			p.Watch(w)
+			defer p.Unwatch(w)
+		}
+	}
+	timer := time.NewTimer(limits.Wait)
+	defer timer.Stop()
+	for {
+		r.Release()
+		if f.pass(ctx, r, wants, limits) {
+			return r
+		}
+		select {
+		case <-w.C:
+		case <-timer.C:
+			return r
+		case <-ctx.Done():
+			return r
+		}
+	}
+}
+
+// cold is a want that memory could not serve.
+type cold struct {
+	part, bytesMax int
+	limit          protocol.Offset
+}
+
+// pass fills r once and reports whether the answer can go.
+func (f *Fetcher) pass(ctx context.Context, r *Result, wants []Want, limits Limits) (ready bool) {
+	var colds []cold
+	left := limits.BytesMax
+	for i := range wants {
+		w, part := &wants[i], &r.Parts[i]
+		limit, again := f.judge(w, part, limits)
+		if !again {
+			ready = true
+			continue
+		}
+		if w.Offset >= limit || left <= 0 && (r.Bytes > 0 || len(colds) > 0) {
+			continue
+		}
+		// Only the first batch of a request may be larger than what is left.
+		budget := min(w.BytesMax, left)
+		bufs, chunks, next, size, ok := w.Partition.Read(w.Offset, limit, budget, part.Records, r.chunks, r.Bytes == 0 && len(colds) == 0)
+		r.chunks = chunks
+		if !ok {
+			colds = append(colds, cold{part: i, bytesMax: budget, limit: limit})
+			left -= budget
+			continue
+		}
+		part.Records, part.Next, part.Bytes = bufs, next, size
+		r.Bytes += size
+		left -= size
+	}
+	if len(colds) > 0 {
+		f.readCold(ctx, r, wants, colds)
+		ready = ready || ctx.Err() != nil
+	}
+	for i := range r.Parts {
+		ready = ready || r.Parts[i].Err != nil
+	}
+	return ready || len(wants) == 0 || r.Bytes >= limits.BytesMin
+}
+
+// judge fills in the partition's state and decides what the client may read: records below limit if again is true, or
+// nothing but what part says already.
+func (f *Fetcher) judge(w *Want, part *Part, limits Limits) (limit protocol.Offset, again bool) {
+	if w.Err != nil {
+		part.Err = w.Err
+		return 0, false
+	}
+	st, err := w.Partition.State()
+	part.State, part.Next = st, w.Offset
+	switch {
+	case err != nil:
+		part.Err = err
+	case w.CurrentEpoch != protocol.NoLeaderEpoch && w.CurrentEpoch < st.Epoch:
+		part.Err = protocol.FencedLeaderEpoch.Err()
+	case w.CurrentEpoch > st.Epoch:
+		part.Err = protocol.UnknownLeaderEpoch.Err()
+	case w.Offset < st.Start || w.Offset > st.End:
+		part.Err = protocol.OffsetOutOfRange.Err()
+	}
+	if part.Err != nil {
+		return 0, false
+	}
+	if w.LastEpoch != protocol.NoLeaderEpoch {
+		if epoch, end, ok := w.Partition.EpochEnd(w.LastEpoch); !ok || epoch < w.LastEpoch || end < w.Offset {
+			part.Diverging = &wire.EpochEnd{Epoch: epoch, EndOffset: end}
+			return 0, false
+		}
+	}
+	if limits.ReadCommitted {
+		return st.LastStable, true
+	}
+	return st.HighWatermark, true
+}
+
+// readCold reads from the bucket, several partitions at once.
+func (f *Fetcher) readCold(ctx context.Context, r *Result, wants []Want, colds []cold) {
+	var g errgroup.Group
+	g.SetLimit(coldMax)
+	for _, c := range colds {
+		g.Go(func() error {
+			w, part := &wants[c.part], &r.Parts[c.part]
+			part.Err = asStorageError(f.reader.Read(ctx, w.Partition.ID, w.Offset, c.limit, c.bytesMax, part))
+			return nil
+		})
+	}
+	_ = g.Wait() // errors are in the parts
+	for _, c := range colds {
+		r.Bytes += r.Parts[c.part].Bytes
+	}
+}
+
+// asStorageError makes an error of the bucket one that a client tries again on, without dressing up the kinds that have a code.
+func asStorageError(err error) error {
+	var known *protocol.Error
+	if err == nil || errors.As(err, &known) {
+		return err
+	}
+	return protocol.KafkaStorageError.Errorf("%v", err)
+}

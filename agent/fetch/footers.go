@@ -1,0 +1,95 @@
+package fetch
+
+import (
+	"container/list"
+	"context"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/varve-io/varve/agent/index"
+	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/objectstore/segment"
+)
+
+// Footers holds the footers of segments that were used last, up to a number of bytes. It may be used concurrently.
+type Footers struct {
+	store    objectstore.Store
+	bytesMax int64
+	flights  singleflight.Group
+
+	mu    sync.Mutex
+	bytes int64
+	byKey map[string]*list.Element // of heldFooter
+	order list.List                // the one used last is in front
+}
+
+type heldFooter struct {
+	name   string
+	footer *segment.Footer
+	bytes  int64
+}
+
+// NewFooters returns an empty cache of at most bytesMax bytes of encoded footers.
+func NewFooters(store objectstore.Store, bytesMax int64) *Footers {
+	return &Footers{store: store, bytesMax: bytesMax, byKey: make(map[string]*list.Element)}
+}
+
+// Get returns the footer of a segment, from memory or by one GET, however many ask for it at once.
+func (f *Footers) Get(ctx context.Context, o *index.Object) (*segment.Footer, error) {
+	if footer := f.lookup(o.Name); footer != nil {
+		return footer, nil
+	}
+	flight := f.flights.DoChan(o.Name, func() (any, error) {
+		// The flight serves others too, so that the end of this caller must not end it.
+		ctx := context.WithoutCancel(ctx)
+		b := make([]byte, o.Size-o.FooterPos)
+		if err := f.store.Get(ctx, o.Name, o.FooterPos, b); err != nil {
+			return nil, fmt.Errorf("read footer of %s: %w", o.Name, err)
+		}
+		footer, err := segment.ParseFooter(b)
+		if err != nil {
+			return nil, fmt.Errorf("read footer of %s: %w", o.Name, err)
+		}
+		f.Put(footer)
+		return footer, nil
+	})
+	select {
+	case res := <-flight:
+		if res.Err != nil {
+			return nil, res.Err
+		}
+		return res.Val.(*segment.Footer), nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("read footer of %s: %w", o.Name, ctx.Err())
+	}
+}
+
+func (f *Footers) lookup(name string) *segment.Footer {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e := f.byKey[name]
+	if e == nil {
+		return nil
+	}
+	f.order.MoveToFront(e)
+	return e.Value.(*heldFooter).footer
+}
+
+// Put adds the footer of a segment that was just written or read.
+func (f *Footers) Put(footer *segment.Footer) {
+	h := &heldFooter{name: footer.Header.ID.Name(), footer: footer, bytes: footer.ObjectSize - footer.Pos}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.byKey[h.name] != nil {
+		return
+	}
+	f.byKey[h.name] = f.order.PushFront(h)
+	f.bytes += h.bytes
+	for f.bytes > f.bytesMax && f.order.Len() > 1 {
+		oldest := f.order.Remove(f.order.Back()).(*heldFooter)
+		delete(f.byKey, oldest.name)
+		f.bytes -= oldest.bytes
+	}
+}

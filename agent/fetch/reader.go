@@ -1,0 +1,167 @@
+package fetch
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/varve-io/varve/agent/index"
+	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/objectstore/cache"
+	"github.com/varve-io/varve/objectstore/segment"
+	"github.com/varve-io/varve/protocol"
+)
+
+// aheadBytes is how much of what follows a read is fetched from the bucket ahead of the next one: who reads old data nearly
+// always reads on.
+const aheadBytes = 8 << 20
+
+// Reader reads committed batches from segments in the bucket, through the cache of blocks, and verifies each against the footer and
+// Kafka's checksum before it is served. It may be used concurrently.
+type Reader struct {
+	index   *index.Index
+	footers *Footers
+	cache   *cache.Cache
+}
+
+// NewReader returns a reader of what idx knows.
+func NewReader(idx *index.Index, footers *Footers, blocks *cache.Cache) *Reader {
+	return &Reader{index: idx, footers: footers, cache: blocks}
+}
+
+// Read appends to got whole batches of the partition from the one that holds offset from on, up to limit, which no
+// batch passes, and bytesMax, but at least one batch. It may return fewer than there are. The error wraps
+// [segment.ErrCorrupt] if what the bucket has is damaged; then nothing of the damaged batch is in got.
+func (r *Reader) Read(ctx context.Context, id partition.ID, from, limit protocol.Offset, bytesMax int, got *Part) error {
+	for got.Bytes == 0 || got.Bytes < bytesMax {
+		next := max(from, got.Next)
+		if next >= limit {
+			return nil
+		}
+		e, ok := r.index.Find(id, next)
+		if !ok {
+			if got.Bytes > 0 {
+				return nil // the rest is in memory
+			}
+			return fmt.Errorf("partition %s/%d: offset %d is neither in memory nor in a segment", id.Topic, id.Partition, next)
+		}
+		left := bytesMax - got.Bytes
+		if got.Bytes > 0 && e.Size > int64(left) && left < bytesMax/2 {
+			return nil
+		}
+		if err := r.readExtent(ctx, id, &e, next, limit, left, got); err != nil {
+			if got.Bytes > 0 {
+				return nil // what is there is good; the next read meets the error
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// section returns the section of an extent.
+func (r *Reader) section(ctx context.Context, id partition.ID, e *index.Extent) (*segment.Section, error) {
+	footer, err := r.footers.Get(ctx, e.Object)
+	if err != nil {
+		return nil, err
+	}
+	s := footer.Find(segment.Key{Shard: e.Shard, Topic: id.Topic, Partition: id.Partition})
+	if s == nil {
+		return nil, fmt.Errorf("segment %s: %w: no section for %s/%d, which its commit lists",
+			e.Object.Name, segment.ErrCorrupt, id.Topic, id.Partition)
+	}
+	return s, nil
+}
+
+// readExtent reads batches of one extent.
+func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Extent, from, limit protocol.Offset, bytesMax int, got *Part) error {
+	s, err := r.section(ctx, id, e)
+	if err != nil {
+		return err
+	}
+	pos, n, batches, err := s.Range(nil, from, int64(bytesMax))
+	if err != nil {
+		return err
+	}
+	for len(batches) > 0 && batches[len(batches)-1].Next() > limit {
+		n -= int64(batches[len(batches)-1].Size)
+		batches = batches[:len(batches)-1]
+	}
+	if len(batches) == 0 {
+		got.Next = limit
+		return nil
+	}
+	r.ahead(id, e, s, pos+n)
+	read, err := r.cache.Read(ctx, e.Object.Name, e.Object.Size, pos, n)
+	if err != nil {
+		return fmt.Errorf("read segment %s: %w", e.Object.Name, err)
+	}
+	if err := verify(s, batches, read.Slices()); err != nil {
+		read.Release()
+		return err
+	}
+	got.Records = append(got.Records, read.Slices()...)
+	got.Bytes += int(n)
+	got.Next = batches[len(batches)-1].Next()
+	got.held = append(got.held, read)
+	return nil
+}
+
+// ahead starts to fetch what follows in the section, and in the partition's next segment.
+func (r *Reader) ahead(id partition.ID, e *index.Extent, s *segment.Section, end int64) {
+	left := s.Pos + s.Size - end
+	if left > 0 {
+		r.cache.Prefetch(e.Object.Name, e.Object.Size, end, min(left, aheadBytes))
+	}
+	if left >= aheadBytes {
+		return
+	}
+	if next, ok := r.index.Find(id, e.Next); ok {
+		r.cache.Prefetch(next.Object.Name, next.Object.Size, next.Pos, min(next.Size, aheadBytes-max(left, 0)))
+	}
+}
+
+// verify checks each batch in slices, which stand one after the other and may cut a batch anywhere.
+func verify(s *segment.Section, batches []segment.Batch, slices [][]byte) error {
+	at := 0 // in slices[0]
+	for _, b := range batches {
+		size := int(b.Size)
+		var data []byte
+		if len(slices) > 0 && at+size <= len(slices[0]) {
+			data = slices[0][at : at+size]
+			at += size
+		} else { // it spans blocks of the cache
+			data = make([]byte, 0, size)
+			for len(data) < size && len(slices) > 0 {
+				n := min(size-len(data), len(slices[0])-at)
+				data = append(data, slices[0][at:at+n]...)
+				if at += n; at == len(slices[0]) {
+					slices, at = slices[1:], 0
+				}
+			}
+		}
+		if len(slices) > 0 && at == len(slices[0]) {
+			slices, at = slices[1:], 0
+		}
+		if err := s.VerifyBatch(b, data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// batchAt reads one batch, copied out of the cache.
+func (r *Reader) batchAt(ctx context.Context, e *index.Extent, s *segment.Section, b segment.Batch) ([]byte, error) {
+	read, err := r.cache.Read(ctx, e.Object.Name, e.Object.Size, b.Pos, int64(b.Size))
+	if err != nil {
+		return nil, fmt.Errorf("read segment %s: %w", e.Object.Name, err)
+	}
+	defer read.Release()
+	if err := verify(s, []segment.Batch{b}, read.Slices()); err != nil {
+		return nil, err
+	}
+	data := make([]byte, 0, b.Size)
+	for _, part := range read.Slices() {
+		data = append(data, part...)
+	}
+	return data, nil
+}

@@ -1,0 +1,228 @@
+package flush
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/varve-io/varve/agent/index"
+	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/objectstore/segment"
+)
+
+// Record is a durable batch of the WAL that is to be flushed.
+type Record struct {
+	Entry int64 // number of its WAL entry
+	Key   segment.Key
+	Name  string // of the topic
+	Batch []byte // must stay as it is until the upload has ended
+}
+
+// Writer turns records of one WAL log into segments and commits them. It is the only writer of the log's commits,
+// by the guard of the log's record: the log's own agent while it lives, or the agent that has claimed the log to recover it.
+//
+// Upload may be called concurrently for several commits; Commit and Close by one goroutine, in order of commit numbers.
+type Writer struct {
+	kv      coordinator.KV
+	store   objectstore.Store
+	cluster [16]byte
+	now     func() time.Time
+	log     *slog.Logger
+
+	id    coordinator.LogID
+	fence uint64
+
+	record coordinator.Log // as etcd has it; Commit and Close change it
+	guard  coordinator.Guard
+}
+
+// WriterConfig is what a [Writer] needs.
+type WriterConfig struct {
+	KV       coordinator.KV
+	Store    objectstore.Store
+	Cluster  [16]byte
+	Record   coordinator.Log // the log's record, just written or claimed by this agent
+	Revision int64           // of the record's key
+	Now      func() time.Time
+	Log      *slog.Logger
+}
+
+// NewWriter returns a writer of the log that cfg.Record describes.
+func NewWriter(cfg WriterConfig) *Writer {
+	return &Writer{
+		kv: cfg.KV, store: cfg.Store, cluster: cfg.Cluster, now: cfg.Now, log: cfg.Log,
+		id: cfg.Record.ID, fence: cfg.Record.Fence, record: cfg.Record,
+		guard: coordinator.Guard{Key: coordinator.KeyLog(cfg.Record.ID), Revision: cfg.Revision},
+	}
+}
+
+// NextCommit returns the number that the next commit must have. Not to be called while a Commit runs.
+func (w *Writer) NextCommit() uint64 { return w.record.Commits + 1 }
+
+// Flushed returns the last entry that is committed; 0 for none.
+func (w *Writer) Flushed() int64 { return w.record.Flushed }
+
+// Staged is a segment that is in the bucket and not committed yet.
+type Staged struct {
+	Footer      *segment.Footer
+	First, Last int64 // WAL entries
+	number      uint64
+}
+
+// retryPauses are the waits between attempts to put an object; the last one repeats.
+var retryPauses = []time.Duration{50 * time.Millisecond, 200 * time.Millisecond, time.Second, 3 * time.Second}
+
+// Upload puts the records, which must not be none, into a segment for the commit of that number. It tries until the segment is in the bucket or ctx ends. builder is
+// empty before and after.
+func (w *Writer) Upload(ctx context.Context, builder *segment.Builder, number uint64, records []Record) (Staged, error) {
+	defer builder.Reset()
+	for i := range records {
+		r := &records[i]
+		if err := builder.Add(r.Key, r.Name, r.Batch); err != nil {
+			return Staged{}, fmt.Errorf("build segment of commit %d: %w", number, err)
+		}
+	}
+	header := segment.Header{
+		ID:      segment.ID{Log: uint64(w.id), Fence: w.fence, Commit: number},
+		Cluster: w.cluster, CreatedMs: w.now().UnixMilli(),
+	}
+	for ; ; header.ID.Attempt++ {
+		parts, footer, err := builder.Finish(header)
+		if err != nil {
+			return Staged{}, err
+		}
+		name := header.ID.Name()
+		err = w.put(ctx, name, objectstore.Body{Parts: parts, Size: footer.ObjectSize})
+		if errors.Is(err, objectstore.ErrExists) {
+			same, cerr := w.same(ctx, name, parts[len(parts)-1], footer)
+			if cerr != nil {
+				return Staged{}, cerr
+			}
+			if !same { // left by an attempt of an earlier owner of this fence; its name keeps its bytes
+				continue
+			}
+			err = nil
+		}
+		if err != nil {
+			return Staged{}, err
+		}
+		return Staged{Footer: footer, First: records[0].Entry, Last: records[len(records)-1].Entry, number: number}, nil
+	}
+}
+
+// put tries until the object is stored, exists already, or ctx ends.
+func (w *Writer) put(ctx context.Context, name string, body objectstore.Body) error {
+	return w.retry(ctx, "put segment", name, func() error { return w.store.Put(ctx, name, body) })
+}
+
+// same reports whether the object of that name is the one that this writer meant to put: its footer, which has the checksums
+// of all sections, is the same to the byte.
+func (w *Writer) same(ctx context.Context, name string, want []byte, footer *segment.Footer) (bool, error) {
+	var same bool
+	err := w.retry(ctx, "compare segment", name, func() error {
+		info, err := w.store.Stat(ctx, name)
+		if err != nil {
+			return err
+		}
+		if same = info.Size == footer.ObjectSize; !same {
+			return nil
+		}
+		got := make([]byte, len(want))
+		err = w.store.Get(ctx, name, footer.Pos, got)
+		same = bytes.Equal(got, want)
+		return err
+	})
+	return same, err
+}
+
+// retry calls do until it succeeds, says that the object exists, or ctx ends. While the bucket is away, flushing waits; the WAL
+// slows producers down when it is full.
+func (w *Writer) retry(ctx context.Context, what, name string, do func() error) error {
+	for attempt := 0; ; attempt++ {
+		err := do()
+		if err == nil || errors.Is(err, objectstore.ErrExists) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("%s %s: %w", what, name, ctx.Err())
+		}
+		w.log.Warn("object store: trying again", "what", what, "object", name, "attempt", attempt+1, "err", err)
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s %s: %w", what, name, ctx.Err())
+		case <-time.After(retryPauses[min(attempt, len(retryPauses)-1)]):
+		}
+	}
+}
+
+// Commit makes a staged segment part of the log, by one transaction that holds only if nobody has claimed the log and the
+// commit is the next. It returns once the outcome is certain: [coordinator.ErrFenced] if another agent has taken the log over.
+func (w *Writer) Commit(ctx context.Context, s Staged) (coordinator.Commit, error) {
+	next := w.record
+	next.Commits, next.Flushed = s.number, s.Last
+	if s.number != w.record.Commits+1 || s.First <= w.record.Flushed {
+		return coordinator.Commit{}, fmt.Errorf("commit %d of entries %d to %d: want commit %d of entries after %d",
+			s.number, s.First, s.Last, w.record.Commits+1, w.record.Flushed)
+	}
+	c := newCommit(s, w.record)
+	err := w.apply(ctx, next, []coordinator.Op{{Key: coordinator.KeyCommit(next.ID, next.Commits), Value: c.Encode()}})
+	return c, err
+}
+
+// Close closes the log: every entry that counts is committed. Nothing can be committed to it afterwards.
+func (w *Writer) Close(ctx context.Context) error {
+	next := w.record
+	next.Closed = true
+	return w.apply(ctx, next, nil)
+}
+
+func (w *Writer) apply(ctx context.Context, next coordinator.Log, ops []coordinator.Op) error {
+	w.guard.Next = coordinator.Encode(next)
+	if err := coordinator.Apply(ctx, w.kv, []*coordinator.Guard{&w.guard}, ops); err != nil {
+		return fmt.Errorf("commit %d of WAL log %s: %w", next.Commits, next.ID, err)
+	}
+	w.record = next
+	return nil
+}
+
+// newCommit describes a staged segment.
+func newCommit(s Staged, record coordinator.Log) coordinator.Commit {
+	f := s.Footer
+	c := coordinator.Commit{
+		Object: f.Header.ID.Name(), ObjectSize: f.ObjectSize, FooterPos: f.Pos, FooterSize: f.ObjectSize - f.Pos,
+		Log: record.ID, Fence: record.Fence, Number: s.number, FirstEntry: s.First, LastEntry: s.Last,
+		CreatedMs: f.Header.CreatedMs, Partitions: make([]coordinator.CommitPartition, len(f.Sections)),
+	}
+	for i := range f.Sections {
+		sec := &f.Sections[i]
+		c.Partitions[i] = coordinator.CommitPartition{
+			Shard: coordinator.ShardID(sec.Shard), Topic: sec.Topic, Partition: sec.Partition,
+			FirstOffset: sec.FirstOffset, NextOffset: sec.NextOffset, Pos: sec.Pos, Size: sec.Size,
+			MaxTimestamp: sec.MaxTimestamp, LeaderEpoch: sec.LeaderEpoch, LastStable: sec.LastStable,
+		}
+	}
+	return c
+}
+
+// Extents calls add for each partition of a commit, with what the index must know of it.
+func Extents(c coordinator.Commit, add func(partition.ID, index.Extent) error) error {
+	object := &index.Object{
+		Name: c.Object, Size: c.ObjectSize, FooterPos: c.FooterPos, Log: uint64(c.Log), Commit: c.Number, CreatedMs: c.CreatedMs,
+	}
+	for i := range c.Partitions {
+		p := &c.Partitions[i]
+		err := add(partition.ID{Topic: p.Topic, Partition: p.Partition}, index.Extent{
+			First: p.FirstOffset, Next: p.NextOffset, LastStable: p.LastStable, Pos: p.Pos, Size: p.Size,
+			MaxTimestamp: p.MaxTimestamp, Epoch: p.LeaderEpoch, Shard: uint32(p.Shard), Object: object,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,278 @@
+// Package groups coordinates the consumer groups of the shards that this agent leads: it runs the machines of
+// coordinator/group, keeps what they persist and the committed offsets in the coordinator, and answers Kafka's group APIs.
+//
+// # Model
+//
+// A group that somebody uses has an owner: one goroutine that holds the group's machine and its committed offsets,
+// both loaded from the coordinator at the first request, and that carries out one task after another from a bounded
+// mailbox. A group without members that nobody asks for is forgotten again after a while; what is durable stays.
+//
+//	API methods --task--> owner --event--> machine --effects--> owner --writes--> ledger --> coordinator
+//	     ^                  |                                     ^                  |
+//	     +----- answer -----+                                     +------ done ------+
+//
+// An owner never waits for a write: OffsetCommit and SyncGroup are answered when their write is durable, and
+// meanwhile the owner goes on, so that many commits are under way at once. OffsetFetch sees durable offsets only.
+//
+// An owner is bound to the epoch in which the agent led the group's shard when it loaded. In another epoch it ends,
+// and its requests are answered NOT_COORDINATOR.
+//
+// Besides, there is an index of all groups in the led shards, live or not, for ListGroups and for the upkeep that
+// expires offsets ([Coordinator.Run]).
+//
+// Behaviour and error codes are those of Kafka 4's GroupCoordinatorService and OffsetMetadataManager.
+package groups
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/coordinator/group"
+	"github.com/varve-io/varve/protocol"
+)
+
+// Config holds what an operator may set, and the limits. [DefaultConfig] has the defaults; all must be positive but for
+// InitialDelay.
+type Config struct {
+	Shards             uint32        // of the cluster
+	InitialDelay       time.Duration // group.initial.rebalance.delay.ms
+	SessionTimeoutMin  time.Duration // group.min.session.timeout.ms
+	SessionTimeoutMax  time.Duration // group.max.session.timeout.ms
+	OffsetsRetention   time.Duration // offsets.retention.minutes
+	UpkeepInterval     time.Duration // offsets.retention.check.interval.ms
+	IdleTimeout        time.Duration // after which a group without members that nobody asks for is forgotten
+	MembersMax         int           // per group (group.max.size)
+	PayloadBytesMax    int           // of all subscriptions, and of all assignments, of a group
+	MetadataBytesMax   int           // of one committed offset (offset.metadata.max.bytes)
+	GroupsMax          int           // live at once
+	MailboxMax         int           // tasks that wait for one owner; then its clients wait
+	WritesInFlightMax  int           // of one owner; then its mailbox waits
+	LoadTimeout        time.Duration // of reading a group from the coordinator
+	TopicDeletionsLive int           // groups that a topic's deletion is carried out in at the same time
+}
+
+// DefaultConfig returns Kafka's defaults where Kafka has the option, else Varve's.
+func DefaultConfig(shards uint32) Config {
+	return Config{
+		Shards:             shards,
+		InitialDelay:       3 * time.Second,
+		SessionTimeoutMin:  6 * time.Second,
+		SessionTimeoutMax:  30 * time.Minute,
+		OffsetsRetention:   7 * 24 * time.Hour,
+		UpkeepInterval:     10 * time.Minute,
+		IdleTimeout:        time.Minute,
+		MembersMax:         5000,
+		PayloadBytesMax:    32 << 20,
+		MetadataBytesMax:   4096,
+		GroupsMax:          50_000,
+		MailboxMax:         64,
+		WritesInFlightMax:  64,
+		LoadTimeout:        10 * time.Second,
+		TopicDeletionsLive: 8,
+	}
+}
+
+// Ledger writes to the coordinator under the guards of shards.
+type Ledger interface {
+	// Write applies ops, at most [coordinator.TxnOpsMax]/2 with each key once, all or none, after those of earlier calls; of
+	// several on one key the latest wins. It calls done once, from another goroutine: with nil when they are durable,
+	// with an error that wraps [coordinator.ErrFenced] if the shard is another agent's now, or with another error.
+	Write(shard coordinator.ShardID, ops []coordinator.Op, done func(error))
+}
+
+// Topics knows the cluster's topics. [coordinator.View] implements it.
+type Topics interface {
+	Topic(name string) (coordinator.Topic, int64, bool)
+}
+
+// Deps are what a Coordinator works with. Now, NewID and Log are required.
+type Deps struct {
+	KV     coordinator.KV // read only
+	Ledger Ledger
+	// Leads returns the epoch in which this agent leads the shard now, and false if it does not. It must not block.
+	Leads   func(coordinator.ShardID) (epoch int32, ok bool)
+	Topics  Topics
+	Now     func() time.Time
+	NewID   func() string // a new, random UUID, for ids of members
+	Log     *slog.Logger
+	Metrics prometheus.Registerer
+}
+
+// Client is who sends a request, as DescribeGroups shows it.
+type Client struct {
+	ID   string // client.id
+	Host string // address, as Kafka prints it: "/192.0.2.1"
+}
+
+// Coordinator answers the group APIs. Its methods may be called concurrently; they block until there is an answer or
+// ctx ends. Slices in requests must not change after the call.
+type Coordinator struct {
+	cfg     Config
+	deps    Deps
+	log     *slog.Logger
+	metrics *metrics
+
+	mu     sync.Mutex
+	owners map[string]*owner
+	index  map[string]entry
+	// indexed holds the epoch for which the index of a shard is complete.
+	indexed map[coordinator.ShardID]int32
+	closed  bool
+
+	scan   sync.Mutex     // held while the index is completed
+	ending sync.WaitGroup // owners
+}
+
+// New returns a coordinator without live groups. [Coordinator.Run] must run beside it.
+func New(cfg Config, deps Deps) *Coordinator {
+	return &Coordinator{
+		cfg: cfg, deps: deps, log: deps.Log, metrics: newMetrics(deps.Metrics),
+		owners: map[string]*owner{}, index: map[string]entry{}, indexed: map[coordinator.ShardID]int32{},
+	}
+}
+
+// Run does the upkeep until ctx ends, then ends all groups and returns once they have ended. Requests that still wait
+// are answered COORDINATOR_NOT_AVAILABLE... to be retried elsewhere.
+func (c *Coordinator) Run(ctx context.Context) {
+	c.upkeep(ctx)
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.end(func(*owner) bool { return true }, protocol.NotCoordinator)
+	c.ending.Wait()
+}
+
+// Resign ends the groups of a shard that this agent does not lead any more; requests that wait are answered
+// NOT_COORDINATOR. It returns when the groups' owners have ended. It must be called before the agent leads the
+// shard again.
+func (c *Coordinator) Resign(shard coordinator.ShardID) {
+	ended := c.end(func(o *owner) bool { return o.shard == shard }, protocol.NotCoordinator)
+	c.mu.Lock()
+	delete(c.indexed, shard)
+	for name, e := range c.index {
+		if e.shard == shard {
+			delete(c.index, name)
+		}
+	}
+	c.mu.Unlock()
+	for _, o := range ended {
+		<-o.ended
+	}
+}
+
+// end tells owners to end and returns them.
+func (c *Coordinator) end(which func(*owner) bool, code protocol.ErrorCode) []*owner {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var found []*owner
+	for _, o := range c.owners {
+		if which(o) {
+			o.tellEnd(code)
+			found = append(found, o)
+		}
+	}
+	return found
+}
+
+// groupNameBytesMax bounds the names of groups, which become keys of the coordinator.
+const groupNameBytesMax = 1024
+
+// acquire returns the group's owner, started if need be, which does not end by itself until it is released.
+func (c *Coordinator) acquire(name string) (*owner, protocol.ErrorCode) {
+	if len(name) > groupNameBytesMax {
+		return nil, protocol.InvalidGroupID
+	}
+	shard := coordinator.ShardOfName(name, c.cfg.Shards)
+	epoch, ok := c.deps.Leads(shard)
+	if !ok {
+		return nil, protocol.NotCoordinator
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o := c.owners[name]
+	switch {
+	case c.closed:
+		return nil, protocol.NotCoordinator
+	case o != nil && o.epoch != epoch: // Resign is on its way
+		o.tellEnd(protocol.NotCoordinator)
+		return nil, protocol.CoordinatorLoadInProgress
+	case o == nil && len(c.owners) >= c.cfg.GroupsMax:
+		return nil, protocol.CoordinatorNotAvailable
+	case o == nil:
+		o = newOwner(c, name, shard, epoch)
+		c.owners[name] = o
+		c.ending.Add(1)
+		go o.run()
+	}
+	o.refs++
+	return o, protocol.None
+}
+
+func (c *Coordinator) release(o *owner) {
+	c.mu.Lock()
+	o.refs--
+	unused := o.refs == 0
+	c.mu.Unlock()
+	if unused {
+		o.wake() // it may have waited for this to be forgotten
+	}
+}
+
+// call has the group's owner carry out a task and waits for what it passes to done, which it must call at most once,
+// at once or later. The code is that of a task that was not carried out.
+func call[T any](ctx context.Context, c *Coordinator, name string, task func(o *owner, done func(T))) (T, protocol.ErrorCode) {
+	var none T
+	o, code := c.acquire(name)
+	if code != protocol.None {
+		return none, code
+	}
+	defer c.release(o)
+	answer := make(chan T, 1)
+	select {
+	case o.mailbox <- func() { task(o, func(v T) { answer <- v }) }:
+	case <-o.ended:
+		return none, o.endCode()
+	case <-ctx.Done():
+		return none, protocol.CoordinatorNotAvailable
+	}
+	select {
+	case v := <-answer:
+		return v, protocol.None
+	case <-o.ended:
+	case <-ctx.Done():
+		return none, protocol.CoordinatorNotAvailable
+	}
+	select {
+	case v := <-answer: // given before it ended
+		return v, protocol.None
+	default:
+		return none, o.endCode()
+	}
+}
+
+// ask passes a request to the group's machine and waits for the answer.
+func ask[R group.Result](ctx context.Context, c *Coordinator, name string, event func(group.RequestID) group.Event) (R, protocol.ErrorCode) {
+	result, code := call(ctx, c, name, func(o *owner, done func(group.Result)) { o.ask(event, done) })
+	if code != protocol.None {
+		var none R
+		return none, code
+	}
+	return result.(R), protocol.None
+}
+
+// code is what a request is told whose write failed.
+func (o *owner) code(err error) protocol.ErrorCode {
+	switch {
+	case err == nil:
+		return protocol.None
+	case errors.Is(err, coordinator.ErrFenced), !o.leads():
+		return protocol.NotCoordinator
+	}
+	return protocol.CoordinatorNotAvailable
+}

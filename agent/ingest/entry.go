@@ -1,0 +1,54 @@
+package ingest
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/protocol"
+)
+
+// EntryHeaderBytes is the length of the header that stands before the record batch in each WAL entry:
+//
+//	offset  size  field
+//	0       1     format version, 1
+//	1       3     zero
+//	4       4     shard, big endian
+//	8       16    topic id
+//	24      4     partition, big endian
+//
+// The record batch follows, with its base offset and leader epoch in place. The entry's length and checksum are the WAL's.
+const EntryHeaderBytes = 28
+
+const entryVersion = 1
+
+// EntryHeader says where a batch in the WAL belongs.
+type EntryHeader struct {
+	Shard     coordinator.ShardID
+	Topic     protocol.TopicID
+	Partition int32
+}
+
+// Put writes the header into b, which must hold [EntryHeaderBytes].
+func (h EntryHeader) Put(b []byte) {
+	_ = b[EntryHeaderBytes-1]
+	b[0], b[1], b[2], b[3] = entryVersion, 0, 0, 0
+	binary.BigEndian.PutUint32(b[4:], uint32(h.Shard))
+	copy(b[8:24], h.Topic[:])
+	binary.BigEndian.PutUint32(b[24:], uint32(h.Partition))
+}
+
+// ParseEntry splits an entry read back from the WAL into its header and its record batch, which aliases entry.
+func ParseEntry(entry []byte) (EntryHeader, []byte, error) {
+	if len(entry) < EntryHeaderBytes {
+		return EntryHeader{}, nil, fmt.Errorf("parse WAL entry: %d bytes, want at least %d", len(entry), EntryHeaderBytes)
+	}
+	if entry[0] != entryVersion {
+		return EntryHeader{}, nil, fmt.Errorf("parse WAL entry: format version %d, want %d", entry[0], entryVersion)
+	}
+	return EntryHeader{
+		Shard:     coordinator.ShardID(binary.BigEndian.Uint32(entry[4:])),
+		Topic:     protocol.TopicID(entry[8:24]),
+		Partition: int32(binary.BigEndian.Uint32(entry[24:])),
+	}, entry[EntryHeaderBytes:], nil
+}

@@ -1,0 +1,187 @@
+// Package ingest is the way of a record batch from a producer's request to its acknowledgement.
+//
+//	check -> sequence -> append to the WAL -> durable -> high watermark, answer, waiting fetches, flush
+//
+// [Ingest.Produce] takes the batches of one request. Each is checked without a lock, then judged by its
+// partition's state and copied into the WAL's memory under the partition's lock, so that the WAL has a partition's batches in the order of their
+// offsets. Nothing waits here but for room: when the WAL holds as many unflushed bytes as it may, Produce blocks, and with it
+// the producer's connection.
+//
+// Everything after that happens on the WAL's goroutine when it says that an entry is durable: the high watermark moves, the
+// request's [Request] hears of it, fetches wake, and the batch goes to the flush.
+//
+// A batch that is a duplicate of one in the log is answered like the first, but not before that one is durable.
+package ingest
+
+import (
+	"context"
+	"time"
+
+	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/batch"
+	"github.com/varve-io/varve/wal"
+)
+
+// Batch is one partition's part of a Produce request. The caller fills the first fields; Result is valid once the request is done.
+type Batch struct {
+	Partition *Partition
+	Header    batch.Header // as checked
+	Bytes     []byte       // the batch; its base offset and leader epoch are overwritten
+
+	Result Result
+	wait   wait
+}
+
+// Result is the answer to one partition's part.
+type Result struct {
+	Err      error           // a *protocol.Error to answer, or nil
+	Base     protocol.Offset // of the batch's first record; -1 with an error
+	LogStart protocol.Offset // of the partition
+}
+
+// Flushed takes batches that are durable and must now be flushed, in the order of the WAL, on the WAL's goroutine. It must not block.
+type Flusher interface {
+	Durable(e Entry)
+}
+
+// Entry is a durable batch in the WAL's memory, which stays there until the WAL is trimmed past it.
+type Entry struct {
+	Partition *Partition
+	Ref       wal.Ref
+}
+
+// Ingest appends batches to one WAL log. Its methods may be called concurrently.
+type Ingest struct {
+	log     *wal.Log
+	flusher Flusher
+	now     func() time.Time
+}
+
+// New returns an ingest into log, whose durable batches go to flusher. now is the leader's clock.
+func New(log *wal.Log, flusher Flusher, now func() time.Time) *Ingest {
+	return &Ingest{log: log, flusher: flusher, now: now}
+}
+
+// Acks says what a producer's acknowledgement waits for.
+type Acks int16
+
+// The three levels of acknowledgement.
+const (
+	AcksNone   Acks = 0  // nothing; there is no response
+	AcksLeader Acks = 1  // the leader's own store has it durably
+	AcksAll    Acks = -1 // the ack quorum has it durably
+)
+
+// Request is the progress of one Produce request.
+type Request struct {
+	Batches []Batch
+	Acks    Acks
+
+	pending pendingCount
+	done    chan struct{}
+}
+
+// NewRequest returns a request for n batches, to be filled in.
+func NewRequest(n int, acks Acks) *Request {
+	return &Request{Batches: make([]Batch, n), Acks: acks, done: make(chan struct{})}
+}
+
+// Done is closed when every batch has its result.
+func (r *Request) Done() <-chan struct{} { return r.done }
+
+// Produce appends the request's batches whose Result has no error yet. It blocks while the WAL has no room, until ctx ends; it does not wait for durability, of
+// which [Request.Done] tells. The batches' bytes are not used after it has returned.
+func (in *Ingest) Produce(ctx context.Context, r *Request) {
+	r.pending.start(len(r.Batches))
+	total := 0
+	for i := range r.Batches {
+		if r.Batches[i].Result.Err == nil {
+			total += len(r.Batches[i].Bytes) + EntryHeaderBytes
+		}
+	}
+	var admitted error
+	if total > 0 {
+		admitted = in.log.Admit(ctx, total)
+	}
+	nowMs := in.now().UnixMilli()
+	for i := range r.Batches {
+		b := &r.Batches[i]
+		b.wait = wait{request: r, batch: b, ingest: in}
+		switch {
+		case b.Result.Err != nil:
+			r.finish()
+		case admitted != nil:
+			b.fail(protocol.KafkaStorageError.Errorf("append: %v", admitted))
+			r.finish()
+		default:
+			in.append(nowMs, b)
+		}
+	}
+}
+
+// append sequences one batch and hands it to the WAL.
+func (in *Ingest) append(nowMs int64, b *Batch) {
+	p := b.Partition
+	size := len(b.Bytes) + EntryHeaderBytes
+	p.mu.Lock()
+	placed, err := in.place(nowMs, b)
+	if err != nil || placed.Duplicate {
+		p.mu.Unlock()
+		in.log.Unadmit(size)
+		if err != nil {
+			b.fail(err)
+			b.wait.request.finish()
+		} else {
+			in.repeat(b, placed)
+		}
+		return
+	}
+	b.Result.Base, b.Result.LogStart = placed.Base, p.log.Start()
+	b.wait.next = placed.Last + 1
+	batch.Restamp(b.Bytes, placed.Base, p.log.Epoch())
+	var head [EntryHeaderBytes]byte
+	EntryHeader{Shard: p.Shard, Topic: p.ID.Topic, Partition: p.ID.Partition}.Put(head[:])
+	ref, err := in.log.Append(head[:], b.Bytes, &b.wait)
+	if err != nil {
+		// The log has failed for good, and with it this leadership; recovery rebuilds the state.
+		p.mu.Unlock()
+		b.fail(protocol.KafkaStorageError.Errorf("append: %v", err))
+		b.wait.request.finish()
+		return
+	}
+	b.wait.ref = ref
+	p.push(tailBatch{base: placed.Base, next: placed.Last + 1, maxTs: b.Header.MaxTimestamp, ref: ref})
+	p.mu.Unlock()
+}
+
+// place asks the partition's state for the batch's offsets.
+func (in *Ingest) place(nowMs int64, b *Batch) (partition.Placement, error) {
+	if b.Partition.gone != nil {
+		return partition.Placement{}, b.Partition.gone
+	}
+	h := &b.Header
+	return b.Partition.log.Append(nowMs, partition.Batch{
+		ProducerID: h.ProducerID, ProducerEpoch: h.ProducerEpoch, BaseSequence: h.BaseSequence,
+		Records: h.Records, MaxTimestamp: h.MaxTimestamp, Transactional: h.Attributes.Transactional(),
+	})
+}
+
+// repeat answers a duplicate once the batch that it repeats is durable.
+func (in *Ingest) repeat(b *Batch, placed partition.Placement) {
+	p := b.Partition
+	p.mu.Lock()
+	b.Result.Base, b.Result.LogStart = placed.Base, p.log.Start()
+	durable := placed.Last < p.log.HighWatermark()
+	if !durable {
+		p.repeats = append(p.repeats, repeat{next: placed.Last + 1, wait: &b.wait})
+	}
+	p.mu.Unlock()
+	if durable {
+		b.wait.request.finish()
+	}
+}
+
+func (b *Batch) fail(err error) {
+	b.Result = Result{Err: err, Base: protocol.NoOffset, LogStart: protocol.NoOffset}
+}

@@ -1,0 +1,234 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/varve-io/varve/agent/fetch"
+	"github.com/varve-io/varve/agent/index"
+	"github.com/varve-io/varve/agent/ingest"
+	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/objectstore/segment"
+	"github.com/varve-io/varve/protocol"
+)
+
+// Partitions are the partitions that this agent leads. It may be used concurrently.
+type Partitions struct {
+	view   *coordinator.View
+	shards uint32
+
+	mu     sync.RWMutex
+	epochs map[coordinator.ShardID]protocol.LeaderEpoch // shards that are led
+	live   map[partition.ID]*ingest.Partition
+}
+
+// newPartitions returns the registry of an agent that leads no shard yet.
+func newPartitions(view *coordinator.View, shards uint32) *Partitions {
+	return &Partitions{
+		view: view, shards: shards,
+		epochs: make(map[coordinator.ShardID]protocol.LeaderEpoch), live: make(map[partition.ID]*ingest.Partition),
+	}
+}
+
+// Leads reports whether this agent leads the shard, and under which epoch.
+func (p *Partitions) Leads(id coordinator.ShardID) (epoch int32, ok bool) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	e, ok := p.epochs[id]
+	return int32(e), ok
+}
+
+// Get returns a partition of the topic that this agent leads. It makes the partition, empty, when it is asked for the first time: one that has
+// records was made by [restore]. Errors are UNKNOWN_TOPIC_OR_PARTITION and NOT_LEADER_OR_FOLLOWER.
+func (p *Partitions) Get(t *coordinator.Topic, number int32) (*ingest.Partition, error) {
+	if number < 0 || number >= t.Partitions {
+		return nil, protocol.UnknownTopicOrPartition.Errorf("topic %s has %d partitions, asked for %d", t.Name, t.Partitions, number)
+	}
+	id := partition.ID{Topic: t.ID, Partition: number}
+	p.mu.RLock()
+	live := p.live[id]
+	p.mu.RUnlock()
+	if live != nil {
+		return live, nil
+	}
+	shard := t.ShardOf(number, p.shards)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if live := p.live[id]; live != nil {
+		return live, nil
+	}
+	epoch, ok := p.epochs[shard]
+	if !ok {
+		return nil, protocol.NotLeaderOrFollower.Errorf("shard %d is led by another agent", shard)
+	}
+	if now, _, ok := p.view.Topic(t.Name); !ok || now.ID != t.ID {
+		return nil, protocol.UnknownTopicOrPartition.Errorf("topic %s was deleted", t.Name)
+	}
+	live = ingest.NewPartition(id, t.Name, shard, partition.New(epoch))
+	p.live[id] = live
+	return live, nil
+}
+
+// DropTopic closes the partitions of a topic that was deleted.
+func (p *Partitions) DropTopic(t *coordinator.Topic) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for n := range t.Partitions {
+		id := partition.ID{Topic: t.ID, Partition: n}
+		if live := p.live[id]; live != nil {
+			live.Close(protocol.UnknownTopicOrPartition.Errorf("topic %s was deleted", t.Name))
+			delete(p.live, id)
+		}
+	}
+}
+
+// All returns the partitions that are live.
+func (p *Partitions) All() []*ingest.Partition {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	all := make([]*ingest.Partition, 0, len(p.live))
+	for _, live := range p.live {
+		all = append(all, live)
+	}
+	return all
+}
+
+// lead starts to lead a shard. Its partitions that have records must have been restored.
+func (p *Partitions) lead(id coordinator.ShardID, epoch protocol.LeaderEpoch) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.epochs[id] = epoch
+}
+
+// resign stops leading a shard: whatever is asked of its partitions is answered with NOT_LEADER_OR_FOLLOWER.
+func (p *Partitions) resign(id coordinator.ShardID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.epochs, id)
+	for pid, live := range p.live {
+		if live.Shard == id {
+			live.Close(protocol.NotLeaderOrFollower.Errorf("shard %d moved to another agent", id))
+			delete(p.live, pid)
+		}
+	}
+}
+
+// footersAhead is how many footers are read at once while partitions are restored.
+const footersAhead = 8
+
+// restorer rebuilds the state of partitions from what is committed.
+type restorer struct {
+	index   *index.Index
+	footers *fetch.Footers
+	now     func() time.Time
+	// producerIdle is how long a producer may have been idle to be remembered (producer.id.expiration.ms).
+	producerIdle time.Duration
+}
+
+// run rebuilds every partition that has records: offsets and epochs from the index, idempotent producers from the footers of segments that are
+// young enough. The index must hold all commits of the logs that came before. epoch gives the leader epoch of a shard, start a partition's log start offset.
+func (r *restorer) run(ctx context.Context, epoch func(shard uint32) protocol.LeaderEpoch,
+	start func(partition.ID) protocol.Offset,
+) (map[partition.ID]*partition.Log, error) {
+	logs := make(map[partition.ID]*partition.Log)
+	objects := make(map[*index.Object]struct{})
+	oldest := r.now().Add(-r.producerIdle).UnixMilli()
+	for _, id := range r.index.Partitions() {
+		extents := r.index.Extents(id)
+		l := partition.New(epoch(extents[0].Shard))
+		l.RestoreStart(max(start(id), extents[0].First))
+		for i := range extents {
+			e := &extents[i]
+			l.RestoreEnd(e.Epoch, e.First, e.Next)
+			if e.Object.CreatedMs >= oldest {
+				objects[e.Object] = struct{}{}
+			}
+		}
+		logs[id] = l
+	}
+	return logs, r.producers(ctx, objects, logs)
+}
+
+// producers reads the footers of the objects, several at once, and applies them in the order of the log.
+func (r *restorer) producers(ctx context.Context, objects map[*index.Object]struct{}, logs map[partition.ID]*partition.Log) error {
+	ordered := make([]*index.Object, 0, len(objects))
+	for o := range objects {
+		ordered = append(ordered, o)
+	}
+	slices.SortFunc(ordered, func(a, b *index.Object) int {
+		return cmp.Or(cmp.Compare(a.Log, b.Log), cmp.Compare(a.Commit, b.Commit))
+	})
+	type ahead struct{ footer chan *segment.Footer }
+	queue := make([]ahead, len(ordered))
+	for i := range queue {
+		queue[i].footer = make(chan *segment.Footer, 1)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	slots := make(chan struct{}, footersAhead)
+	g.Go(func() error {
+		for i, o := range ordered {
+			select {
+			case slots <- struct{}{}:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			g.Go(func() error {
+				footer, err := r.footers.Get(ctx, o)
+				if err != nil {
+					return err
+				}
+				queue[i].footer <- footer
+				return nil
+			})
+		}
+		return nil
+	})
+	g.Go(func() error {
+		for i := range queue {
+			select {
+			case footer := <-queue[i].footer:
+				<-slots
+				if err := r.apply(footer, logs); err != nil {
+					return err
+				}
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		return nil
+	})
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("restore producers: %w", err)
+	}
+	return nil
+}
+
+func (r *restorer) apply(footer *segment.Footer, logs map[partition.ID]*partition.Log) error {
+	for i := range footer.Sections {
+		s := &footer.Sections[i]
+		l := logs[partition.ID{Topic: s.Topic, Partition: s.Partition}]
+		if l == nil {
+			continue
+		}
+		for b, err := range s.All() {
+			if err != nil {
+				return err
+			}
+			if b.ProducerID < 0 {
+				continue
+			}
+			l.Restore(footer.Header.CreatedMs, b.LeaderEpoch, b.Offset, partition.Batch{
+				ProducerID: b.ProducerID, ProducerEpoch: b.ProducerEpoch, BaseSequence: b.BaseSequence,
+				Records: b.LastOffsetDelta + 1, MaxTimestamp: b.MaxTimestamp, Transactional: b.Flags&segment.FlagTransactional != 0,
+			})
+		}
+	}
+	return nil
+}

@@ -1,0 +1,196 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/varve-io/varve/agent/flush"
+	"github.com/varve-io/varve/agent/ingest"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/objectstore/segment"
+	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/wal"
+	"github.com/varve-io/varve/wal/disk"
+)
+
+// recovery brings WAL logs whose agent is gone to their end (DESIGN.md, "Recovery"):
+//
+//	claim      raise the fence in etcd: the old writer can commit nothing any more
+//	seal       the stores refuse the old writer's appends; their answer holds every entry that was acknowledged
+//	flush      what is not committed, by ordinary commits under the claim
+//	close      no entry of the log is missing in the bucket; its shards may get a new leader
+//
+// A recoverer that dies is followed by another, which claims the log anew and continues after the last commit.
+type recovery struct {
+	kv      coordinator.KV
+	store   objectstore.Store
+	disk    *disk.Store
+	cluster [16]byte
+	claimer coordinator.LogID
+	now     func() time.Time
+	log     *slog.Logger
+}
+
+// openLogs returns the logs that are not closed, oldest first.
+func openLogs(ctx context.Context, kv coordinator.KV) ([]coordinator.Log, error) {
+	items, _, err := kv.List(ctx, coordinator.PrefixLogs, 0)
+	if err != nil {
+		return nil, err
+	}
+	var open []coordinator.Log
+	for _, it := range items {
+		l, err := coordinator.Decode[coordinator.Log](it)
+		if err != nil {
+			return nil, err
+		}
+		if !l.Closed {
+			open = append(open, l)
+		}
+	}
+	return open, nil
+}
+
+// recoverable reports whether the store at hand suffices to seal the log's open segment.
+func recoverable(l coordinator.Log, store string) bool {
+	s := l.Segments[len(l.Segments)-1]
+	return slices.Equal(s.Stores, []string{store})
+}
+
+// run recovers one log and returns its closed record.
+func (r *recovery) run(ctx context.Context, id coordinator.LogID) error {
+	record, revision, err := r.claim(ctx, id)
+	if err != nil {
+		return err
+	}
+	if record.Closed {
+		return nil
+	}
+	last, err := r.seal(record)
+	if err != nil {
+		return err
+	}
+	r.log.Info("recovering WAL log", "log", id, "flushed", record.Flushed, "last", last)
+	w := flush.NewWriter(flush.WriterConfig{
+		KV: r.kv, Store: r.store, Cluster: r.cluster, Record: record, Revision: revision, Now: r.now, Log: r.log,
+	})
+	topics, err := r.topics(ctx)
+	if err != nil {
+		return err
+	}
+	if err := r.flush(ctx, w, id, topics); err != nil {
+		return err
+	}
+	if err := w.Close(ctx); err != nil {
+		return err
+	}
+	if err := r.disk.Drop(wal.LogID(id)); err != nil {
+		r.log.Warn("recovered WAL log stays on disk", "log", id, "err", err)
+	}
+	r.log.Info("recovered WAL log", "log", id, "commits", w.NextCommit()-1)
+	return nil
+}
+
+// claim raises the log's fence in etcd. From then on only this recoverer can commit to it, until another claims it.
+func (r *recovery) claim(ctx context.Context, id coordinator.LogID) (coordinator.Log, int64, error) {
+	var record coordinator.Log
+	var guard coordinator.Guard
+	err := forever(ctx, r.log, "read WAL log record", func(ctx context.Context) error {
+		item, _, err := r.kv.Get(ctx, coordinator.KeyLog(id))
+		if err != nil {
+			return err
+		}
+		guard = coordinator.Guard{Key: item.Key, Revision: item.ModRevision}
+		record, err = coordinator.Decode[coordinator.Log](item)
+		return err
+	})
+	if err != nil || record.Closed {
+		return record, 0, err
+	}
+	record.Fence++
+	record.Claimer = r.claimer
+	guard.Next = coordinator.Encode(record)
+	if err := coordinator.Apply(ctx, r.kv, []*coordinator.Guard{&guard}, nil); err != nil {
+		return record, 0, fmt.Errorf("claim WAL log %s: %w", id, err)
+	}
+	return record, guard.Revision, nil
+}
+
+// seal fences the log on its store and returns the last entry that the store has. With one store and a quorum of one its
+// answer is all there is to know.
+func (r *recovery) seal(record coordinator.Log) (wal.EntryID, error) {
+	answer, err := r.disk.Seal(wal.LogID(record.ID), wal.Fence(record.Fence))
+	if err != nil {
+		return 0, fmt.Errorf("seal WAL log %s: %w", record.ID, err)
+	}
+	if int64(answer.Last) < record.Flushed {
+		r.log.Warn("the WAL ends before the flushed position; nothing is left to recover",
+			"log", record.ID, "last", answer.Last, "flushed", record.Flushed)
+	}
+	return answer.Last, nil
+}
+
+// topics reads the topics' names by id. A batch is only ever appended to a topic that is in etcd already, so that a topic that is not there now was deleted,
+// and its batches with it.
+func (r *recovery) topics(ctx context.Context) (map[protocol.TopicID]string, error) {
+	names := make(map[protocol.TopicID]string)
+	err := forever(ctx, r.log, "list topics", func(ctx context.Context) error {
+		items, _, err := r.kv.List(ctx, coordinator.PrefixTopics, 0)
+		for _, it := range items {
+			t, err := coordinator.Decode[coordinator.Topic](it)
+			if err != nil {
+				return err
+			}
+			names[t.ID] = t.Name
+		}
+		return err
+	})
+	return names, err
+}
+
+// flush commits what the sealed log has beyond its flushed position, a segment at a time.
+func (r *recovery) flush(ctx context.Context, w *flush.Writer, id coordinator.LogID, topics map[protocol.TopicID]string) error {
+	var records []flush.Record
+	var builder segment.Builder
+	size := 0
+	cut := func() error {
+		if len(records) == 0 {
+			return nil
+		}
+		staged, err := w.Upload(ctx, &builder, w.NextCommit(), records)
+		if err != nil {
+			return err
+		}
+		records, size = nil, 0
+		_, err = w.Commit(ctx, staged)
+		return err
+	}
+	err := r.disk.Read(wal.LogID(id), wal.EntryID(w.Flushed()+1), func(n wal.EntryID, entry []byte) error {
+		h, b, err := ingest.ParseEntry(entry)
+		if err != nil {
+			return fmt.Errorf("entry %d: %w", n, err)
+		}
+		name, ok := topics[h.Topic]
+		if !ok {
+			return nil
+		}
+		if size > 0 && size+len(b) > flush.SegmentBytesDefault {
+			if err := cut(); err != nil {
+				return err
+			}
+		}
+		records = append(records, flush.Record{
+			Entry: int64(n), Name: name, Batch: slices.Clone(b),
+			Key: segment.Key{Shard: uint32(h.Shard), Topic: h.Topic, Partition: h.Partition},
+		})
+		size += len(b)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("recover WAL log %s: %w", id, err)
+	}
+	return cut()
+}
