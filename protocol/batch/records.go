@@ -60,15 +60,16 @@ func (r *Record) Headers() iter.Seq2[[]byte, []byte] {
 //
 // Every length is checked, and nothing is allocated per record.
 type Records struct {
-	src       []byte
-	header    *Header
-	left      int32 // records to come
-	lastDelta int32 // offset delta of the last record, -1 before the first
-	err       error
+	src        []byte
+	baseOffset protocol.Offset
+	deltaMax   int32 // the batch's last offset delta
+	left       int32 // records to come
+	lastDelta  int32 // offset delta of the last record, -1 before the first
+	err        error
 }
 
 // Records returns a reader of the records of the whole batch b with header h,
-// both of which it keeps. It is valid until the Decompressor's next call.
+// which is valid until the Decompressor's next call.
 //
 // Errors, here and of [Records.Err], are [*protocol.Error]: InvalidRecord for
 // what cannot be read, MessageTooLarge beyond the Decompressor's limit.
@@ -80,7 +81,7 @@ func (d *Decompressor) Records(h *Header, b []byte) (Records, error) {
 	if err != nil {
 		return Records{}, err
 	}
-	return Records{src: src, header: h, left: h.Records, lastDelta: -1}, nil
+	return Records{src: src, baseOffset: h.BaseOffset, deltaMax: h.LastOffsetDelta, left: h.Records, lastDelta: -1}, nil
 }
 
 // Next reads the next record and reports whether there was one. After the
@@ -107,8 +108,8 @@ func (r *Records) Next(record *Record) bool {
 		r.fail("record after offset delta %d of %d bytes does not end where it should", r.lastDelta, length)
 		return false
 	}
-	if record.OffsetDelta <= r.lastDelta || record.OffsetDelta > r.header.LastOffsetDelta {
-		r.fail("record has offset delta %d after %d, in a batch that ends at %d", record.OffsetDelta, r.lastDelta, r.header.LastOffsetDelta)
+	if record.OffsetDelta <= r.lastDelta || record.OffsetDelta > r.deltaMax {
+		r.fail("record has offset delta %d after %d, in a batch that ends at %d", record.OffsetDelta, r.lastDelta, r.deltaMax)
 		return false
 	}
 	r.src = outer.src[length:]
@@ -121,7 +122,7 @@ func (r *Records) Next(record *Record) bool {
 func (r *Records) Err() error { return r.err }
 
 func (r *Records) fail(format string, args ...any) {
-	r.err = protocol.InvalidRecord.Errorf("batch at offset %d: "+format, append([]any{r.header.BaseOffset}, args...)...)
+	r.err = protocol.InvalidRecord.Errorf("batch at offset %d: "+format, append([]any{r.baseOffset}, args...)...)
 }
 
 // read reads all of a record but its length.
