@@ -272,9 +272,11 @@ func uvarintBytes(v int) int {
 func (e *fetchEncoder) int16(v int16) {
 	e.scratch = binary.BigEndian.AppendUint16(e.scratch, uint16(v))
 }
+
 func (e *fetchEncoder) int32(v int32) {
 	e.scratch = binary.BigEndian.AppendUint32(e.scratch, uint32(v))
 }
+
 func (e *fetchEncoder) int64(v int64) {
 	e.scratch = binary.BigEndian.AppendUint64(e.scratch, uint64(v))
 }

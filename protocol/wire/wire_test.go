@@ -23,41 +23,40 @@ func frameOf(request kmsg.Request, correlationID int32, clientID string) []byte 
 
 // fill sets every field of a message at random, so that encodings with all
 // optional parts and with none both occur.
-func fill(r *rand.Rand, v reflect.Value, depth int) {
-	switch v.Kind() {
-	case reflect.Bool:
+func fill(r *rand.Rand, v reflect.Value) {
+	switch k := v.Kind(); {
+	case k == reflect.Bool:
 		v.SetBool(r.IntN(2) == 0)
-	case reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+	case v.CanInt():
 		v.SetInt(r.Int64())
-	case reflect.String:
+	case k == reflect.String:
 		v.SetString(strings.Repeat("s", r.IntN(5)))
-	case reflect.Pointer:
+	case k == reflect.Pointer:
 		if r.IntN(2) == 0 {
 			v.Set(reflect.New(v.Type().Elem()))
-			fill(r, v.Elem(), depth)
+			fill(r, v.Elem())
 		}
-	case reflect.Array:
+	case k == reflect.Array:
 		for i := range v.Len() {
 			v.Index(i).SetUint(uint64(r.IntN(256)))
 		}
-	case reflect.Slice:
+	case k == reflect.Slice:
 		n := r.IntN(4)
 		if v.Type().Elem().Kind() == reflect.Uint8 {
 			n *= 100
 		}
 		v.Set(reflect.MakeSlice(v.Type(), n, n))
 		for i := range n {
-			fill(r, v.Index(i), depth+1)
+			fill(r, v.Index(i))
 		}
-	case reflect.Uint8:
+	case k == reflect.Uint8:
 		v.SetUint(uint64(r.IntN(256)))
-	case reflect.Struct:
+	case k == reflect.Struct:
 		for i := range v.NumField() {
 			if name := v.Type().Field(i).Name; name != "Version" && name != "UnknownTags" {
-				fill(r, v.Field(i), depth)
+				fill(r, v.Field(i))
 			}
 		}
-	default:
 	}
 }
 
@@ -71,7 +70,7 @@ func TestDecodeEveryVersion(t *testing.T) {
 			for range 50 {
 				sent := kmsg.RequestForKey(int16(api.Key))
 				sent.SetVersion(version)
-				fill(r, reflect.ValueOf(sent).Elem(), 0)
+				fill(r, reflect.ValueOf(sent).Elem())
 				frame := frameOf(sent, 77, "client")
 				h, body, err := wire.ParseHeader(frame)
 				if err != nil {
@@ -254,7 +253,7 @@ func FuzzRequest(f *testing.F) {
 		for _, version := range []int16{api.ServedMin, api.Max} {
 			request := kmsg.RequestForKey(int16(api.Key))
 			request.SetVersion(version)
-			fill(r, reflect.ValueOf(request).Elem(), 0)
+			fill(r, reflect.ValueOf(request).Elem())
 			f.Add(frameOf(request, 1, "fuzz"))
 		}
 	}
