@@ -127,6 +127,6 @@ func (f field) upTo(version int16) field { f.until = version; return f }
 const everyVersion = 1<<15 - 1
 
 func fixedField(size int) field { return field{kind: fixed, size: size, until: everyVersion} }
-func listOf(elem field) field { return field{kind: list, until: everyVersion, elem: []field{elem}} }
+func listOf(elem field) field   { return field{kind: list, until: everyVersion, elem: []field{elem}} }
 
 func structsOf(fields ...field) field { return field{kind: structs, until: everyVersion, elem: fields} }
