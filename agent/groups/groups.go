@@ -25,7 +25,6 @@ package groups
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -117,6 +116,8 @@ type Coordinator struct {
 	deps    Deps
 	log     *slog.Logger
 	metrics *metrics
+	base    context.Context // of all owners
+	stop    context.CancelFunc
 
 	mu     sync.Mutex
 	owners map[string]*owner
@@ -131,14 +132,16 @@ type Coordinator struct {
 
 // New returns a coordinator without live groups. [Coordinator.Run] must run beside it.
 func New(cfg Config, deps Deps) *Coordinator {
+	base, stop := context.WithCancel(context.Background())
 	return &Coordinator{
+		base: base, stop: stop,
 		cfg: cfg, deps: deps, log: deps.Log, metrics: newMetrics(deps.Metrics),
 		owners: map[string]*owner{}, index: map[string]entry{}, indexed: map[coordinator.ShardID]int32{},
 	}
 }
 
-// Run does the upkeep until ctx ends, then ends all groups and returns once they have ended. Requests that still wait
-// are answered COORDINATOR_NOT_AVAILABLE... to be retried elsewhere.
+// Run does the upkeep until ctx ends, then ends all groups and returns once they have ended. Requests that still wait,
+// and later ones, are answered NOT_COORDINATOR.
 func (c *Coordinator) Run(ctx context.Context) {
 	c.upkeep(ctx)
 	c.mu.Lock()
@@ -146,6 +149,7 @@ func (c *Coordinator) Run(ctx context.Context) {
 	c.mu.Unlock()
 	c.end(func(*owner) bool { return true }, protocol.NotCoordinator)
 	c.ending.Wait()
+	c.stop()
 }
 
 // Resign ends the groups of a shard that this agent does not lead any more; requests that wait are answered
@@ -264,15 +268,4 @@ func ask[R group.Result](ctx context.Context, c *Coordinator, name string, event
 		return none, code
 	}
 	return result.(R), protocol.None
-}
-
-// code is what a request is told whose write failed.
-func (o *owner) code(err error) protocol.ErrorCode {
-	switch {
-	case err == nil:
-		return protocol.None
-	case errors.Is(err, coordinator.ErrFenced), !o.leads():
-		return protocol.NotCoordinator
-	}
-	return protocol.CoordinatorNotAvailable
 }

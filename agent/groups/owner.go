@@ -2,7 +2,7 @@ package groups
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"runtime/pprof"
 	"sync"
 	"sync/atomic"
@@ -50,7 +50,7 @@ type shown struct {
 }
 
 func newOwner(c *Coordinator, name string, shard coordinator.ShardID, epoch int32) *owner {
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(c.base)
 	return &owner{
 		c: c, name: name, shard: shard, epoch: epoch, ctx: ctx, stop: stop,
 		mailbox: make(chan func(), c.cfg.MailboxMax), signal: make(chan struct{}, 1), ended: make(chan struct{}),
@@ -86,27 +86,206 @@ func (o *owner) leads() bool {
 	return ok && epoch == o.epoch
 }
 
+// run is the owner's goroutine.
 func (o *owner) run() {
 	defer o.c.ending.Done()
-	labels := pprof.Labels("varve", "group owner")
-	pprof.Do(o.ctx, labels, func(context.Context) {
-		if err := o.load(); err != nil {
-			if o.ctx.Err() == nil {
+	pprof.Do(o.ctx, pprof.Labels("varve", "group owner"), func(ctx context.Context) {
+		if err := o.load(ctx); err != nil {
+			if ctx.Err() == nil {
 				o.c.log.Warn("load group", "group", o.name, "error", err)
 			}
 			o.tellEnd(protocol.CoordinatorLoadInProgress)
-		} else {
-			o.c.metrics.moved(nil, o.machine)
-			o.loop()
-			o.c.metrics.moved(o.machine, nil)
+			return
 		}
+		if !o.leads() {
+			o.tellEnd(protocol.NotCoordinator)
+			return
+		}
+		o.loop(ctx)
+		o.hide()
 	})
 	o.stop()
 	o.c.mu.Lock()
-	delete(o.c.owners, o.name)
-	if o.machine != nil && o.endCode() == protocol.None {
-		o.reindex()
+	if o.c.owners[o.name] == o {
+		delete(o.c.owners, o.name)
 	}
 	o.c.mu.Unlock()
 	close(o.ended)
+}
+
+func (o *owner) loop(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		o.show()
+		if ctx.Err() != nil || o.forget() {
+			return
+		}
+		mailbox := o.mailbox
+		if o.inFlight >= o.c.cfg.WritesInFlightMax {
+			mailbox = nil // its clients wait for the coordinator
+		}
+		timer.Reset(o.untilTimer())
+		select {
+		case <-ctx.Done():
+		case task := <-mailbox:
+			task()
+		case <-o.signal:
+			o.complete()
+		case <-timer.C:
+			if at, ok := o.machine.Deadline(); ok && !o.c.deps.Now().Before(at) {
+				o.step(group.Tick{})
+			}
+		}
+	}
+}
+
+// untilTimer returns how long nothing happens unless somebody asks for it.
+func (o *owner) untilTimer() time.Duration {
+	wait := time.Hour
+	now := o.c.deps.Now()
+	if at, ok := o.machine.Deadline(); ok {
+		wait = min(wait, at.Sub(now))
+	}
+	if o.idle() {
+		if left := o.used.Add(o.c.cfg.IdleTimeout).Sub(now); left > 0 {
+			wait = min(wait, left) // else release will wake it
+		}
+	}
+	return max(wait, 0)
+}
+
+// idle tells whether nothing would be lost if the owner ended.
+func (o *owner) idle() bool {
+	return o.machine.Idle() && o.inFlight == 0 && len(o.waiting) == 0
+}
+
+// forget takes the owner out of the coordinator if its group is idle, has been for a while, and nobody uses it; or at
+// once if the group was deleted. True if the owner must end.
+func (o *owner) forget() bool {
+	switch {
+	case !o.idle():
+		return false
+	case o.gone:
+		o.tellEnd(protocol.CoordinatorNotAvailable) // who comes again finds a new group
+		return true
+	case o.c.deps.Now().Before(o.used.Add(o.c.cfg.IdleTimeout)):
+		return false
+	}
+	o.c.mu.Lock()
+	defer o.c.mu.Unlock()
+	if o.refs > 0 {
+		return false
+	}
+	delete(o.c.owners, o.name)
+	o.reindex()
+	return true
+}
+
+// show lets ListGroups and the metrics see the group as it is.
+func (o *owner) show() {
+	now := &shown{
+		state: o.machine.State(), protocolType: o.machine.ProtocolType(), exists: o.exists(),
+	}
+	before := o.shown.Load()
+	if before != nil && *before == *now {
+		return
+	}
+	o.shown.Store(now)
+	if before != nil {
+		o.c.metrics.live.WithLabelValues(before.state.String()).Dec()
+	}
+	o.c.metrics.live.WithLabelValues(now.state.String()).Inc()
+}
+
+// hide ends what show began.
+func (o *owner) hide() {
+	if last := o.shown.Load(); last != nil {
+		o.c.metrics.live.WithLabelValues(last.state.String()).Dec()
+	}
+}
+
+// exists tells whether the group exists for clients: a group comes into being with its first member or offset.
+func (o *owner) exists() bool {
+	return o.machine.State() != group.Dead && (o.recorded || !o.machine.Idle())
+}
+
+// ask passes an event with a request to the machine; done gets the answer.
+func (o *owner) ask(event func(group.RequestID) group.Event, done func(group.Result)) {
+	o.used = o.c.deps.Now()
+	o.requests++
+	o.waiting[o.requests] = done
+	o.step(event(o.requests))
+}
+
+// step passes an event to the machine and carries out what follows from it.
+func (o *owner) step(event group.Event) {
+	for _, effect := range o.machine.Step(o.c.deps.Now(), event) {
+		switch e := effect.(type) {
+		case group.Reply:
+			if done := o.waiting[e.Request]; done != nil {
+				delete(o.waiting, e.Request)
+				done(e.Result)
+			}
+		case group.Persist:
+			o.persist(e)
+		case group.Moved:
+			if e.To == group.Preparing {
+				o.c.metrics.rebalances.Inc()
+			}
+			o.c.log.Info("group changed its state", "group", o.name, "from", e.From.String(), "to", e.To.String(),
+				"generation", e.Generation)
+		case group.Note:
+			o.c.log.Info("group event", "group", o.name, "event", e.Message, "generation", e.Generation,
+				"member", e.Member, "reason", e.Reason)
+		}
+	}
+}
+
+// write hands writes to the ledger; after is called on the owner's goroutine, with None once they are durable.
+// Writes take effect in the order of the calls. Nothing is written in another epoch than the owner's.
+func (o *owner) write(ops []coordinator.Op, after func(protocol.ErrorCode)) {
+	if !o.leads() {
+		o.tellEnd(protocol.NotCoordinator)
+		return
+	}
+	o.inFlight++
+	o.c.deps.Ledger.Write(o.shard, ops, func(err error) {
+		o.mu.Lock()
+		o.completions = append(o.completions, func() {
+			o.inFlight--
+			code := o.code(err)
+			if err != nil {
+				o.c.log.Warn("write group", "group", o.name, "error", err)
+			}
+			if code == protocol.NotCoordinator {
+				o.tellEnd(code)
+			}
+			after(code)
+		})
+		o.mu.Unlock()
+		o.wake()
+	})
+}
+
+// complete takes the outcomes of writes.
+func (o *owner) complete() {
+	o.mu.Lock()
+	completions := o.completions
+	o.completions = nil
+	o.mu.Unlock()
+	for _, outcome := range completions {
+		outcome()
+	}
+}
+
+// code is what a request is told whose write ended with err.
+func (o *owner) code(err error) protocol.ErrorCode {
+	switch {
+	case err == nil:
+		return protocol.None
+	case errors.Is(err, coordinator.ErrFenced), !o.leads():
+		return protocol.NotCoordinator
+	}
+	return protocol.CoordinatorNotAvailable
 }

@@ -1,0 +1,33 @@
+package groups
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// metrics of the group coordinator.
+type metrics struct {
+	live       *prometheus.GaugeVec
+	joins      prometheus.Counter
+	rebalances prometheus.Counter
+	commits    prometheus.Counter
+	expired    prometheus.Counter
+}
+
+// newMetrics registers the metrics, unless reg is nil.
+func newMetrics(reg prometheus.Registerer) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	}
+	m := &metrics{
+		live: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "varve_groups_live",
+			Help: "Consumer groups that this agent holds in memory, by state.",
+		}, []string{"state"}),
+		joins:      counter("varve_group_joins_total", "JoinGroup requests."),
+		rebalances: counter("varve_group_rebalances_total", "Join phases that began."),
+		commits:    counter("varve_group_offset_commits_total", "Offsets of partitions that OffsetCommit made durable."),
+		expired:    counter("varve_group_offsets_expired_total", "Offsets that outlived their retention."),
+	}
+	if reg != nil {
+		reg.MustRegister(m.live, m.joins, m.rebalances, m.commits, m.expired)
+	}
+	return m
+}
