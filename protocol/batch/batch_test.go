@@ -215,6 +215,7 @@ func TestCheckErrors(t *testing.T) {
 		"magic 3":                  {func(b []byte) []byte { b[16] = 3; return b }, protocol.InvalidRecord},
 		"record bit flipped":       {func(b []byte) []byte { b[70] ^= 1; return b }, protocol.CorruptMessage},
 		"crc bit flipped":          {func(b []byte) []byte { b[20] ^= 1; return b }, protocol.CorruptMessage},
+		"codec bit flipped":        {func(b []byte) []byte { b[22] ^= 4 + 2; return b }, protocol.CorruptMessage},
 		"leader epoch ignored":     {func(b []byte) []byte { b[15] ^= 1; return b }, protocol.None},
 		"base offset":              {put64(0, 5), protocol.InvalidRecord},
 		"codec 5":                  {put16(21, 5), protocol.UnsupportedCompressionType},

@@ -59,10 +59,11 @@ func Check(b []byte, limits Limits) (Header, error) {
 	if len(b) > limits.BatchBytesMax {
 		return h, protocol.MessageTooLarge.Errorf("batch has %d bytes, want at most %d (max.message.bytes)", len(b), limits.BatchBytesMax)
 	}
-	if err := checkCodec(h.Attributes.Codec(), limits.ProduceVersion); err != nil {
+	// Before any field that it covers: producers try again on a wrong CRC.
+	if err := Verify(b, &h); err != nil {
 		return h, err
 	}
-	if err := Verify(b, &h); err != nil {
+	if err := checkCodec(h.Attributes.Codec(), limits.ProduceVersion); err != nil {
 		return h, err
 	}
 	if err := checkFields(&h); err != nil {
