@@ -14,7 +14,7 @@ import (
 // CommitBytesMax is the most that a commit takes in etcd. One that would be larger names its shards only.
 const CommitBytesMax = 64 << 10
 
-// ErrBadCommit: a commit's value is damaged, or of a version that this build does not know.
+// ErrBadCommit says that a commit's value is damaged, or of a version that this build does not know.
 var ErrBadCommit = errors.New("bad commit record")
 
 // Commit makes a flushed segment part of the log. It is the value under [KeyCommit], written in the transaction

@@ -32,9 +32,9 @@ const (
 )
 
 var (
-	// ErrCorrupt: bytes that are not what a writer wrote.
+	// ErrCorrupt says that bytes are not what a writer wrote.
 	ErrCorrupt = errors.New("corrupt manifest")
-	// ErrVersion: a manifest of a format that this build does not know.
+	// ErrVersion says that a manifest has a format that this build does not know.
 	ErrVersion = errors.New("unknown manifest version")
 )
 

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/batch"
 )
 
 // load is the batches of a segment of 16 MiB, dealt in turn to partitions.
@@ -15,7 +16,7 @@ func load(batchBytes, partitions int) (keys []Key, batches [][]byte) {
 	for i := range total / batchBytes {
 		p := i % partitions
 		s := spec{offset: protocol.Offset(next[p]), timestamp: int64(now + i), producer: 1000, sequence: int32(next[p])}
-		s.records0 = make([]byte, batchBytes-batchHeaderSize)
+		s.records0 = make([]byte, batchBytes-batch.HeaderBytes)
 		next[p]++
 		keys = append(keys, Key{Shard: uint32(p % 128), Topic: topicA, Partition: int32(p)})
 		batches = append(batches, s.encode())
@@ -31,8 +32,8 @@ func BenchmarkBuild(b *testing.B) {
 			b.ReportAllocs()
 			var builder Builder
 			for b.Loop() {
-				for i, batch := range batches {
-					if err := builder.Add(keys[i], "events", batch); err != nil {
+				for i, data := range batches {
+					if err := builder.Add(keys[i], "events", data); err != nil {
 						b.Fatal(err)
 					}
 				}
@@ -49,8 +50,8 @@ func BenchmarkBuild(b *testing.B) {
 func finished(b *testing.B, batchBytes, partitions int) []byte {
 	keys, batches := load(batchBytes, partitions)
 	var builder Builder
-	for i, batch := range batches {
-		if err := builder.Add(keys[i], "events", batch); err != nil {
+	for i, data := range batches {
+		if err := builder.Add(keys[i], "events", data); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -103,14 +104,14 @@ func BenchmarkVerifyBatch(b *testing.B) {
 		b.Fatal(err)
 	}
 	s := &f.Sections[0]
-	batch, err := s.BatchAt(protocol.Offset(binary.BigEndian.Uint64(batches[0])))
+	first, err := s.BatchAt(protocol.Offset(binary.BigEndian.Uint64(batches[0])))
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.SetBytes(int64(batch.Size))
+	b.SetBytes(int64(first.Size))
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := s.VerifyBatch(batch, batches[0]); err != nil {
+		if err := s.VerifyBatch(first, batches[0]); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -14,7 +14,7 @@ import (
 // batch: it keeps the slices it is given until [Builder.Reset]. The zero Builder is empty and ready; one that is reset
 // and used again allocates only the header and footer of each segment. It is not safe for concurrent use.
 //
-// What it keeps across resets is proportional to the most batches that a segment had, about 45 bytes each.
+// What it keeps across resets is proportional to the most batches that a segment had, about 75 bytes each.
 type Builder struct {
 	sections []building
 	byKey    map[Key]int32
@@ -72,14 +72,14 @@ const (
 // It fails with [ErrGap] if the batch's base offset is not the next one of the section, or its leader epoch is
 // below that of the batch before, and with [ErrFull] at a limit of the format. After an error the builder is as it was.
 func (b *Builder) Add(key Key, topicName string, data []byte) error {
-	batch, err := describe(data)
+	added, err := describe(data)
 	if err != nil {
 		return fmt.Errorf("add to segment: topic %q partition %d: %w", topicName, key.Partition, err)
 	}
 	if b.dataBytes+int64(len(data)) > DataBytesMax || !b.fits(indexEntryMax) {
 		return ErrFull
 	}
-	at, err := b.section(key, topicName, &batch)
+	at, err := b.section(key, topicName, &added)
 	if err != nil {
 		return err
 	}
@@ -87,13 +87,13 @@ func (b *Builder) Add(key Key, topicName string, data []byte) error {
 	if s.Batches == BatchesMax {
 		return ErrFull
 	}
-	if batch.Offset != s.NextOffset || batch.LeaderEpoch < s.LeaderEpoch {
+	if added.Offset != s.NextOffset || added.LeaderEpoch < s.LeaderEpoch {
 		return fmt.Errorf("add to segment: topic %q partition %d: %w: offset %d of leader epoch %d, want %d of %d or later",
-			topicName, key.Partition, ErrGap, batch.Offset, batch.LeaderEpoch, s.NextOffset, s.LeaderEpoch)
+			topicName, key.Partition, ErrGap, added.Offset, added.LeaderEpoch, s.NextOffset, s.LeaderEpoch)
 	}
 
 	from := len(b.index)
-	b.index = s.coding.append(b.index, &batch)
+	b.index = s.coding.append(b.index, &added)
 	s.indexBytes += len(b.index) - from
 	n := int32(len(b.batches))
 	b.batches = append(b.batches, queued{data: data, indexFrom: uint32(from), indexTo: uint32(len(b.index)), next: -1})
@@ -107,9 +107,9 @@ func (b *Builder) Add(key Key, topicName string, data []byte) error {
 
 	s.Batches++
 	s.Size += int64(len(data))
-	s.NextOffset = batch.Next()
-	s.LeaderEpoch = batch.LeaderEpoch
-	s.MaxTimestamp = max(s.MaxTimestamp, batch.MaxTimestamp)
+	s.NextOffset = added.Next()
+	s.LeaderEpoch = added.LeaderEpoch
+	s.MaxTimestamp = max(s.MaxTimestamp, added.MaxTimestamp)
 	s.CRC = crc32.Update(s.CRC, castagnoli, data)
 	return nil
 }
@@ -197,7 +197,8 @@ func (b *Builder) Bytes() int64 { return b.dataBytes }
 
 // Finish returns the segment as slices that stand one after the other: the header, every batch, the footer. They are good until
 // Reset. The footer is what [ParseFooter] makes of the bytes that were written, and is independent of the builder.
-// A segment without batches is an error. Finish may be called again, with another header, for another attempt.
+// A segment without batches is an error. Finish may be called again, with another header, for another attempt; that
+// voids the parts returned before.
 func (b *Builder) Finish(h Header) (parts [][]byte, footer *Footer, err error) {
 	if len(b.batches) == 0 {
 		return nil, nil, fmt.Errorf("finish segment %s: no batches", h.ID.Name())

@@ -5,30 +5,32 @@ import "encoding/binary"
 // decoder walks over an encoded stretch. Once bad, it has no bytes left and every read returns zero.
 type decoder struct {
 	b   []byte
+	at  int // next byte to read
 	bad bool
 }
 
-func (d *decoder) fail() { d.b, d.bad = nil, true }
+func (d *decoder) fail() { d.at, d.bad = len(d.b), true }
+
+// left returns how many bytes are left.
+func (d *decoder) left() int { return len(d.b) - d.at }
 
 // take returns the next n bytes, not copied.
 func (d *decoder) take(n int) []byte {
-	if n < 0 || n > len(d.b) {
+	if n < 0 || n > d.left() {
 		d.fail()
 		return nil
 	}
-	p := d.b[:n]
-	d.b = d.b[n:]
-	return p
+	d.at += n
+	return d.b[d.at-n : d.at]
 }
 
 func (d *decoder) byte() byte {
-	if len(d.b) == 0 {
+	if d.at >= len(d.b) {
 		d.fail()
 		return 0
 	}
-	c := d.b[0]
-	d.b = d.b[1:]
-	return c
+	d.at++
+	return d.b[d.at-1]
 }
 
 func (d *decoder) uint32() uint32 {
@@ -39,18 +41,22 @@ func (d *decoder) uint32() uint32 {
 	return binary.BigEndian.Uint32(p)
 }
 
+// uvarint takes numbers of one byte, as most are, without a loop.
 func (d *decoder) uvarint() uint64 {
-	if len(d.b) > 0 && d.b[0] < 0x80 { // most fields: worth a branch
-		v := d.b[0]
-		d.b = d.b[1:]
-		return uint64(v)
+	if d.at < len(d.b) && d.b[d.at] < 0x80 {
+		d.at++
+		return uint64(d.b[d.at-1])
 	}
-	v, n := binary.Uvarint(d.b)
+	return d.longUvarint()
+}
+
+func (d *decoder) longUvarint() uint64 {
+	v, n := binary.Uvarint(d.b[d.at:])
 	if n <= 0 {
 		d.fail()
 		return 0
 	}
-	d.b = d.b[n:]
+	d.at += n
 	return v
 }
 

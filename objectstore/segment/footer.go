@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/batch"
 )
 
 // Footer is the index of a segment. It is never changed and may be read concurrently.
@@ -119,7 +120,7 @@ type topicRef struct {
 
 func readTopics(d *decoder) []topicRef {
 	const entryMin = 16 + 1 + 1
-	n := d.uvarintMax(min(SectionsMax, uint64(len(d.b)/entryMin)))
+	n := d.uvarintMax(min(SectionsMax, uint64(d.left()/entryMin)))
 	topics := make([]topicRef, n)
 	for i := range topics {
 		copy(topics[i].id[:], d.take(len(topics[i].id)))
@@ -136,7 +137,7 @@ func readTopics(d *decoder) []topicRef {
 
 // readSections reads the directory and hands out the batch indexes behind it. It reports whether all of it is in order.
 func (f *Footer) readSections(d *decoder, topics []topicRef) bool {
-	n := d.uvarintMax(min(SectionsMax, uint64(len(d.b)/sectionEntryMin)))
+	n := d.uvarintMax(min(SectionsMax, uint64(d.left()/sectionEntryMin)))
 	if n == 0 {
 		return false
 	}
@@ -158,7 +159,7 @@ func (f *Footer) readSections(d *decoder, topics []topicRef) bool {
 	for i := range f.Sections {
 		f.Sections[i].index = d.take(indexBytes[i])
 	}
-	return !d.bad && len(d.b) == 0 && pos == f.Pos
+	return !d.bad && d.left() == 0 && pos == f.Pos
 }
 
 // sectionEntryMin is the least that a section takes in the directory: twelve varints and a checksum.
@@ -197,7 +198,7 @@ func (s *Section) readEntry(d *decoder, shard uint32, topics []topicRef) (indexB
 	indexBytes = int(d.uvarintMax(FooterBytesMax))
 	s.CRC = d.uint32()
 	if topic >= uint64(len(topics)) || s.Batches == 0 || s.NextOffset-s.FirstOffset < protocol.Offset(s.Batches) ||
-		s.Size < int64(s.Batches)*batchHeaderSize ||
+		s.Size < int64(s.Batches)*batch.HeaderBytes ||
 		indexBytes < s.Batches*indexEntryMin || indexBytes > s.Batches*indexEntryMax {
 		d.fail()
 		return 0

@@ -6,6 +6,7 @@ import (
 	"math"
 
 	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/batch"
 )
 
 // Bounds of one batch's entry in the index, in bytes.
@@ -75,7 +76,7 @@ func (c *coding) read(d *decoder, b *Batch) bool {
 		b.ProducerID, b.ProducerEpoch, b.BaseSequence = producer, protocol.ProducerEpoch(epoch), int32(sequence)
 	}
 	c.advance(b)
-	return ok && !d.bad && b.Size >= batchHeaderSize
+	return ok && !d.bad && b.Size >= batch.HeaderBytes
 }
 
 func (c *coding) advance(b *Batch) {
@@ -90,96 +91,47 @@ func (c *coding) advance(b *Batch) {
 	}
 }
 
-// Fields of a RecordBatch v2, by their position.
-const (
-	posLength          = 8
-	posLeaderEpoch     = 12
-	posMagic           = 16
-	posCRC             = 17
-	posAttributes      = 21
-	posLastOffsetDelta = 23
-	posMaxTimestamp    = 35
-	posProducerID      = 43
-	posProducerEpoch   = 51
-	posBaseSequence    = 53
-
-	lengthFrom = 12 // the length field counts the bytes from here
-	crcFrom    = 21 // Kafka's CRC covers the bytes from here
-	magicV2    = 2
-)
-
-// describe reads from a batch's header what the index keeps of it; Pos stays 0. It trusts the batch to have been checked
-// when it came in, but takes nothing that a reader would refuse.
-func describe(p []byte) (Batch, error) {
-	if len(p) < batchHeaderSize || len(p) > math.MaxInt32 {
-		return Batch{}, fmt.Errorf("record batch of %d bytes, want %d at least", len(p), batchHeaderSize)
+// describe reads from a whole batch what the index keeps of it; Pos stays 0. It trusts the batch to have been checked when
+// it came in, but takes nothing that a reader would refuse.
+func describe(data []byte) (Batch, error) {
+	h, err := batch.Parse(data)
+	if err != nil {
+		return Batch{}, err
 	}
-	if n := int64(int32(binary.BigEndian.Uint32(p[posLength:]))) + lengthFrom; n != int64(len(p)) {
-		return Batch{}, fmt.Errorf("record batch says %d bytes, has %d", n, len(p))
-	}
-	if p[posMagic] != magicV2 {
-		return Batch{}, fmt.Errorf("record batch of magic %d, want %d", p[posMagic], magicV2)
-	}
-	attributes := Flags(p[posAttributes+1]) // the low byte has all that the index keeps
 	b := Batch{
-		Offset:          protocol.Offset(binary.BigEndian.Uint64(p)),
-		MaxTimestamp:    int64(binary.BigEndian.Uint64(p[posMaxTimestamp:])),
-		ProducerID:      protocol.ProducerID(binary.BigEndian.Uint64(p[posProducerID:])),
-		Size:            int32(len(p)),
-		LastOffsetDelta: int32(binary.BigEndian.Uint32(p[posLastOffsetDelta:])),
-		LeaderEpoch:     protocol.LeaderEpoch(binary.BigEndian.Uint32(p[posLeaderEpoch:])),
-		BaseSequence:    int32(binary.BigEndian.Uint32(p[posBaseSequence:])),
-		ProducerEpoch:   protocol.ProducerEpoch(binary.BigEndian.Uint16(p[posProducerEpoch:])),
-		Flags:           attributes & FlagCodec,
+		Offset:          h.BaseOffset,
+		MaxTimestamp:    h.MaxTimestamp,
+		ProducerID:      protocol.NoProducerID,
+		Size:            int32(len(data)),
+		LastOffsetDelta: h.LastOffsetDelta,
+		LeaderEpoch:     h.LeaderEpoch,
+		BaseSequence:    protocol.NoSequence,
+		ProducerEpoch:   protocol.NoProducerEpoch,
+		Flags:           Flags(h.Attributes.Codec()),
 	}
-	if b.Offset < 0 || b.LastOffsetDelta < 0 || b.Next() < b.Offset || b.LeaderEpoch < 0 {
-		return Batch{}, fmt.Errorf("record batch at offset %d with last offset delta %d and leader epoch %d",
-			b.Offset, b.LastOffsetDelta, b.LeaderEpoch)
+	if h.Idempotent() {
+		b.ProducerID, b.ProducerEpoch, b.BaseSequence = h.ProducerID, h.ProducerEpoch, h.BaseSequence
 	}
-	if b.ProducerID < 0 {
-		b.ProducerID, b.ProducerEpoch, b.BaseSequence = protocol.NoProducerID, protocol.NoProducerEpoch, protocol.NoSequence
+	if h.Size() != len(data) || b.Offset < 0 || b.LastOffsetDelta < 0 || b.Next() < b.Offset || b.LeaderEpoch < 0 || b.BaseSequence < protocol.NoSequence {
+		return Batch{}, fmt.Errorf("batch of %d bytes in %d: offset %d, last offset delta %d, leader epoch %d, base sequence %d",
+			h.Size(), len(data), b.Offset, b.LastOffsetDelta, b.LeaderEpoch, b.BaseSequence)
 	}
-	if b.BaseSequence < protocol.NoSequence {
-		return Batch{}, fmt.Errorf("record batch at offset %d with base sequence %d", b.Offset, b.BaseSequence)
-	}
-	if attributes&0x10 != 0 {
+	if h.Attributes.Transactional() {
 		b.Flags |= FlagTransactional
 	}
-	if attributes&0x20 == 0 {
+	if !h.Attributes.Control() {
 		return b, nil
 	}
 	b.Flags |= FlagControl
-	commit, err := markerCommits(p)
+	end, err := batch.ParseControl(&h, data)
 	if err != nil {
-		return Batch{}, fmt.Errorf("control batch at offset %d: %w", b.Offset, err)
+		return Batch{}, err
 	}
-	if commit {
+	if end.Marker == batch.Commit {
 		b.Flags |= FlagCommit
 	}
 	if b.BaseSequence != protocol.NoSequence {
-		return Batch{}, fmt.Errorf("control batch at offset %d with base sequence %d, want none", b.Offset, b.BaseSequence)
+		return Batch{}, fmt.Errorf("control batch at offset %d has base sequence %d, want none", b.Offset, b.BaseSequence)
 	}
 	return b, nil
-}
-
-// markerCommits reads the kind of a transaction marker from its one record (Kafka's ControlRecordType: the key is
-// int16 version, int16 type; 0 aborts, 1 commits).
-func markerCommits(p []byte) (bool, error) {
-	d := decoder{b: p[batchHeaderSize:]}
-	d.varint() // length
-	d.byte()   // attributes
-	d.varint() // timestamp delta
-	d.varint() // offset delta
-	key := d.take(int(d.varint()))
-	if len(key) < 4 {
-		return false, fmt.Errorf("key of %d bytes, want 4", len(key))
-	}
-	switch kind := binary.BigEndian.Uint16(key[2:]); kind {
-	case 0:
-		return false, nil
-	case 1:
-		return true, nil
-	default:
-		return false, fmt.Errorf("type %d, want 0 (abort) or 1 (commit)", kind)
-	}
 }

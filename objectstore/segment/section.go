@@ -1,18 +1,18 @@
 package segment
 
 import (
-	"encoding/binary"
 	"fmt"
 	"iter"
 
 	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/batch"
 )
 
 // Section is one partition's part of a segment. It is never changed and may be read concurrently.
 //
-// Its batch index is kept encoded. A lookup walks it from the start, at some nanoseconds per batch and without allocating;
-// sections are bounded by [BatchesMax] and mostly have a few hundred batches, so that neither a cache of decoded
-// indexes nor entry points within them earn their keep.
+// Its batch index is kept encoded. A lookup walks it from the start without allocating: BenchmarkBatchAt tells what a batch
+// costs, and [BatchesMax] bounds how many there are. Entry points within the index, or decoded indexes that are kept, would
+// only pay for sections of very many tiny batches.
 type Section struct {
 	Key
 	TopicName    string
@@ -116,24 +116,19 @@ func (s *Section) Verify(data []byte) error {
 }
 
 // VerifyBatch checks the bytes of one of the section's batches as they came from the object: that they are that batch
-// (base offset, length, leader epoch) and whole (Kafka's CRC, which covers the rest). The error wraps [ErrCorrupt] and says the place.
+// (base offset, length, leader epoch, magic) and whole (Kafka's CRC, which covers the rest). The error wraps [ErrCorrupt] and says
+// the place.
 func (s *Section) VerifyBatch(b Batch, data []byte) error {
-	if len(data) < batchHeaderSize || len(data) != int(b.Size) {
-		return s.errorf(ErrCorrupt, "batch at byte %d: %d bytes, want %d", b.Pos, len(data), b.Size)
+	h, err := batch.Parse(data)
+	if err != nil {
+		return s.errorf(ErrCorrupt, "batch at byte %d: %v", b.Pos, err)
 	}
-	for _, field := range [...]struct {
-		name      string
-		got, want int64
-	}{
-		{"base offset", int64(binary.BigEndian.Uint64(data)), int64(b.Offset)},
-		{"length", int64(int32(binary.BigEndian.Uint32(data[posLength:]))), int64(b.Size) - lengthFrom},
-		{"leader epoch", int64(int32(binary.BigEndian.Uint32(data[posLeaderEpoch:]))), int64(b.LeaderEpoch)},
-		{"magic", int64(data[posMagic]), magicV2},
-		{"CRC32C", int64(binary.BigEndian.Uint32(data[posCRC:])), int64(checksum(data[crcFrom:]))},
-	} {
-		if field.got != field.want {
-			return s.errorf(ErrCorrupt, "batch at byte %d: %s %d, want %d", b.Pos, field.name, field.got, field.want)
-		}
+	if len(data) != int(b.Size) || h.Size() != len(data) || h.BaseOffset != b.Offset || h.LeaderEpoch != b.LeaderEpoch {
+		return s.errorf(ErrCorrupt, "batch at byte %d: %d bytes with one of %d at offset %d of leader epoch %d, want %d at %d of %d",
+			b.Pos, len(data), h.Size(), h.BaseOffset, h.LeaderEpoch, b.Size, b.Offset, b.LeaderEpoch)
+	}
+	if err := batch.Verify(data, &h); err != nil {
+		return s.errorf(ErrCorrupt, "batch at byte %d: %v", b.Pos, err)
 	}
 	return nil
 }
@@ -191,7 +186,7 @@ func (c *cursor) seek(offset protocol.Offset) bool {
 // complete reports whether the batches that were read are all there is.
 func (c *cursor) complete() bool {
 	s := c.section
-	return len(c.d.b) == 0 && c.pos == s.Pos+s.Size && c.offset == s.NextOffset && c.coding.epoch == s.LeaderEpoch
+	return c.d.left() == 0 && c.pos == s.Pos+s.Size && c.offset == s.NextOffset && c.coding.epoch == s.LeaderEpoch
 }
 
 func (c *cursor) err() error {

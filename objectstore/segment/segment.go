@@ -50,23 +50,22 @@ const (
 	HeaderSize  = 80 // bytes of the header
 	TrailerSize = 32 // bytes of the trailer
 
-	DataBytesMax    = 1 << 30  // bytes of all sections together
-	FooterBytesMax  = 64 << 20 // bytes of the footer, its trailer included
-	SectionsMax     = 1 << 16  // sections of a segment
-	BatchesMax      = 1 << 18  // batches of a section
-	batchHeaderSize = 61       // bytes of a RecordBatch v2 without records
+	DataBytesMax   = 1 << 30  // bytes of all sections together
+	FooterBytesMax = 64 << 20 // bytes of the footer, its trailer included
+	SectionsMax    = 1 << 16  // sections of a segment
+	BatchesMax     = 1 << 18  // batches of a section
 )
 
 var (
-	// ErrCorrupt: bytes that are not what a writer wrote. It says at which byte of which object.
+	// ErrCorrupt says that bytes are not what a writer wrote. The error around it has the place, as far as it is known.
 	ErrCorrupt = errors.New("corrupt segment")
-	// ErrVersion: a segment of a format that this build does not know.
+	// ErrVersion says that a segment has a format that this build does not know.
 	ErrVersion = errors.New("unknown segment version")
-	// ErrNoBatch: the section has no batch at that offset or timestamp.
+	// ErrNoBatch says that the section has no batch at that offset or timestamp.
 	ErrNoBatch = errors.New("no such batch in section")
-	// ErrFull: the segment cannot take the batch. Finish it, and begin another one with that batch.
+	// ErrFull says that the segment cannot take the batch. Finish it, and begin another one with that batch.
 	ErrFull = errors.New("segment full")
-	// ErrGap: a batch does not continue its section. A broken invariant of the caller.
+	// ErrGap says that a batch does not continue its section: a broken invariant of the caller.
 	ErrGap = errors.New("batch does not continue its section")
 )
 

@@ -17,11 +17,21 @@ import (
 
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/batch"
 )
 
 var update = flag.Bool("update", false, "write golden files anew")
 
 const goldenFile = "testdata/v1.segment"
+
+// Positions in a RecordBatch v2.
+const (
+	posLeaderEpoch     = 12
+	posMagic           = 16
+	posCRC             = 17
+	posAttributes      = 21 // the CRC covers the bytes from here
+	posLastOffsetDelta = 23
+)
 
 // spec describes a batch of a test; zero means a plain one.
 type spec struct {
@@ -51,9 +61,9 @@ func (s spec) encode() []byte {
 	if b.Records == nil {
 		b.Records = bytes.Repeat([]byte{byte(s.offset)}, 20)
 	}
-	b.Length = int32(batchHeaderSize - lengthFrom + len(b.Records))
+	b.Length = int32(batch.HeaderBytes - posLeaderEpoch + len(b.Records))
 	raw := b.AppendTo(nil)
-	binary.BigEndian.PutUint32(raw[posCRC:], crc32.Checksum(raw[crcFrom:], crc32.MakeTable(crc32.Castagnoli)))
+	binary.BigEndian.PutUint32(raw[posCRC:], crc32.Checksum(raw[posAttributes:], crc32.MakeTable(crc32.Castagnoli)))
 	return raw
 }
 
@@ -307,7 +317,7 @@ func TestRange(t *testing.T) {
 	var b Builder
 	_, footer := build(t, &b, plain(50))
 	section := footer.Find(keyA0)
-	const size = batchHeaderSize + 20
+	const size = batch.HeaderBytes + 20
 	for _, test := range []struct {
 		name     string
 		offset   protocol.Offset
@@ -344,14 +354,14 @@ func TestVerifyBatchFindsEveryFlippedBit(t *testing.T) {
 	var b Builder
 	object, footer := build(t, &b, plain(3))
 	section := footer.Find(keyA0)
-	batch, err := section.BatchAt(102)
+	target, err := section.BatchAt(102)
 	if err != nil {
 		t.Fatal(err)
 	}
-	data := object[batch.Pos:][:batch.Size]
+	data := object[target.Pos:][:target.Size]
 	for bit := range len(data) * 8 {
 		data[bit/8] ^= 1 << (bit % 8)
-		err := section.VerifyBatch(batch, data)
+		err := section.VerifyBatch(target, data)
 		data[bit/8] ^= 1 << (bit % 8)
 		if !errors.Is(err, ErrCorrupt) {
 			t.Fatalf("bit %d: %v, want ErrCorrupt", bit, err)
@@ -362,10 +372,10 @@ func TestVerifyBatchFindsEveryFlippedBit(t *testing.T) {
 			}
 		}
 	}
-	if err := section.VerifyBatch(batch, data[:len(data)-1]); !errors.Is(err, ErrCorrupt) {
+	if err := section.VerifyBatch(target, data[:len(data)-1]); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("short batch: %v, want ErrCorrupt", err)
 	}
-	if err := section.VerifyBatch(batch, object[section.Pos:][:batch.Size]); !errors.Is(err, ErrCorrupt) {
+	if err := section.VerifyBatch(target, object[section.Pos:][:target.Size]); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("another, whole batch: %v, want ErrCorrupt", err)
 	}
 	all := object[section.Pos : section.Pos+section.Size]
@@ -439,6 +449,68 @@ func TestAddRefuses(t *testing.T) {
 	}
 }
 
+func TestParseTrailerRefuses(t *testing.T) {
+	var b Builder
+	object, footer := build(t, &b, mixed)
+	size := int64(len(object))
+	for _, other := range []int64{size - 1, size + 1, 0, math.MaxInt64} {
+		if _, err := ParseTrailer(object, other); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("object of %d bytes, not %d: %v, want ErrCorrupt", other, size, err)
+		}
+	}
+	if _, err := ParseTrailer(object[len(object)-TrailerSize+1:], size); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("short trailer: %v, want ErrCorrupt", err)
+	}
+	object[len(object)-12]++ // the version
+	if _, err := ParseTrailer(object, size); !errors.Is(err, ErrVersion) {
+		t.Errorf("next version: %v, want ErrVersion", err)
+	}
+	if _, err := ParseFooter(object[footer.Pos:]); !errors.Is(err, ErrVersion) {
+		t.Errorf("next version: %v, want ErrVersion", err)
+	}
+	object[4]++
+	if _, err := ParseHeader(object); !errors.Is(err, ErrVersion) {
+		t.Errorf("next version: %v, want ErrVersion", err)
+	}
+}
+
+func TestAddStopsAtSectionLimit(t *testing.T) {
+	var b Builder
+	raw := spec{}.encode()
+	for p := range int32(SectionsMax) {
+		if err := b.Add(Key{Topic: topicA, Partition: p}, "events", raw); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.Add(Key{Topic: topicA, Partition: SectionsMax}, "events", raw); !errors.Is(err, ErrFull) {
+		t.Fatalf("section past the limit: %v, want ErrFull", err)
+	}
+	_, footer, err := b.Finish(testHeader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := footer.Find(Key{Topic: topicA, Partition: SectionsMax - 1}); s == nil || s != &footer.Sections[SectionsMax-1] {
+		t.Errorf("last section is %+v", s)
+	}
+}
+
+func TestAddStopsAtDataLimit(t *testing.T) {
+	var b Builder
+	s := spec{records0: make([]byte, 32<<20)}
+	raw := s.encode()
+	for next := uint64(0); ; next++ {
+		binary.BigEndian.PutUint64(raw, next) // the builder keeps no copy, but nobody reads the object here
+		err := b.Add(keyA0, "events", raw)
+		full := (next+1)*uint64(len(raw)) > DataBytesMax
+		if full != errors.Is(err, ErrFull) || !full && err != nil {
+			t.Fatalf("after %d bytes: %v, want ErrFull %t", b.Bytes(), err, full)
+		}
+		if full {
+			return
+		}
+	}
+}
+
 func TestAddStopsAtBatchLimit(t *testing.T) {
 	var b Builder
 	s := spec{}
@@ -460,8 +532,8 @@ func TestAddStopsAtBatchLimit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if batch, err := footer.Sections[0].BatchAt(BatchesMax - 1); err != nil || batch.Offset != BatchesMax-1 {
-		t.Errorf("last batch %+v, %v", batch, err)
+	if last, err := footer.Sections[0].BatchAt(BatchesMax - 1); err != nil || last.Offset != BatchesMax-1 {
+		t.Errorf("last batch %+v, %v", last, err)
 	}
 }
 
@@ -484,9 +556,9 @@ func TestFooterOutlivesReset(t *testing.T) {
 	_, footer := build(t, &b, mixed)
 	b.Reset()
 	build(t, &b, plain(100))
-	batch, err := footer.Find(keyB7).BatchAt(9)
-	if err != nil || batch.BaseSequence != 12345 {
-		t.Errorf("after Reset: %+v, %v", batch, err)
+	last, err := footer.Find(keyB7).BatchAt(9)
+	if err != nil || last.BaseSequence != 12345 {
+		t.Errorf("after Reset: %+v, %v", last, err)
 	}
 }
 
