@@ -1,0 +1,162 @@
+package segment
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"math"
+	"slices"
+	"testing"
+)
+
+func TestAddRefuses(t *testing.T) {
+	good := spec{offset: 10, records: 5, epoch: 3}
+	change := func(s spec, at int, value ...byte) []byte {
+		raw := s.encode()
+		copy(raw[at:], value)
+		return raw
+	}
+	tests := []struct {
+		name string
+		key  Key
+		as   string
+		data []byte
+		kind error // nil for any
+	}{
+		{"gap", keyA0, "events", spec{offset: 16, epoch: 3}.encode(), ErrGap},
+		{"overlap", keyA0, "events", spec{offset: 14, epoch: 3}.encode(), ErrGap},
+		{"older leader epoch", keyA0, "events", spec{offset: 15, epoch: 2}.encode(), ErrGap},
+		{"other name of the topic", keyA1, "events2", good.encode(), nil},
+		{"bad name", keyB7, "no/name", good.encode(), nil},
+		{"negative partition", Key{Topic: topicB, Partition: -1}, "orders", good.encode(), nil},
+		{"short", keyB7, "orders", good.encode()[:60], nil},
+		{"truncated", keyB7, "orders", good.encode()[:70], nil},
+		{"magic 1", keyB7, "orders", change(good, posMagic, 1), nil},
+		{"negative offset", keyB7, "orders", change(good, 0, 0xff), nil},
+		{"negative leader epoch", keyB7, "orders", change(good, posLeaderEpoch, 0xff), nil},
+		{"negative last offset delta", keyB7, "orders", change(good, posLastOffsetDelta, 0xff), nil},
+		{"offsets overflow", keyB7, "orders", spec{offset: math.MaxInt64, epoch: 3}.encode(), nil},
+		{"marker without key", keyB7, "orders", spec{epoch: 3, attributes: 0x30}.encode(), nil},
+		{"marker of another kind", keyB7, "orders", spec{epoch: 3, attributes: 0x30, records0: marker(2)}.encode(), nil},
+		{"marker with a sequence", keyB7, "orders", spec{epoch: 3, attributes: 0x30, producer: 5, sequence: 3, records0: marker(1)}.encode(), nil},
+	}
+	var b Builder
+	if err := b.Add(keyA0, "events", good.encode()); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			err := b.Add(test.key, test.as, test.data)
+			if err == nil || test.kind != nil && !errors.Is(err, test.kind) {
+				t.Errorf("error %v, want one of kind %v", err, test.kind)
+			}
+		})
+	}
+	if err := b.SetLastStable(keyB7, 1); err == nil {
+		t.Error("last stable offset of a section that is not there was taken")
+	}
+	if err := b.SetLastStable(keyA0, -1); err == nil {
+		t.Error("negative last stable offset was taken")
+	}
+	if _, footer, err := b.Finish(testHeader); err != nil || len(footer.Sections) != 1 || footer.Sections[0].NextOffset != 15 {
+		t.Errorf("after refusals the builder has %+v, %v, want the one good batch", footer, err)
+	}
+	if err := b.SetLastStable(keyA0, 16); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := b.Finish(testHeader); err == nil {
+		t.Error("last stable offset past the end was taken")
+	}
+	b.Reset()
+	if _, _, err := b.Finish(testHeader); err == nil {
+		t.Error("empty segment was finished")
+	}
+}
+
+func TestAddStopsAtSectionLimit(t *testing.T) {
+	var b Builder
+	raw := spec{}.encode()
+	for p := range int32(SectionsMax) {
+		if err := b.Add(Key{Topic: topicA, Partition: p}, "events", raw); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.Add(Key{Topic: topicA, Partition: SectionsMax}, "events", raw); !errors.Is(err, ErrFull) {
+		t.Fatalf("section past the limit: %v, want ErrFull", err)
+	}
+	_, footer, err := b.Finish(testHeader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := footer.Find(Key{Topic: topicA, Partition: SectionsMax - 1}); s == nil || s != &footer.Sections[SectionsMax-1] {
+		t.Errorf("last section is %+v", s)
+	}
+}
+
+func TestAddStopsAtDataLimit(t *testing.T) {
+	var b Builder
+	s := spec{records0: make([]byte, 32<<20)}
+	raw := s.encode()
+	for next := uint64(0); ; next++ {
+		binary.BigEndian.PutUint64(raw, next) // the builder keeps no copy, but nobody reads the object here
+		err := b.Add(keyA0, "events", raw)
+		full := (next+1)*uint64(len(raw)) > DataBytesMax
+		if full != errors.Is(err, ErrFull) || !full && err != nil {
+			t.Fatalf("after %d bytes: %v, want ErrFull %t", b.Bytes(), err, full)
+		}
+		if full {
+			return
+		}
+	}
+}
+
+func TestAddStopsAtBatchLimit(t *testing.T) {
+	var b Builder
+	s := spec{}
+	raw := s.encode()
+	add := func() error {
+		err := b.Add(keyA0, "events", raw)
+		binary.BigEndian.PutUint64(raw, binary.BigEndian.Uint64(raw)+1)
+		return err
+	}
+	for range BatchesMax {
+		if err := add(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := add(); !errors.Is(err, ErrFull) {
+		t.Fatalf("batch past the limit: %v, want ErrFull", err)
+	}
+	_, footer, err := b.Finish(testHeader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last, err := footer.Sections[0].BatchAt(BatchesMax - 1); err != nil || last.Offset != BatchesMax-1 {
+		t.Errorf("last batch %+v, %v", last, err)
+	}
+}
+
+// TestSameBytesInAnyOrder holds that the bytes depend on the batches and not on how partitions were interleaved, and
+// that a builder that was reset is as good as a new one.
+func TestSameBytesInAnyOrder(t *testing.T) {
+	var fresh, used Builder
+	want, _ := build(t, &fresh, mixed)
+	build(t, &used, plain(100))
+	used.Reset()
+	grouped := slices.Clone(mixed)
+	slices.SortStableFunc(grouped, func(x, y input) int { return -x.key.Compare(y.key) })
+	if got, _ := build(t, &used, grouped); !bytes.Equal(got, want) {
+		t.Error("another order of partitions made other bytes")
+	}
+}
+
+func TestFooterOutlivesReset(t *testing.T) {
+	var b Builder
+	_, footer := build(t, &b, mixed)
+	b.Reset()
+	build(t, &b, plain(100))
+	last, err := footer.Find(keyB7).BatchAt(9)
+	if err != nil || last.BaseSequence != 12345 {
+		t.Errorf("after Reset: %+v, %v", last, err)
+	}
+}
