@@ -104,6 +104,16 @@ func ParseTopicID(s string) (TopicID, error) {
 	return id, nil
 }
 
+// MarshalText implements encoding.TextMarshaler with the form of [TopicID.String].
+func (id TopicID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler; see [ParseTopicID].
+func (id *TopicID) UnmarshalText(text []byte) error {
+	parsed, err := ParseTopicID(string(text))
+	*id = parsed
+	return err
+}
+
 // TopicNameLengthMax is the longest topic name, in bytes.
 const TopicNameLengthMax = 249
 
