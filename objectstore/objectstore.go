@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"strings"
 	"time"
 )
 
@@ -82,9 +83,10 @@ type Store interface {
 	Stat(ctx context.Context, name string) (Info, error)
 
 	// List yields the objects whose name starts with prefix, in ascending byte order of names, from the first name
-	// that is greater than after ("" means all). Prefix is a prefix of bytes, not of parts: "a/b" finds "a/bc". It
-	// stops at the first error, which it yields with a zero Info. Objects that are put or deleted meanwhile may be
-	// missing or present.
+	// that is greater than after ("" means all; the object named so need not exist). Prefix is a prefix of bytes, not
+	// of parts: "a/b" finds "a/bc". A prefix that no name can have ([ValidPrefix]) gives an empty list. List stops at
+	// the first error, which it yields with a zero Info. Objects that are put or deleted meanwhile may be missing or
+	// present.
 	List(ctx context.Context, prefix, after string) iter.Seq2[Info, error]
 
 	// Delete removes the object. Deleting what is not there succeeds. A deletion may be undone by a crash of the
@@ -117,6 +119,18 @@ func ValidName(name string) bool {
 		}
 	}
 	return true
+}
+
+// ValidPrefix reports whether the name of an object may start with prefix.
+func ValidPrefix(prefix string) bool {
+	last := prefix
+	if i := strings.LastIndexByte(prefix, '/'); i >= 0 {
+		if !ValidName(prefix[:i]) {
+			return false
+		}
+		last = prefix[i+1:]
+	}
+	return len(prefix) <= NameBytesMax && (last == "" || ValidName(last) || ValidName(last+"x"))
 }
 
 // CheckPut returns what every Put must refuse before it asks the store, with the kind [ErrDenied]: an invalid name,

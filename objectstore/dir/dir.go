@@ -135,12 +135,12 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 // List implements [objectstore.Store]. It reads one folder at a time.
 func (s *Store) List(ctx context.Context, prefix, after string) iter.Seq2[objectstore.Info, error] {
 	return func(yield func(objectstore.Info, error) bool) {
+		if !objectstore.ValidPrefix(prefix) {
+			return
+		}
 		folder := ""
 		if i := strings.LastIndexByte(prefix, '/'); i >= 0 {
 			folder = prefix[:i]
-			if !objectstore.ValidName(folder) {
-				return // no object has such a name
-			}
 		}
 		w := walk{ctx: ctx, store: s, prefix: prefix, after: after, yield: yield}
 		if err := w.folder(folder); err != nil && !errors.Is(err, errStopped) {

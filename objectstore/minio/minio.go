@@ -140,6 +140,9 @@ func (s *Store) Stat(ctx context.Context, name string) (objectstore.Info, error)
 // List implements [objectstore.Store].
 func (s *Store) List(ctx context.Context, prefix, after string) iter.Seq2[objectstore.Info, error] {
 	return func(yield func(objectstore.Info, error) bool) {
+		if !objectstore.ValidPrefix(prefix) {
+			return // some servers refuse it
+		}
 		withoutOwner := false
 		options := minio.ListObjectsOptions{Prefix: s.key(prefix), Recursive: true, FetchOwner: &withoutOwner}
 		if after != "" {

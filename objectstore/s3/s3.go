@@ -180,6 +180,9 @@ func (s *Store) Stat(ctx context.Context, name string) (objectstore.Info, error)
 // List implements [objectstore.Store].
 func (s *Store) List(ctx context.Context, prefix, after string) iter.Seq2[objectstore.Info, error] {
 	return func(yield func(objectstore.Info, error) bool) {
+		if !objectstore.ValidPrefix(prefix) {
+			return // some servers refuse it
+		}
 		in := &awss3.ListObjectsV2Input{Bucket: &s.config.Bucket, Prefix: s.key(prefix)}
 		if after != "" {
 			in.StartAfter = s.key(after)

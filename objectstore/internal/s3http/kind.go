@@ -19,14 +19,25 @@ const (
 	codeNoBucket       = "NoSuchBucket"
 	codeSlowDown       = "SlowDown"
 	codeRequestTimeout = "RequestTimeout"
+	// codeIsFolder is versitygw's answer to a PUT whose last step failed, often because a DELETE has just removed the
+	// folder that its last object was in. It did nothing.
+	codeIsFolder = "ExistingObjectIsDirectory"
 )
 
-// nameConflicts are 409s that say that a name is a folder of another object's, or the other way round.
-var nameConflicts = map[string]bool{
-	"ObjectParentIsFile":        true, // versitygw
-	"ExistingObjectIsDirectory": true, // versitygw
-	"XMinioParentIsObject":      true,
-	"InvalidBucketState":        true,
+// lostRace reports whether the answer to a conditional PUT says that an object of that name is there.
+func lostRace(answer Answer) bool {
+	switch answer.Status {
+	case http.StatusPreconditionFailed:
+		return true
+	case http.StatusConflict:
+		switch answer.Code {
+		case codeIsFolder, "ObjectParentIsFile", "XMinioParentIsObject": // versitygw, versitygw, MinIO
+			return false // a part of the name is in the way
+		}
+		return true
+	default:
+		return false
+	}
 }
 
 // ReadError returns the error, with its kind, of a Get, Stat or List that failed with err.
@@ -46,8 +57,7 @@ func (t *Trail) WriteError(ctx context.Context, op, name string, answer Answer, 
 	sent, unsure := t.outcome()
 	kind := kindOf(answer)
 	switch {
-	case answer.Status == http.StatusPreconditionFailed,
-		answer.Status == http.StatusConflict && !nameConflicts[answer.Code]:
+	case lostRace(answer):
 		// Even if an attempt before it is in doubt: an object of that name is there now, and Put's contract says that it
 		// may be the caller's own.
 		kind = objectstore.ErrExists
@@ -67,7 +77,11 @@ func kindOf(answer Answer) error {
 	case http.StatusNotImplemented:
 		return objectstore.ErrDenied
 	}
-	if answer.Status >= http.StatusInternalServerError || answer.Code == codeSlowDown || answer.Code == codeRequestTimeout {
+	switch answer.Code {
+	case codeSlowDown, codeRequestTimeout, codeIsFolder:
+		return objectstore.ErrUnavailable
+	}
+	if answer.Status >= http.StatusInternalServerError {
 		return objectstore.ErrUnavailable
 	}
 	return objectstore.ErrDenied

@@ -36,8 +36,8 @@ const (
 
 // How the client libraries retry. Callers that are in no hurry try again by themselves, with the same bytes.
 const (
-	Attempts   = 3           // a request is sent so many times at most
-	BackoffMax = time.Second // between two of them
+	Attempts   = 3                      // a request is sent so many times at most
+	BackoffMax = 500 * time.Millisecond // between two of them
 )
 
 // Transport is an HTTP transport for S3 clients. It tells the [Trail] in a request's context about each attempt, and is
