@@ -1,0 +1,96 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/varve-io/varve/test/bench/load"
+)
+
+// aRun is a run whose numbers are easy to recognise: produce is its rate in
+// MB/s at 1 KiB, and every cost is a tenth of it in CPU seconds per GB.
+func aRun(produce int64, puts float64) run {
+	cpu := time.Duration(produce) * time.Second / 10
+	throughput := func(objects *load.ObjectRequests) *load.Throughput {
+		return &load.Throughput{Bytes: produce * 1e6, Cost: load.Cost{Elapsed: time.Second, ServerCPU: &cpu, Objects: objects}}
+	}
+	report := load.Report{Produce: throughput(nil), ConsumeMemory: throughput(nil), ConsumeAll: throughput(nil)}
+	r := run{kib: report, small: report}
+	r.raw.Ack = load.Quantiles{P50: 900 * time.Microsecond, P99: 7 * time.Millisecond}
+	if puts > 0 {
+		r.kib.Produce = throughput(&load.ObjectRequests{Puts: puts})
+		r.idle = &load.ObjectRequests{}
+	}
+	return r
+}
+
+func TestMarkdown(t *testing.T) {
+	r := results{
+		plan:       newPlan(3, false),
+		contenders: []contender{{name: "Varve", version: "at abc"}, {name: "Apache Kafka", version: "4.3"}},
+		runs: [][]run{
+			{aRun(300, 20), aRun(330, 30), aRun(310, 10)},
+			{aRun(210, 0), aRun(190, 0), aRun(200, 0)},
+		},
+	}
+	text := r.markdown()
+	for _, want := range []string{
+		"| produce, 1 KiB records, MB/s | 310 (300 to 330) | 200 (190 to 210) | 1.55 |",
+		"| produced, 1 KiB records | 100.00 | 100.00 | 1.00 |",
+		"| MiB per PUT while producing 1 KiB records | 14.3 (10.5 to 29.6) | - | - |",
+		"| PUTs while idle | 0 | - | - |",
+		"synced against not synced) | 1.55 | yes |",
+		"log and flush to a folder included | 100.00 | no |",
+		"acknowledgement p50 at most 1 ms | 0.900 | yes |",
+		"where the disk's own sync allows it | 7.000 | no |",
+		"one PUT per 8 MiB under load | 14.3 | yes |",
+		"no PUT when idle | 0 | yes |",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no line %q", want)
+		}
+	}
+	if t.Failed() {
+		t.Log(text)
+	}
+}
+
+// TestAimsAreMeasured holds the aims to the names of measures.
+func TestAimsAreMeasured(t *testing.T) {
+	names := make(map[string]bool)
+	for _, s := range sections(newPlan(1, true)) {
+		for _, m := range s.measures {
+			if names[m.name] {
+				t.Errorf("two measures are called %q", m.name)
+			}
+			names[m.name] = true
+		}
+	}
+	for _, a := range aims {
+		if !names[a.measure] {
+			t.Errorf("aim %q is about %q, which is not measured", a.text, a.measure)
+		}
+	}
+}
+
+func TestSummarize(t *testing.T) {
+	m := measure{"rate", "%.0f", func(r run) (float64, bool) { return r.kib.Produce.MBPerSecond(), true }}
+	even := summarize(m, []run{aRun(40, 0), aRun(10, 0), aRun(20, 0), aRun(30, 0)})
+	if even.median != 25 || even.least != 10 || even.most != 40 {
+		t.Errorf("of four: %+v", even)
+	}
+	if none := summarize(m, nil); none.known || none.format("%.0f") != "-" {
+		t.Errorf("of none: %+v", none)
+	}
+}
+
+func TestDescribeMachine(t *testing.T) {
+	const info = "processor\t: 0\nmodel name\t: A CPU @ 2: GHz\nmodel name\t: another\n"
+	if got := field(info, "model name"); got != "A CPU @ 2: GHz" {
+		t.Errorf("model %q", got)
+	}
+	if m := describeMachine(); m.cores < 1 || m.kernel == "" {
+		t.Errorf("machine %+v", m)
+	}
+}
