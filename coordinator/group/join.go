@@ -44,6 +44,9 @@ func (m *Machine) accepts(e Join) bool {
 	known := m.members[e.MemberID]
 	switch m.state {
 	case Preparing:
+		if known == nil && len(m.members) >= 2*m.cfg.MembersMax { // Kafka has no such limit
+			return false
+		}
 		return known != nil && known.join != 0 || waiting < m.cfg.MembersMax
 	case Completing, Stable:
 		return known != nil || len(m.members) < m.cfg.MembersMax

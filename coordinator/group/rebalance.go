@@ -86,12 +86,12 @@ func (m *Machine) completeIfJoined(now time.Time) {
 
 // initialDelayOver ends the initial delay, or extends it if somebody came during it (KIP-134).
 func (m *Machine) initialDelayOver(now time.Time) {
-	if !m.newcomer || m.remaining == 0 {
+	next := min(m.cfg.InitialDelay, m.remaining)
+	if !m.newcomer || next == 0 {
 		m.completeJoin(now)
 		return
 	}
 	m.newcomer = false
-	next := min(m.cfg.InitialDelay, m.remaining)
 	m.remaining = max(m.remaining-m.delay, 0)
 	m.delay = next
 	m.joinBy(now.Add(next))
