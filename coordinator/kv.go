@@ -17,9 +17,9 @@ var (
 	// ErrLimit: a transaction or value is larger than the store takes, writes a key twice or names none (see
 	// [CheckTxn]). A defect of the caller.
 	ErrLimit = errors.New("request over the coordinator's limits")
-	// ErrNoSpace: the store's quota is used up; reads and deletes still work. An error of etcd is ErrUnknownOutcome
-	// too, because the transaction that crosses the quota is applied and answered like the refused ones after it; but
-	// it is settled, so a Get after the answer tells.
+	// ErrNoSpace: the store's quota is used up; reads and deletes still work. From etcd, a transaction's
+	// error is ErrUnknownOutcome too, because one that meets the quota only when it is applied is applied all the same;
+	// but it is settled, so a Get after the answer tells.
 	ErrNoSpace = errors.New("coordinator out of space")
 )
 

@@ -33,7 +33,8 @@ type Clock interface {
 	Kept(lease int64) bool
 }
 
-// Run runs the suite. open returns an empty store, for one test, and closes it at that test's end.
+// Run runs the suite. open returns an empty store, for one test, and closes it at that test's end; some of the tests run
+// in parallel, and so does open then.
 func Run(t *testing.T, open func(t *testing.T) coordinator.KV) {
 	t.Helper()
 	for _, c := range []struct {

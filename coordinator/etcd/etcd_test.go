@@ -2,6 +2,7 @@ package etcd_test
 
 import (
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -44,9 +45,8 @@ func open(t *testing.T, cfg etcd.Config) *etcd.Store {
 
 func TestContract(t *testing.T) {
 	server := startServer(t)
-	opened := 0
+	var opened atomic.Int64
 	coordtest.Run(t, func(t *testing.T) coordinator.KV {
-		opened++
-		return open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, Prefix: fmt.Sprintf("/varve/%d/", opened)})
+		return open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, Prefix: fmt.Sprintf("/varve/%d/", opened.Add(1))})
 	})
 }

@@ -87,7 +87,7 @@ func writeError(err error, sent bool) error {
 	case errors.Is(known, rpctypes.ErrLeaseNotFound):
 		return fmt.Errorf("%w: %w", coordinator.ErrLeaseGone, err)
 	case errors.Is(known, rpctypes.ErrNoSpace):
-		// The write that crosses the quota is applied and then answered with the same error as those after it.
+		// Refused before it was proposed, or applied and then answered with the same error: see Txn.
 		return fmt.Errorf("%w: %w: %w", coordinator.ErrUnknownOutcome, coordinator.ErrNoSpace, err)
 	}
 	return fmt.Errorf("%w: %w", coordinator.ErrUnknownOutcome, err)

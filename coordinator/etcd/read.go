@@ -134,7 +134,7 @@ func (s *Store) read(ctx context.Context, op clientv3.Op) (*clientv3.GetResponse
 		if err == nil {
 			return resp.Get(), nil
 		}
-		if ctx.Err() != nil || !transient(err) {
+		if ctx.Err() != nil || !s.transient(err) {
 			return nil, readError(err)
 		}
 		pause(ctx, retryDelay)
@@ -142,9 +142,12 @@ func (s *Store) read(ctx context.Context, op clientv3.Op) (*clientv3.GetResponse
 }
 
 // transient tells whether a read that failed with err may succeed if it is repeated.
-func transient(err error) bool {
-	if errors.Is(err, context.DeadlineExceeded) || isAny(err, staleTokens) {
+func (s *Store) transient(err error) bool {
+	if errors.Is(err, context.DeadlineExceeded) {
 		return true
+	}
+	if isAny(err, staleTokens) {
+		return s.cfg.Username != "" // the library has fetched a new one
 	}
 	var known rpctypes.EtcdError
 	if errors.As(rpctypes.Error(err), &known) {

@@ -11,9 +11,9 @@ import (
 
 // Txn implements [coordinator.KV]. A put on a lease that is gone fails with ErrLeaseGone and changes nothing.
 //
-// Without space left, the error is both ErrNoSpace and ErrUnknownOutcome: the transaction that crosses etcd's quota is
-// applied and answered with the same error as those that are refused after it. That outcome is settled, however: a
-// Get after the answer tells.
+// Without space left, the error is both ErrNoSpace and ErrUnknownOutcome: etcd looks at its quota before it proposes and
+// again when it applies, and in the second case applies the transaction all the same and gives the same answer (its
+// quotaApplierV3). That outcome is settled, however: a Get after the answer tells.
 func (s *Store) Txn(ctx context.Context, compares []coordinator.Compare, ops []coordinator.Op) (coordinator.TxnResult, error) {
 	if err := coordinator.CheckTxn(compares, ops); err != nil {
 		return coordinator.TxnResult{}, fmt.Errorf("transaction: %w", err)

@@ -33,7 +33,7 @@ const (
 	UnknownLate                         // ErrUnknownOutcome; the transaction runs, comparisons included, when Settle is called
 	UnknownLost                         // ErrUnknownOutcome; the transaction never runs
 	NoSpace                             // ErrNoSpace; nothing is applied
-	NoSpaceApplied                      // ErrNoSpace and ErrUnknownOutcome; the transaction ran and tripped the quota
+	NoSpaceApplied                      // ErrNoSpace and ErrUnknownOutcome; the transaction ran and met the quota then
 )
 
 // Fault makes calls fail.
