@@ -1,0 +1,194 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"unsafe"
+
+	"github.com/varve-io/varve/wal/frame"
+)
+
+const (
+	walNameFormat   = "%d.wal"
+	preparingSuffix = ".preparing"
+	zerosBytes      = 256 << 10
+	zerosAtOnce     = 4 // buffers per write: 1 MiB
+)
+
+// keep is the keeper: it writes the state when it changed, frees what was trimmed, and prepares files, in this order of
+// urgency, until the store closes.
+func (s *Store) keep() {
+	defer close(s.kept)
+	zeros := alignedBytes(zerosBytes)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		switch {
+		case s.stateSaved < s.stateWant && s.stateErr == nil:
+			s.keepState()
+		case s.closing:
+			return
+		case len(s.retired) > 0:
+			f := s.retired[0]
+			s.retired = slices.Clone(s.retired[1:])
+			s.keepRetired(f)
+		case len(s.ready) < filesReady && s.prepareErr == nil:
+			s.keepReady(zeros)
+		default:
+			s.cond.Wait()
+			continue
+		}
+		s.cond.Broadcast()
+	}
+}
+
+// keepState writes the state. A failure is final: what is on disk now is unknown.
+func (s *Store) keepState() {
+	want, st := s.stateWant, s.state
+	st.Marks, st.Losses = s.sortedMarks(), slices.Clone(st.Losses)
+	s.mu.Unlock()
+	err := writeState(s.fs, &st)
+	s.mu.Lock()
+	if s.stateErr = err; err == nil {
+		s.stateSaved = want
+	}
+}
+
+// keepRetired frees a file: first the header says so, durably, and only then may the file be used again or removed.
+// The next file of its segment is freed after that, so that a crash never leaves a gap.
+func (s *Store) keepRetired(f *walFile) {
+	spare := len(s.ready) < filesReadyMax
+	s.mu.Unlock()
+	err := s.free(f)
+	spare = spare && err == nil
+	if !spare {
+		err = errors.Join(err, f.close(), s.fs.Remove(f.name))
+	}
+	s.mu.Lock()
+	if err != nil {
+		s.log.Warn("WAL file not freed", "file", f.name, "error", err)
+	}
+	if spare {
+		s.ready = append(s.ready, f)
+	}
+	s.prepareErr = nil
+}
+
+var errFileSize = errors.New("file of another size")
+
+func (s *Store) free(f *walFile) error {
+	if f.file == nil {
+		file, err := s.fs.Open(f.name, false, s.durable)
+		if err != nil {
+			return err
+		}
+		f.file = file
+	}
+	f.header = frame.FileHeader{Store: s.state.Identity, File: f.header.File}
+	block := alignedBytes(frame.BlockBytes)
+	frame.PutFileHeader(block, &f.header)
+	if err := f.file.WriteBuffers([][]byte{block}, 0, true); err != nil {
+		return err
+	}
+	size, err := f.file.Bytes()
+	if err == nil && size != s.fileBytes {
+		err = errFileSize // another FileBytes in an earlier run
+	}
+	return err
+}
+
+// keepReady prepares a file: filled with zeros under a name that a crash leaves to be removed, then renamed.
+func (s *Store) keepReady(zeros []byte) {
+	name := fmt.Sprintf(walNameFormat, s.nextName)
+	s.nextName++
+	s.mu.Unlock()
+	f, err := s.prepare(name, zeros)
+	s.mu.Lock()
+	if err != nil {
+		// Files that are ready or get trimmed still serve; an append that finds none tries once more, and fails.
+		s.prepareErr = err
+		s.log.Warn("WAL file not prepared", "file", name, "ready", len(s.ready), "error", err)
+		return
+	}
+	s.ready = append(s.ready, f)
+}
+
+func (s *Store) prepare(name string, zeros []byte) (*walFile, error) {
+	preparing := name + preparingSuffix
+	file, err := s.fs.Open(preparing, true, s.durable)
+	if err != nil {
+		return nil, fmt.Errorf("prepare WAL file: %w", err)
+	}
+	f := &walFile{name: name, file: file, header: frame.FileHeader{Store: s.state.Identity}}
+	err = s.fill(f, zeros)
+	if err == nil {
+		err = s.fs.Rename(preparing, name)
+	}
+	if err == nil {
+		err = s.fs.SyncFolder()
+	}
+	if err != nil {
+		// Of both names one exists. Leaving it would keep a full disk full.
+		err = errors.Join(err, f.close())
+		if s.fs.Remove(preparing) != nil {
+			_ = s.fs.Remove(name)
+		}
+		return nil, fmt.Errorf("prepare WAL file: %w", err)
+	}
+	return f, nil
+}
+
+// fill writes the whole file, so that later writes change no metadata, and makes it durable.
+func (s *Store) fill(f *walFile, zeros []byte) error {
+	header := alignedBytes(frame.BlockBytes)
+	frame.PutFileHeader(header, &f.header)
+	if err := f.file.WriteBuffers([][]byte{header}, 0, false); err != nil {
+		return err
+	}
+	bufs := make([][]byte, 0, zerosAtOnce)
+	for off := int64(frame.BlockBytes); off < s.fileBytes; {
+		bufs = bufs[:0]
+		start := off
+		for len(bufs) < zerosAtOnce && off < s.fileBytes {
+			n := min(int64(len(zeros)), s.fileBytes-off)
+			bufs = append(bufs, zeros[:n])
+			off += n
+		}
+		if err := f.file.WriteBuffers(bufs, start, false); err != nil {
+			return err
+		}
+	}
+	return f.file.Sync()
+}
+
+// take gives a free file to an appender, waiting for one that is being prepared.
+func (s *Store) take() (*walFile, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.prepareErr = nil
+	s.cond.Broadcast()
+	for len(s.ready) == 0 {
+		switch {
+		case s.closing:
+			return nil, ErrClosed
+		case s.prepareErr != nil && len(s.retired) == 0:
+			return nil, s.prepareErr
+		}
+		s.cond.Wait()
+	}
+	f := s.ready[0]
+	s.ready = slices.Delete(s.ready, 0, 1)
+	s.uses++
+	f.header = frame.FileHeader{Store: s.state.Identity, File: uint64(s.state.Opened)<<32 | uint64(s.uses)}
+	f.written = false
+	s.cond.Broadcast()
+	return f, nil
+}
+
+// alignedBytes gives n zero bytes at an address that direct I/O accepts.
+func alignedBytes(n int) []byte {
+	b := make([]byte, n+frame.BlockBytes)
+	skip := -int(uintptr(unsafe.Pointer(&b[0]))) & (frame.BlockBytes - 1)
+	return b[skip : skip+n : skip+n]
+}

@@ -1,0 +1,143 @@
+package disk
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"github.com/varve-io/varve/wal/frame"
+)
+
+const (
+	stateName    = "store"
+	stateNewName = "store.new"
+	statePrefix  = "varve-wal-store 1 crc32c "
+)
+
+// state is the store's own small file, replaced as a whole: who the store is, and what it promised. Text, so that an
+// operator can read it.
+type state struct {
+	Identity uuid.UUID `json:"identity"`
+	// Opened counts the times that the store was opened; it makes the sequence numbers of file uses unique.
+	Opened uint32 `json:"opened"`
+	// Boot, Unsynced and Clean say what the last run leaves behind: without sync, an unclean end and another boot of
+	// the machine, nothing here can be trusted.
+	Boot     string `json:"boot"`
+	Unsynced bool   `json:"unsynced"`
+	Clean    bool   `json:"clean"`
+	// Marks are the highest fences seen per log, and stay when the log is gone.
+	Marks []mark `json:"marks"`
+	// Losses are the cuts that an operator accepted.
+	Losses []loss `json:"losses"`
+}
+
+type mark struct {
+	Log   frame.LogID `json:"log"`
+	Fence frame.Fence `json:"fence"`
+}
+
+// loss says that a segment ends before entry Before, whatever the files hold.
+type loss struct {
+	Segment frame.SegmentID `json:"segment"`
+	Before  frame.EntryID   `json:"before"`
+}
+
+func encodeState(st *state) ([]byte, error) {
+	body, err := json.MarshalIndent(st, "", " ")
+	if err != nil {
+		return nil, err
+	}
+	body = append(body, '\n')
+	return append(fmt.Appendf(nil, "%s%08x\n", statePrefix, stateCRC(body)), body...), nil
+}
+
+func decodeState(b []byte) (*state, error) {
+	line, body, found := bytes.Cut(b, []byte{'\n'})
+	want := fmt.Sprintf("%s%08x", statePrefix, stateCRC(body))
+	if !found || string(line) != want {
+		return nil, fmt.Errorf("first line is %.60q, want %q", line, want)
+	}
+	st := new(state)
+	decoder := json.NewDecoder(bytes.NewReader(body))
+	decoder.DisallowUnknownFields()
+	return st, decoder.Decode(st)
+}
+
+func stateCRC(body []byte) uint32 { return crc32.Checksum(body, crc32.MakeTable(crc32.Castagnoli)) }
+
+// readState reads the state file; nil if there is none.
+func readState(fs FS, names []string) (*state, error) {
+	if !slices.Contains(names, stateName) {
+		return nil, nil
+	}
+	f, err := fs.Open(stateName, false, false)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", stateName, err)
+	}
+	st, err := func() (*state, error) {
+		size, err := f.Bytes()
+		if err != nil {
+			return nil, err
+		}
+		if size > stateBytesMax {
+			return nil, fmt.Errorf("%d bytes, want at most %d", size, stateBytesMax)
+		}
+		b := make([]byte, size)
+		if _, err := f.ReadAt(b, 0); err != nil {
+			return nil, err
+		}
+		return decodeState(b)
+	}()
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, fmt.Errorf("read %s: %w", stateName, err)
+	}
+	return st, nil
+}
+
+// stateBytesMax bounds what is read into memory: some 400,000 logs.
+const stateBytesMax = 32 << 20
+
+// writeState replaces the state file, durably.
+func writeState(fs FS, st *state) error {
+	b, err := encodeState(st)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", stateName, err)
+	}
+	if err := writeFile(fs, stateNewName, b); err != nil {
+		return fmt.Errorf("write %s: %w", stateName, err)
+	}
+	if err := fs.Rename(stateNewName, stateName); err != nil {
+		return fmt.Errorf("write %s: %w", stateName, err)
+	}
+	if err := fs.SyncFolder(); err != nil {
+		return fmt.Errorf("write %s: %w", stateName, err)
+	}
+	return nil
+}
+
+func writeFile(fs FS, name string, b []byte) error {
+	// A half-written one of an earlier crash may be longer.
+	names, err := fs.Names()
+	if err != nil {
+		return err
+	}
+	if slices.Contains(names, name) {
+		if err := fs.Remove(name); err != nil {
+			return err
+		}
+	}
+	f, err := fs.Open(name, true, false)
+	if err != nil {
+		return err
+	}
+	err = f.WriteBuffers([][]byte{b}, 0, false)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}

@@ -1,0 +1,82 @@
+package wal
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/varve-io/varve/wal/quorum"
+)
+
+// Sealer is a store that holds an old segment. *disk.Store is one.
+type Sealer interface {
+	Seal(id SegmentID, fence Fence) (quorum.Answer, error)
+	Read(id SegmentID, from EntryID, visit func(EntryID, []byte) error) error
+}
+
+// Sealed is a segment that has come to its end.
+type Sealed struct {
+	// First and Last bound its entries, as far as they were not trimmed. Last = First-1 when there are none. Every
+	// entry that was ever acknowledged and not trimmed is among them.
+	First, Last EntryID
+
+	id    SegmentID
+	store Sealer
+}
+
+// Seal ends an old segment in favour of fence, which the caller has claimed, on the stores of its ensemble, in the
+// order of the segment's record; nil stands for a store that is out of reach. Size is the record's too. It fails if fewer than
+// size.SealAnswers() stores answer, with all their errors; asking again is allowed, and may give a longer or a shorter result
+// beyond the last acknowledged entry.
+func Seal(id SegmentID, fence Fence, size quorum.Size, stores []Sealer) (*Sealed, error) {
+	seal, err := quorum.NewSeal(size)
+	if err != nil {
+		return nil, fmt.Errorf("seal WAL segment %s: %w", id, err)
+	}
+	if len(stores) != size.Copies {
+		return nil, fmt.Errorf("seal WAL segment %s: %d stores, want %d", id, len(stores), size.Copies)
+	}
+	var errs []error
+	for i, s := range stores {
+		if s == nil {
+			seal.Failed(i)
+			continue
+		}
+		answer, err := s.Seal(id, fence)
+		if err != nil {
+			seal.Failed(i)
+			errs = append(errs, err)
+			continue
+		}
+		seal.Answered(i, answer)
+	}
+	state, store, answer := seal.Result()
+	if state != quorum.Sealed {
+		return nil, fmt.Errorf("seal WAL segment %s: %s: %w", id, seal, errors.Join(errs...))
+	}
+	return &Sealed{First: answer.First, Last: answer.Last, id: id, store: stores[store]}, nil
+}
+
+// Read calls visit with the entries from number from (at least First) to Last; the bytes are valid until visit returns.
+// It fails if they cannot be read to the end.
+func (s *Sealed) Read(from EntryID, visit func(EntryID, []byte) error) error {
+	next := from
+	err := s.store.Read(s.id, from, func(id EntryID, b []byte) error {
+		if id > s.Last {
+			return errPastLast
+		}
+		if id != next {
+			return fmt.Errorf("read WAL segment %s: entry %d where %d was due", s.id, id, next)
+		}
+		next++
+		return visit(id, b)
+	})
+	if err != nil && !errors.Is(err, errPastLast) {
+		return err
+	}
+	if next <= s.Last {
+		return fmt.Errorf("read WAL segment %s: entry %d is missing, the last is %d", s.id, next, s.Last)
+	}
+	return nil
+}
+
+var errPastLast = errors.New("past the segment's last entry")
