@@ -1,0 +1,93 @@
+package metered_test
+
+import (
+	"maps"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/objectstore/fault"
+	"github.com/varve-io/varve/objectstore/mem"
+	"github.com/varve-io/varve/objectstore/metered"
+	"github.com/varve-io/varve/objectstore/storetest"
+)
+
+func TestContract(t *testing.T) {
+	storetest.Run(t, func(t *testing.T) objectstore.Store { return wrap(t, mem.New(), prometheus.NewRegistry()) })
+}
+
+func wrap(t *testing.T, inner objectstore.Store, registry *prometheus.Registry) *metered.Store {
+	t.Helper()
+	s, err := metered.New(inner, registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestMetrics(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	s := wrap(t, fault.New(mem.New(),
+		fault.Rule{Op: fault.Put, Nth: 3, Effect: fault.UnknownApplied},
+		fault.Rule{Op: fault.List, Effect: fault.Unavailable}), registry)
+	ctx := t.Context()
+	body := objectstore.Bytes(make([]byte, 100))
+	_ = s.Put(ctx, "a", body)
+	_ = s.Put(ctx, "a", body)
+	_ = s.Put(ctx, "b", body)
+	_ = s.Get(ctx, "a", 0, make([]byte, 30))
+	_ = s.Get(ctx, "a", 90, make([]byte, 30))
+	_, _ = s.Stat(ctx, "none")
+	for range 2 {
+		for range s.List(ctx, "", "") {
+			continue
+		}
+	}
+	_ = s.Delete(ctx, "a")
+
+	want := map[string]float64{
+		"varve_objectstore_get_bytes_total":                    30,
+		"varve_objectstore_put_bytes_total":                    100,
+		"varve_objectstore_requests_total delete ok":           1,
+		"varve_objectstore_requests_total get denied":          1,
+		"varve_objectstore_requests_total get ok":              1,
+		"varve_objectstore_requests_total list ok":             1,
+		"varve_objectstore_requests_total list unavailable":    1,
+		"varve_objectstore_requests_total put exists":          1,
+		"varve_objectstore_requests_total put ok":              1,
+		"varve_objectstore_requests_total put unknown_outcome": 1,
+		"varve_objectstore_requests_total stat not_found":      1,
+		"varve_objectstore_request_seconds delete":             1,
+		"varve_objectstore_request_seconds get":                2,
+		"varve_objectstore_request_seconds list":               2,
+		"varve_objectstore_request_seconds put":                3,
+		"varve_objectstore_request_seconds stat":               1,
+	}
+	if got := gather(t, registry); !maps.Equal(got, want) {
+		t.Errorf("metrics are %v, want %v", got, want)
+	}
+	if _, err := metered.New(mem.New(), registry); err == nil {
+		t.Error("metrics were registered twice")
+	}
+}
+
+// gather returns all metrics: counters by their value, histograms by their count.
+func gather(t *testing.T, registry *prometheus.Registry) map[string]float64 {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]float64)
+	for _, family := range families {
+		for _, metric := range family.GetMetric() {
+			name := family.GetName()
+			for _, label := range metric.GetLabel() {
+				name += " " + label.GetValue()
+			}
+			got[name] = metric.GetCounter().GetValue() + float64(metric.GetHistogram().GetSampleCount())
+		}
+	}
+	return got
+}
