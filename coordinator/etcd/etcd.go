@@ -181,12 +181,13 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// pause waits for d, or until ctx ends.
-func pause(ctx context.Context, d time.Duration) {
+// pause waits for d, or until ctx ends or the store is closed.
+func (s *Store) pause(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 	case <-ctx.Done():
+	case <-s.ctx.Done():
 	}
 }

@@ -61,10 +61,10 @@ func (s *Store) KeepAlive(ctx context.Context, lease int64) error {
 		case errors.Is(err, coordinator.ErrLeaseGone):
 			return fmt.Errorf("keep lease %d alive: %w", lease, err)
 		case err != nil:
-			pause(ctx, retryDelay)
+			s.pause(ctx, retryDelay)
 		default:
 			timeout = min(attemptTimeout, ttl/3)
-			s.pauseUntilClosed(ctx, ttl/3)
+			s.pause(ctx, ttl/3)
 		}
 	}
 }
@@ -96,11 +96,4 @@ func (s *Store) renew(ctx context.Context, lease int64, timeout time.Duration) (
 		return 0, coordinator.ErrLeaseGone
 	}
 	return time.Duration(resp.TTL) * time.Second, nil
-}
-
-func (s *Store) pauseUntilClosed(ctx context.Context, d time.Duration) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(s.ctx, cancel)()
-	pause(ctx, d)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -87,11 +88,7 @@ func TestTxnOutcomes(t *testing.T) {
 		store := r.serve(t)
 		_, err := store.Txn(t.Context(), nil, []coordinator.Op{{Key: "a"}})
 		for _, kind := range kinds {
-			wanted := false
-			for _, want := range c.want {
-				wanted = wanted || want == kind
-			}
-			if errors.Is(err, kind) != wanted {
+			if errors.Is(err, kind) != slices.Contains(c.want, kind) {
 				t.Errorf("%v: Txn = %v; want that it is %v and nothing else", c.answer, err, c.want)
 			}
 		}

@@ -137,7 +137,7 @@ func (s *Store) read(ctx context.Context, op clientv3.Op) (*clientv3.GetResponse
 		if ctx.Err() != nil || !s.transient(err) {
 			return nil, readError(err)
 		}
-		pause(ctx, retryDelay)
+		s.pause(ctx, retryDelay)
 	}
 }
 
@@ -149,8 +149,7 @@ func (s *Store) transient(err error) bool {
 	if isAny(err, staleTokens) {
 		return s.cfg.Username != "" // the library has fetched a new one
 	}
-	var known rpctypes.EtcdError
-	if errors.As(rpctypes.Error(err), &known) {
+	if known, ok := errors.AsType[rpctypes.EtcdError](rpctypes.Error(err)); ok {
 		return known.Code() == codes.Unavailable || errors.Is(known, rpctypes.ErrTooManyRequests)
 	}
 	code := status.Code(err)

@@ -29,7 +29,7 @@ func (s *Store) Watch(ctx context.Context, prefix string, rev int64, fn func(coo
 		case errors.Is(err, rpctypes.ErrCompacted):
 			return fmt.Errorf("watch %q after revision %d: %w", prefix, next-1, coordinator.ErrCompacted)
 		}
-		pause(ctx, retryDelay)
+		s.pause(ctx, retryDelay)
 	}
 }
 

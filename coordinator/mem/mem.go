@@ -228,9 +228,8 @@ func (s *Store) remove(rev int64, key string) coordinator.Event {
 
 // at returns the item as revision rev had it, without copying its value. The caller holds mu.
 func (s *Store) at(key string, rev int64) coordinator.Item {
-	versions := s.keys[key]
-	for i := len(versions) - 1; i >= 0; i-- {
-		if v := versions[i]; v.item.ModRevision <= rev {
+	for _, v := range slices.Backward(s.keys[key]) {
+		if v.item.ModRevision <= rev {
 			if v.deleted {
 				break
 			}

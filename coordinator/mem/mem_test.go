@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -50,11 +51,7 @@ func TestFaultKinds(t *testing.T) {
 		s.Inject(mem.Fault{Call: mem.CallTxn, Kind: c.kind})
 		_, err := s.Txn(t.Context(), nil, put("a", "1"))
 		for _, kind := range []error{coordinator.ErrUnavailable, coordinator.ErrUnknownOutcome, coordinator.ErrNoSpace} {
-			wanted := false
-			for _, want := range c.want {
-				wanted = wanted || want == kind
-			}
-			if errors.Is(err, kind) != wanted {
+			if errors.Is(err, kind) != slices.Contains(c.want, kind) {
 				t.Errorf("kind %d: error %v, want that it is %v and nothing else", c.kind, err, c.want)
 			}
 		}

@@ -33,7 +33,7 @@ const (
 	historyDuration = "10m" // kept before it is compacted
 )
 
-// ErrLocked: another process uses the data directory.
+// ErrLocked tells that another process uses the data directory.
 var ErrLocked = errors.New("in use by another process")
 
 // Config of a [Server].

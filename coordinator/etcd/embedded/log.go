@@ -3,6 +3,7 @@ package embedded
 import (
 	"context"
 	"log/slog"
+	"slices"
 
 	"go.uber.org/zap/zapcore"
 )
@@ -18,7 +19,7 @@ func (c slogCore) Enabled(level zapcore.Level) bool { return level >= zapcore.Er
 
 // With implements [zapcore.Core].
 func (c slogCore) With(fields []zapcore.Field) zapcore.Core {
-	return slogCore{logger: c.logger, fields: append(c.fields[:len(c.fields):len(c.fields)], fields...)}
+	return slogCore{logger: c.logger, fields: append(slices.Clip(c.fields), fields...)}
 }
 
 // Check implements [zapcore.Core].
@@ -32,7 +33,7 @@ func (c slogCore) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zap
 // Write implements [zapcore.Core].
 func (c slogCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
 	values := zapcore.NewMapObjectEncoder()
-	for _, f := range append(c.fields[:len(c.fields):len(c.fields)], fields...) {
+	for _, f := range append(slices.Clip(c.fields), fields...) {
 		f.AddTo(values)
 	}
 	c.logger.LogAttrs(context.Background(), slog.LevelError, "embedded etcd",
