@@ -100,11 +100,20 @@ func (p *Partitions) All() []*ingest.Partition {
 	return all
 }
 
-// lead starts to lead a shard. Its partitions that have records must have been restored.
-func (p *Partitions) lead(id coordinator.ShardID, epoch protocol.LeaderEpoch) {
+// adopt starts to lead shards, with the restored state of their partitions that have records.
+func (p *Partitions) adopt(epochs map[uint32]protocol.LeaderEpoch, logs map[partition.ID]*partition.Log) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.epochs[id] = epoch
+	for shard, epoch := range epochs {
+		p.epochs[coordinator.ShardID(shard)] = epoch
+	}
+	for id, log := range logs {
+		t, ok := p.view.TopicByID(id.Topic)
+		if !ok {
+			continue // deleted meanwhile
+		}
+		p.live[id] = ingest.NewPartition(id, t.Name, t.ShardOf(id.Partition, p.shards), log)
+	}
 }
 
 // resign stops leading a shard: whatever is asked of its partitions is answered with NOT_LEADER_OR_FOLLOWER.

@@ -15,6 +15,7 @@ import (
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
+	"github.com/varve-io/varve/wal/quorum"
 )
 
 // recovery brings WAL logs whose agent is gone to their end (DESIGN.md, "Recovery"):
@@ -69,11 +70,11 @@ func (r *recovery) run(ctx context.Context, id coordinator.LogID) error {
 	if record.Closed {
 		return nil
 	}
-	last, err := r.seal(record)
+	sealed, err := r.seal(record)
 	if err != nil {
 		return err
 	}
-	r.log.Info("recovering WAL log", "log", id, "flushed", record.Flushed, "last", last)
+	r.log.Info("recovering WAL log", "log", id, "flushed", record.Flushed, "last", sealed.Last)
 	w := flush.NewWriter(flush.WriterConfig{
 		KV: r.kv, Store: r.store, Cluster: r.cluster, Record: record, Revision: revision, Now: r.now, Log: r.log,
 	})
@@ -81,14 +82,11 @@ func (r *recovery) run(ctx context.Context, id coordinator.LogID) error {
 	if err != nil {
 		return err
 	}
-	if err := r.flush(ctx, w, id, topics); err != nil {
-		return err
+	if err := r.flush(ctx, w, sealed, topics); err != nil {
+		return fmt.Errorf("recover WAL log %s: %w", id, err)
 	}
 	if err := w.Close(ctx); err != nil {
 		return err
-	}
-	if err := r.disk.Drop(wal.LogID(id)); err != nil {
-		r.log.Warn("recovered WAL log stays on disk", "log", id, "err", err)
 	}
 	r.log.Info("recovered WAL log", "log", id, "commits", w.NextCommit()-1)
 	return nil
@@ -119,18 +117,16 @@ func (r *recovery) claim(ctx context.Context, id coordinator.LogID) (coordinator
 	return record, guard.Revision, nil
 }
 
-// seal fences the log on its store and returns the last entry that the store has. With one store and a quorum of one its
-// answer is all there is to know.
-func (r *recovery) seal(record coordinator.Log) (wal.EntryID, error) {
-	answer, err := r.disk.Seal(wal.LogID(record.ID), wal.Fence(record.Fence))
+// seal fences the log's open segment on its stores, of which this version has one.
+func (r *recovery) seal(record coordinator.Log) (*wal.Sealed, error) {
+	n := len(record.Segments)
+	s := record.Segments[n-1]
+	sealed, err := wal.Seal(wal.SegmentID{Log: wal.LogID(record.ID), Number: uint32(n)}, wal.Fence(record.Fence),
+		quorum.Size{Copies: len(s.Stores), Quorum: s.Quorum}, []wal.Sealer{r.disk})
 	if err != nil {
-		return 0, fmt.Errorf("seal WAL log %s: %w", record.ID, err)
+		return nil, fmt.Errorf("recover WAL log %s: %w", record.ID, err)
 	}
-	if int64(answer.Last) < record.Flushed {
-		r.log.Warn("the WAL ends before the flushed position; nothing is left to recover",
-			"log", record.ID, "last", answer.Last, "flushed", record.Flushed)
-	}
-	return answer.Last, nil
+	return sealed, nil
 }
 
 // topics reads the topics' names by id. A batch is only ever appended to a topic that is in etcd already, so that a topic that is not there now was deleted,
@@ -152,7 +148,7 @@ func (r *recovery) topics(ctx context.Context) (map[protocol.TopicID]string, err
 }
 
 // flush commits what the sealed log has beyond its flushed position, a segment at a time.
-func (r *recovery) flush(ctx context.Context, w *flush.Writer, id coordinator.LogID, topics map[protocol.TopicID]string) error {
+func (r *recovery) flush(ctx context.Context, w *flush.Writer, sealed *wal.Sealed, topics map[protocol.TopicID]string) error {
 	var records []flush.Record
 	var builder segment.Builder
 	size := 0
@@ -168,7 +164,11 @@ func (r *recovery) flush(ctx context.Context, w *flush.Writer, id coordinator.Lo
 		_, err = w.Commit(ctx, staged)
 		return err
 	}
-	err := r.disk.Read(wal.LogID(id), wal.EntryID(w.Flushed()+1), func(n wal.EntryID, entry []byte) error {
+	first := wal.EntryID(w.Flushed() + 1)
+	if first > sealed.Last {
+		return nil
+	}
+	err := sealed.Read(first, func(n wal.EntryID, entry []byte) error {
 		h, b, err := ingest.ParseEntry(entry)
 		if err != nil {
 			return fmt.Errorf("entry %d: %w", n, err)
@@ -190,7 +190,7 @@ func (r *recovery) flush(ctx context.Context, w *flush.Writer, id coordinator.Lo
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("recover WAL log %s: %w", id, err)
+		return err
 	}
 	return cut()
 }

@@ -50,7 +50,7 @@ type Part struct {
 	Next      protocol.Offset
 	Diverging *wire.EpochEnd // where the client's log parts from this one
 
-	held []cache.Read
+	held []*cache.Span
 }
 
 // Result is the answer to a fetch. Its records must not be used after Release.
@@ -195,14 +195,19 @@ func (f *Fetcher) judge(w *Want, part *Part, limits Limits) (limit protocol.Offs
 	return st.HighWatermark, true
 }
 
-// readCold reads from the bucket, several partitions at once.
+// readCold reads from the bucket. The first read may wait for memory of the cache; the others, several at once, hold none while they
+// would wait, and then bring less: whoever holds blocks and waits for more could wait for ever.
 func (f *Fetcher) readCold(ctx context.Context, r *Result, wants []Want, colds []cold) {
+	read := func(c cold, wait bool) {
+		w, part := &wants[c.part], &r.Parts[c.part]
+		part.Err = asStorageError(f.reader.Read(ctx, w.Partition.ID, w.Offset, c.limit, c.bytesMax, wait, part))
+	}
+	read(colds[0], true)
 	var g errgroup.Group
 	g.SetLimit(coldMax)
-	for _, c := range colds {
+	for _, c := range colds[1:] {
 		g.Go(func() error {
-			w, part := &wants[c.part], &r.Parts[c.part]
-			part.Err = asStorageError(f.reader.Read(ctx, w.Partition.ID, w.Offset, c.limit, c.bytesMax, part))
+			read(c, false)
 			return nil
 		})
 	}

@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/varve-io/varve/agent/index"
@@ -29,9 +30,9 @@ func NewReader(idx *index.Index, footers *Footers, blocks *cache.Cache) *Reader 
 }
 
 // Read appends to got whole batches of the partition from the one that holds offset from on, up to limit, which no
-// batch passes, and bytesMax, but at least one batch. It may return fewer than there are. The error wraps
-// [segment.ErrCorrupt] if what the bucket has is damaged; then nothing of the damaged batch is in got.
-func (r *Reader) Read(ctx context.Context, id partition.ID, from, limit protocol.Offset, bytesMax int, got *Part) error {
+// batch passes, and bytesMax, but at least one batch. It may return fewer than there are, and, unless it may wait for memory of the
+// cache, none. The error wraps [segment.ErrCorrupt] if what the bucket has is damaged; then nothing of the damaged batch is in got.
+func (r *Reader) Read(ctx context.Context, id partition.ID, from, limit protocol.Offset, bytesMax int, wait bool, got *Part) error {
 	for got.Bytes == 0 || got.Bytes < bytesMax {
 		next := max(from, got.Next)
 		if next >= limit {
@@ -48,14 +49,20 @@ func (r *Reader) Read(ctx context.Context, id partition.ID, from, limit protocol
 		if got.Bytes > 0 && e.Size > int64(left) && left < bytesMax/2 {
 			return nil
 		}
-		if err := r.readExtent(ctx, id, &e, next, limit, left, got); err != nil {
-			if got.Bytes > 0 {
+		err := r.readExtent(ctx, id, &e, next, limit, left, wait && got.Bytes == 0, got)
+		if err != nil {
+			if got.Bytes > 0 || errors.Is(err, cache.ErrBusy) {
 				return nil // what is there is good; the next read meets the error
 			}
 			return err
 		}
 	}
 	return nil
+}
+
+// object names an extent's segment to the cache.
+func object(e *index.Extent) cache.Object {
+	return cache.Object{Name: e.Object.Name, Size: e.Object.Size}
 }
 
 // section returns the section of an extent.
@@ -73,7 +80,7 @@ func (r *Reader) section(ctx context.Context, id partition.ID, e *index.Extent) 
 }
 
 // readExtent reads batches of one extent.
-func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Extent, from, limit protocol.Offset, bytesMax int, got *Part) error {
+func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Extent, from, limit protocol.Offset, bytesMax int, wait bool, got *Part) error {
 	s, err := r.section(ctx, id, e)
 	if err != nil {
 		return err
@@ -91,15 +98,19 @@ func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Exten
 		return nil
 	}
 	r.ahead(id, e, s, pos+n)
-	read, err := r.cache.Read(ctx, e.Object.Name, e.Object.Size, pos, n)
+	get := r.cache.TryRead
+	if wait {
+		get = r.cache.Read
+	}
+	read, err := get(ctx, object(e), pos, n)
 	if err != nil {
 		return fmt.Errorf("read segment %s: %w", e.Object.Name, err)
 	}
-	if err := verify(s, batches, read.Slices()); err != nil {
+	if err := verify(s, batches, read.Parts()); err != nil {
 		read.Release()
 		return err
 	}
-	got.Records = append(got.Records, read.Slices()...)
+	got.Records = append(got.Records, read.Parts()...)
 	got.Bytes += int(n)
 	got.Next = batches[len(batches)-1].Next()
 	got.held = append(got.held, read)
@@ -110,13 +121,13 @@ func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Exten
 func (r *Reader) ahead(id partition.ID, e *index.Extent, s *segment.Section, end int64) {
 	left := s.Pos + s.Size - end
 	if left > 0 {
-		r.cache.Prefetch(e.Object.Name, e.Object.Size, end, min(left, aheadBytes))
+		r.cache.Prefetch(object(e), end, min(left, aheadBytes))
 	}
 	if left >= aheadBytes {
 		return
 	}
 	if next, ok := r.index.Find(id, e.Next); ok {
-		r.cache.Prefetch(next.Object.Name, next.Object.Size, next.Pos, min(next.Size, aheadBytes-max(left, 0)))
+		r.cache.Prefetch(object(&next), next.Pos, min(next.Size, aheadBytes-max(left, 0)))
 	}
 }
 
@@ -151,16 +162,16 @@ func verify(s *segment.Section, batches []segment.Batch, slices [][]byte) error 
 
 // batchAt reads one batch, copied out of the cache.
 func (r *Reader) batchAt(ctx context.Context, e *index.Extent, s *segment.Section, b segment.Batch) ([]byte, error) {
-	read, err := r.cache.Read(ctx, e.Object.Name, e.Object.Size, b.Pos, int64(b.Size))
+	read, err := r.cache.Read(ctx, object(e), b.Pos, int64(b.Size))
 	if err != nil {
 		return nil, fmt.Errorf("read segment %s: %w", e.Object.Name, err)
 	}
 	defer read.Release()
-	if err := verify(s, []segment.Batch{b}, read.Slices()); err != nil {
+	if err := verify(s, []segment.Batch{b}, read.Parts()); err != nil {
 		return nil, err
 	}
 	data := make([]byte, 0, b.Size)
-	for _, part := range read.Slices() {
+	for _, part := range read.Parts() {
 		data = append(data, part...)
 	}
 	return data, nil

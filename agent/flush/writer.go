@@ -90,6 +90,7 @@ func (w *Writer) Upload(ctx context.Context, builder *segment.Builder, number ui
 	header := segment.Header{
 		ID:      segment.ID{Log: uint64(w.id), Fence: w.fence, Commit: number},
 		Cluster: w.cluster, CreatedMs: w.now().UnixMilli(),
+		FirstEntry: records[0].Entry, LastEntry: records[len(records)-1].Entry,
 	}
 	for ; ; header.ID.Attempt++ {
 		parts, footer, err := builder.Finish(header)
@@ -193,20 +194,25 @@ func (w *Writer) apply(ctx context.Context, next coordinator.Log, ops []coordina
 // newCommit describes a staged segment.
 func newCommit(s Staged, record coordinator.Log) coordinator.Commit {
 	f := s.Footer
-	c := coordinator.Commit{
+	return coordinator.Commit{
 		Object: f.Header.ID.Name(), ObjectSize: f.ObjectSize, FooterPos: f.Pos, FooterSize: f.ObjectSize - f.Pos,
 		Log: record.ID, Fence: record.Fence, Number: s.number, FirstEntry: s.First, LastEntry: s.Last,
-		CreatedMs: f.Header.CreatedMs, Partitions: make([]coordinator.CommitPartition, len(f.Sections)),
+		CreatedMs: f.Header.CreatedMs, Partitions: CommitPartitions(f),
 	}
+}
+
+// CommitPartitions describes the sections of a segment as its commit does.
+func CommitPartitions(f *segment.Footer) []coordinator.CommitPartition {
+	all := make([]coordinator.CommitPartition, len(f.Sections))
 	for i := range f.Sections {
 		sec := &f.Sections[i]
-		c.Partitions[i] = coordinator.CommitPartition{
+		all[i] = coordinator.CommitPartition{
 			Shard: coordinator.ShardID(sec.Shard), Topic: sec.Topic, Partition: sec.Partition,
 			FirstOffset: sec.FirstOffset, NextOffset: sec.NextOffset, Pos: sec.Pos, Size: sec.Size,
 			MaxTimestamp: sec.MaxTimestamp, LeaderEpoch: sec.LeaderEpoch, LastStable: sec.LastStable,
 		}
 	}
-	return c
+	return all
 }
 
 // Extents calls add for each partition of a commit, with what the index must know of it.

@@ -37,10 +37,12 @@ type Batch struct {
 type Result struct {
 	Err      error           // a *protocol.Error to answer, or nil
 	Base     protocol.Offset // of the batch's first record; -1 with an error
-	LogStart protocol.Offset // of the partition
+	LogStart protocol.Offset // of the partition; -1 with an error
+	// LogAppendMs is the batch's timestamp if the topic's batches take that of their append, else -1. The caller sets it.
+	LogAppendMs int64
 }
 
-// Flushed takes batches that are durable and must now be flushed, in the order of the WAL, on the WAL's goroutine. It must not block.
+// Flusher takes batches that are durable and must now be flushed, in the order of the WAL, on the WAL's goroutine. It must not block.
 type Flusher interface {
 	Durable(e Entry)
 }
@@ -100,9 +102,11 @@ func (in *Ingest) Produce(ctx context.Context, r *Request) {
 			total += len(r.Batches[i].Bytes) + EntryHeaderBytes
 		}
 	}
-	var admitted error
+	var admission wal.Admission
+	var refused error
 	if total > 0 {
-		admitted = in.log.Admit(ctx, total)
+		admission, refused = in.log.Admit(ctx, total)
+		defer admission.Done()
 	}
 	nowMs := in.now().UnixMilli()
 	for i := range r.Batches {
@@ -111,8 +115,8 @@ func (in *Ingest) Produce(ctx context.Context, r *Request) {
 		switch {
 		case b.Result.Err != nil:
 			r.finish()
-		case admitted != nil:
-			b.fail(protocol.KafkaStorageError.Errorf("append: %v", admitted))
+		case refused != nil:
+			b.fail(protocol.KafkaStorageError.Errorf("append: %v", refused))
 			r.finish()
 		default:
 			in.append(nowMs, b)
@@ -123,12 +127,10 @@ func (in *Ingest) Produce(ctx context.Context, r *Request) {
 // append sequences one batch and hands it to the WAL.
 func (in *Ingest) append(nowMs int64, b *Batch) {
 	p := b.Partition
-	size := len(b.Bytes) + EntryHeaderBytes
 	p.mu.Lock()
 	placed, err := in.place(nowMs, b)
 	if err != nil || placed.Duplicate {
 		p.mu.Unlock()
-		in.log.Unadmit(size)
 		if err != nil {
 			b.fail(err)
 			b.wait.request.finish()
@@ -183,5 +185,5 @@ func (in *Ingest) repeat(b *Batch, placed partition.Placement) {
 }
 
 func (b *Batch) fail(err error) {
-	b.Result = Result{Err: err, Base: protocol.NoOffset, LogStart: protocol.NoOffset}
+	b.Result = Result{Err: err, Base: protocol.NoOffset, LogStart: protocol.NoOffset, LogAppendMs: protocol.NoTimestamp}
 }

@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"slices"
 	"sort"
 	"sync"
 
@@ -21,7 +22,7 @@ type Partition struct {
 	log      *partition.Log
 	tail     []tailBatch // in offset order, without gaps; the front is dropped when the WAL evicts its chunk
 	head     int         // index in tail of the first batch that is still there
-	chunk    *wal.Chunk  // the newest chunk that was told of this partition
+	chunk    *wal.Chunk  // the newest chunk in which this partition noted its interest
 	watchers []*Watcher
 	repeats  []repeat
 	gone     error // why the partition is not led any more
@@ -156,10 +157,10 @@ func (p *Partition) Close(err error) {
 }
 
 // Read takes from memory whole batches from the one that holds from on, up to the offset limit, which no batch may
-// pass, and about bytesMax bytes: always the first batch if it lies below limit, further ones while they fit.
+// pass, as many as fit into bytesMax; with oneMin the first one whatever its size.
 // It appends them to bufs, adds the chunks that they lie in to held, which the caller must release in the end, and returns the offset after
 // the last one, which is from if there is nothing to read. ok is false if the batch at from is not in memory (any more).
-func (p *Partition) Read(from, limit protocol.Offset, bytesMax int, bufs [][]byte, held []*wal.Chunk) (
+func (p *Partition) Read(from, limit protocol.Offset, bytesMax int, bufs [][]byte, held []*wal.Chunk, oneMin bool) (
 	_ [][]byte, _ []*wal.Chunk, next protocol.Offset, size int, ok bool,
 ) {
 	p.mu.Lock()
@@ -172,7 +173,8 @@ func (p *Partition) Read(from, limit protocol.Offset, bytesMax int, bufs [][]byt
 	next = from
 	for ; i < len(live); i++ {
 		b := &live[i]
-		if b.next > limit || size > 0 && size+len(b.ref.Payload) > bytesMax {
+		fits := size+len(b.ref.Payload) <= bytesMax || oneMin && size == 0
+		if b.next > limit || !fits {
 			break
 		}
 		if n := len(held); n == 0 || held[n-1] != b.ref.Chunk {
@@ -188,27 +190,24 @@ func (p *Partition) Read(from, limit protocol.Offset, bytesMax int, bufs [][]byt
 	return bufs, held, next, size, true
 }
 
-// FindTime looks in memory for the first batch whose largest timestamp is at least ts, from offset from on. It calls visit with that
-// batch while its memory is held; found is false if there is none.
-func (p *Partition) FindTime(ts int64, limit protocol.Offset, visit func(batch []byte)) (found bool) {
+// FindTime looks in memory for the first batch that ends after offset from and below or at limit and whose largest timestamp is at
+// least ts. It returns a copy of the batch and the offset after it.
+func (p *Partition) FindTime(ts int64, from, limit protocol.Offset) (batch []byte, next protocol.Offset, ok bool) {
 	p.mu.Lock()
-	live := p.tail[p.head:]
-	var ref wal.Ref
-	for i := range live {
-		if live[i].next > limit {
+	defer p.mu.Unlock()
+	for i := p.head; i < len(p.tail); i++ {
+		b := &p.tail[i]
+		if b.next > limit {
 			break
 		}
-		if live[i].maxTs >= ts {
-			ref, found = live[i].ref, live[i].ref.Chunk.Acquire()
-			break
+		if b.next <= from || b.maxTs < ts || !b.ref.Chunk.Acquire() {
+			continue
 		}
+		batch = slices.Clone(b.ref.Payload)
+		b.ref.Chunk.Release()
+		return batch, b.next, true
 	}
-	p.mu.Unlock()
-	if found {
-		visit(ref.Payload)
-		ref.Chunk.Release()
-	}
-	return found
+	return nil, 0, false
 }
 
 // MaxTimestamp returns the largest timestamp of the batches in memory below limit; -1 for none.
@@ -224,6 +223,17 @@ func (p *Partition) MaxTimestamp(limit protocol.Offset) int64 {
 	return most
 }
 
+// UnflushedBytes returns the bytes of the batches from offset end on, where the committed log ends.
+func (p *Partition) UnflushedBytes(end protocol.Offset) int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var bytes int64
+	for i := len(p.tail) - 1; i >= p.head && p.tail[i].base >= end; i-- {
+		bytes += int64(len(p.tail[i].ref.Payload))
+	}
+	return bytes
+}
+
 // push adds a batch that was just appended.
 func (p *Partition) push(b tailBatch) {
 	if p.head > 64 && p.head*2 > len(p.tail) {
@@ -234,15 +244,24 @@ func (p *Partition) push(b tailBatch) {
 	p.tail = append(p.tail, b)
 	if p.chunk != b.ref.Chunk {
 		p.chunk = b.ref.Chunk
-		b.ref.Chunk.Note(p)
+		b.ref.Chunk.Note(p) // cannot be evicted: the entry is not flushed
 	}
 }
 
-// Evicted implements wal.Noted: the batches in that chunk, which are the oldest in memory, are gone.
+// Evicted implements [wal.Owner]: what lies in that chunk is gone from memory. Chunks go nearly in order; one that a reader holds goes later than
+// those behind it, so that more than one may go from the front at once.
 func (p *Partition) Evicted(chunk *wal.Chunk) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for p.head < len(p.tail) && p.tail[p.head].ref.Chunk == chunk {
+	for p.head < len(p.tail) {
+		c := p.tail[p.head].ref.Chunk
+		if c != chunk {
+			if c.Acquire() {
+				c.Release()
+				break
+			}
+			chunk = c
+		}
 		p.tail[p.head] = tailBatch{}
 		p.head++
 	}

@@ -1,0 +1,197 @@
+// Package agent is the life of one Varve agent: how it joins its cluster, what it recovers, what it leads, and how it leaves.
+//
+//	join -> recover old WAL logs -> open a log of its own -> claim shards -> restore partitions -> serve -> drain
+//
+// DESIGN.md tells each step, its invariants and its failures. The rooms below do the work: server and api speak Kafka, ingest and fetch
+// move records, flush fills the bucket, groups coordinates consumers.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/varve-io/varve/agent/api"
+	"github.com/varve-io/varve/agent/fetch"
+	"github.com/varve-io/varve/agent/flush"
+	"github.com/varve-io/varve/agent/groups"
+	"github.com/varve-io/varve/agent/index"
+	"github.com/varve-io/varve/agent/ledger"
+	"github.com/varve-io/varve/agent/server"
+	"github.com/varve-io/varve/agent/topics"
+	"github.com/varve-io/varve/agent/upkeep"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/wal"
+	"github.com/varve-io/varve/wal/disk"
+)
+
+// Config is what an operator decides about an agent.
+type Config struct {
+	Zone          string // empty for none
+	AdvertiseHost string // where clients are sent
+	AdvertisePort int32
+	Shards        uint32 // of a cluster that this agent creates
+	Topics        topics.Config
+	AutoCreate    bool // auto.create.topics.enable
+	Server        server.Config
+	Flush         flush.Config
+
+	WALBytesMax     int64         // unflushed bytes; beyond it producers wait
+	CacheBytesMax   int64         // blocks of segments in memory
+	FooterBytesMax  int64         // footers of segments in memory
+	ProducerIdleMax time.Duration // after which an idempotent producer is forgotten (producer.id.expiration.ms)
+	DrainMax        time.Duration // how long leaving may take
+}
+
+// Defaults returns the settings that hold unless they are configured. Advertise fields are empty.
+func Defaults() Config {
+	return Config{
+		Shards: 128, AutoCreate: true, Topics: topics.Defaults(), Server: server.Defaults(),
+		Flush: flush.Config{
+			SegmentBytes: flush.SegmentBytesDefault, AgeMax: flush.AgeMaxDefault, UploadsMax: flush.UploadsMaxDefault,
+		},
+		WALBytesMax: 512 << 20, CacheBytesMax: 256 << 20, FooterBytesMax: 64 << 20,
+		ProducerIdleMax: 24 * time.Hour, DrainMax: 30 * time.Second,
+	}
+}
+
+// Deps is what an agent works with. It closes none of it but the listener.
+type Deps struct {
+	KV       coordinator.KV
+	Store    objectstore.Store
+	Disk     *disk.Store
+	Listener net.Listener
+	Metrics  prometheus.Registerer
+	Log      *slog.Logger
+	Now      func() time.Time
+}
+
+// Agent is one incarnation. It runs once.
+type Agent struct {
+	cfg  Config
+	deps Deps
+	log  *slog.Logger
+
+	ready chan struct{}
+	tasks sync.WaitGroup
+	fatal context.CancelCauseFunc // ends the incarnation
+
+	cluster   coordinator.Cluster
+	clusterID [16]byte
+	node      int32
+	id        coordinator.LogID // of its WAL log, and so of the incarnation
+
+	view       *coordinator.View
+	follower   *follower
+	index      *index.Index
+	footers    *fetch.Footers
+	partitions *Partitions
+	ledger     *ledger.Ledger
+	starts     *upkeep.Starts
+	groups     *groups.Coordinator
+	topics     *topics.Topics
+	server     *server.Server
+	wal        *wal.Log
+	writer     *flush.Writer
+	flusher    *flush.Flusher
+	flushing   task
+	lease      task
+}
+
+// task is a goroutine that can be ended before the others.
+type task struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+func (t *task) stop() {
+	if t.cancel != nil {
+		t.cancel()
+		<-t.done
+	}
+}
+
+// New returns an agent; [Agent.Run] makes it live.
+func New(cfg Config, deps Deps) *Agent {
+	return &Agent{cfg: cfg, deps: deps, log: deps.Log, ready: make(chan struct{})}
+}
+
+// Ready is closed when the agent serves clients.
+func (a *Agent) Ready() <-chan struct{} { return a.ready }
+
+// Node returns the agent's node id, once it is ready.
+func (a *Agent) Node() int32 { return a.node }
+
+// errStopped is the cause of a run that was asked to end.
+var errStopped = errors.New("stopped")
+
+// Run joins the cluster, serves, and, when ctx ends, drains: it answers what it has, flushes the WAL, closes its log and leaves. It returns
+// nil after that, and otherwise what ended the incarnation: a disk that failed, a log that another agent has claimed, a broken
+// invariant. Whatever it leaves behind then, the next incarnation recovers.
+func (a *Agent) Run(ctx context.Context) error {
+	// What runs outlives ctx until it is drained.
+	run, fatal := context.WithCancelCause(context.WithoutCancel(ctx))
+	a.fatal = fatal
+	defer a.tasks.Wait()
+	defer fatal(errStopped)
+	starting, cancel := context.WithCancel(run)
+	stop := context.AfterFunc(ctx, cancel)
+	err := a.start(run, starting)
+	stop()
+	cancel()
+	if err != nil {
+		_ = a.deps.Listener.Close()
+		if cause := context.Cause(run); cause != nil {
+			err = cause
+		} else if ctx.Err() != nil {
+			return nil // told to leave before it had joined
+		}
+		return fmt.Errorf("start agent: %w", err)
+	}
+	close(a.ready)
+	select {
+	case <-ctx.Done():
+		a.drain(run)
+	case <-run.Done():
+	}
+	fatal(errStopped)
+	if cause := context.Cause(run); !errors.Is(cause, errStopped) {
+		return cause
+	}
+	return nil
+}
+
+// spawn runs f until the incarnation ends; an error of it that is not the context's ends the incarnation.
+func (a *Agent) spawn(ctx context.Context, what string, f func(context.Context) error) task {
+	ctx, cancel := context.WithCancel(ctx)
+	t := task{cancel: cancel, done: make(chan struct{})}
+	a.tasks.Go(func() {
+		defer close(t.done)
+		defer cancel()
+		if err := f(ctx); err != nil && ctx.Err() == nil {
+			a.log.Error("the agent cannot go on", "what", what, "err", err)
+			a.fatal(fmt.Errorf("%s: %w", what, err))
+		}
+	})
+	return t
+}
+
+// newID returns a random UUID.
+func newID() [16]byte { return [16]byte(uuid.New()) }
+
+// broker returns the APIs of the agent, once everything that they need is there.
+func (a *Agent) broker(fetcher *fetch.Fetcher, lookup *fetch.Lookup, deps api.Deps) *api.Broker {
+	deps.View, deps.Partitions, deps.Fetcher, deps.Lookup, deps.Index = a.view, a.partitions, fetcher, lookup, a.index
+	deps.Groups, deps.Topics, deps.Starts = a.groups, a.topics, a.starts
+	deps.ProducerIDs = &producerIDs{kv: a.deps.KV}
+	deps.Now, deps.Log = a.deps.Now, a.log
+	return api.New(api.Config{Node: a.node, AutoCreate: a.cfg.AutoCreate}, deps)
+}

@@ -1,0 +1,149 @@
+package api
+
+import (
+	"context"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/varve-io/varve/agent/ingest"
+	"github.com/varve-io/varve/agent/server"
+	"github.com/varve-io/varve/agent/topics"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/batch"
+	"github.com/varve-io/varve/protocol/wire"
+)
+
+// produce serves Produce, versions 3 to 13.
+//
+// acks=1 answers when this agent's own store has the batch durably; acks=all when the ack quorum has it. timeout.ms is not used: the WAL answers,
+// or fails for good and with it the leadership.
+func (b *Broker) produce(ctx context.Context, r *server.Request, req *kmsg.ProduceRequest) server.Answer {
+	n := 0
+	for i := range req.Topics {
+		n += len(req.Topics[i].Partitions)
+	}
+	in := ingest.NewRequest(n, ingest.Acks(req.Acks))
+	at := 0
+	for i := range req.Topics {
+		t := &req.Topics[i]
+		topic, err := b.produceTopic(req, t)
+		for j := range t.Partitions {
+			p := &t.Partitions[j]
+			batch := &in.Batches[at]
+			at++
+			batch.Result.Base, batch.Result.LogStart, batch.Result.LogAppendMs = protocol.NoOffset, protocol.NoOffset, protocol.NoTimestamp
+			if batch.Result.Err = err; err == nil {
+				batch.Result.Err = b.prepare(req.Version, topic, p, batch)
+			}
+		}
+	}
+	b.deps.Ingest.Produce(ctx, in)
+	for i := range req.Topics {
+		for j := range req.Topics[i].Partitions {
+			req.Topics[i].Partitions[j].Records = nil // the frame's buffer goes back
+		}
+	}
+	if req.Acks == 0 {
+		return nil
+	}
+	return &produced{broker: b, correlation: r.CorrelationID, request: req, in: in}
+}
+
+// produceTopic finds the topic of a request, by name or id.
+func (b *Broker) produceTopic(req *kmsg.ProduceRequest, t *kmsg.ProduceRequestTopic) (*coordinator.Topic, error) {
+	if req.Acks != 0 && req.Acks != 1 && req.Acks != -1 {
+		return nil, protocol.InvalidRequiredAcks.Err()
+	}
+	if req.TransactionID != nil {
+		return nil, protocol.TransactionalIDAuthorizationFailed.Errorf("transactions are not supported")
+	}
+	return b.topic(req.Version >= 13, t.Topic, t.TopicID)
+}
+
+// topic finds a topic by id or by name, with the error that data requests answer.
+func (b *Broker) topic(byID bool, name string, id [16]byte) (*coordinator.Topic, error) {
+	if byID {
+		if t, ok := b.deps.View.TopicByID(id); ok {
+			return &t, nil
+		}
+		return nil, protocol.UnknownTopicID.Err()
+	}
+	if t, _, ok := b.deps.View.Topic(name); ok {
+		return &t, nil
+	}
+	if err := protocol.ValidateTopicName(name); err != nil {
+		return nil, err
+	}
+	return nil, protocol.UnknownTopicOrPartition.Err()
+}
+
+// prepare checks one partition's batch and finds its partition.
+func (b *Broker) prepare(version int16, t *coordinator.Topic, p *kmsg.ProduceRequestTopicPartition, out *ingest.Batch) error {
+	partition, err := b.deps.Partitions.Get(t, p.Partition)
+	if err != nil {
+		return err
+	}
+	records := p.Records
+	rules := topics.RulesOf(t)
+	h, err := batch.Check(records, batch.Limits{BatchBytesMax: rules.MessageBytesMax, ProduceVersion: version})
+	if err != nil {
+		return err
+	}
+	if h.Attributes.Transactional() {
+		return protocol.InvalidTxnState.Errorf("transactions are not supported")
+	}
+	nowMs := b.deps.Now().UnixMilli()
+	if h, records, err = rules.Apply(nowMs, h, records); err != nil {
+		return err
+	}
+	if h.Attributes.LogAppendTime() {
+		out.Result.LogAppendMs = h.MaxTimestamp
+	}
+	out.Partition, out.Header, out.Bytes = partition, h, records
+	return nil
+}
+
+// produced is the answer to Produce.
+type produced struct {
+	broker      *Broker
+	correlation int32
+	request     *kmsg.ProduceRequest
+	in          *ingest.Request
+}
+
+// Ready implements [server.Answer].
+func (a *produced) Ready() <-chan struct{} { return a.in.Done() }
+
+// Release implements [server.Answer].
+func (a *produced) Release() {}
+
+// AppendTo implements [server.Answer].
+func (a *produced) AppendTo(bufs [][]byte, scratch []byte) ([][]byte, []byte) {
+	resp := kmsg.NewPtrProduceResponse()
+	resp.Version = a.request.Version
+	resp.Topics = make([]kmsg.ProduceResponseTopic, len(a.request.Topics))
+	at := 0
+	for i := range a.request.Topics {
+		from, to := &a.request.Topics[i], &resp.Topics[i]
+		to.Topic, to.TopicID = from.Topic, from.TopicID
+		to.Partitions = make([]kmsg.ProduceResponseTopicPartition, len(from.Partitions))
+		for j := range from.Partitions {
+			a.partition(&to.Partitions[j], from.Partitions[j].Partition, &a.in.Batches[at].Result)
+			at++
+		}
+	}
+	start := len(scratch)
+	scratch = wire.AppendResponse(scratch, a.correlation, resp)
+	return append(bufs, scratch[start:]), scratch
+}
+
+func (a *produced) partition(to *kmsg.ProduceResponseTopicPartition, number int32, res *ingest.Result) {
+	*to = kmsg.NewProduceResponseTopicPartition()
+	to.Partition = number
+	to.BaseOffset, to.LogStartOffset, to.LogAppendTime = int64(res.Base), int64(res.LogStart), res.LogAppendMs
+	if res.Err != nil {
+		to.ErrorCode = int16(protocol.CodeOf(res.Err))
+		to.ErrorMessage = message(res.Err)
+	}
+}

@@ -1,0 +1,94 @@
+// Package config is the configuration of Varve's processes: what can be set, where from, and what is wrong with it.
+//
+// A setting has one name everywhere: the flag --wal-sync, the environment variable VARVE_WAL_SYNC, the key wal-sync of
+// the YAML file that --config names. A flag wins over the environment, the environment over the file, the file over the
+// default. An empty variable counts as not set.
+//
+//	reader := config.Bind(config.Agent, cmd.Flags())    // defines the flags
+//	cfg, err := reader.Read(os.LookupEnv, os.ReadFile)  // after they were parsed
+//
+// The file is one mapping of names to values; etcd may also be a list:
+//
+//	etcd: [http://10.0.0.1:2379, http://10.0.0.2:2379]
+//	bucket: s3://lake/varve?region=eu-central-1
+//	listen: 10.0.0.7:9092
+//
+// Nothing is ignored: a key that is not a setting, or one given twice, is an error with its line and column. Every error
+// is an [*Error] of one line, which says where the value stands, what was seen and what was wanted. The package reads
+// neither files nor the environment by itself.
+package config
+
+import (
+	"fmt"
+	"log/slog"
+
+	"github.com/varve-io/varve/objectstore/bucket"
+)
+
+// Command is a command that has a configuration.
+type Command string
+
+// Commands. Dev has those settings that do not concern its neighbours: its etcd and its bucket are its own.
+const (
+	Dev   Command = "dev"
+	Agent Command = "agent"
+)
+
+// Config is a configuration without contradictions.
+type Config struct {
+	// Listen is where to serve Kafka's protocol. Port 0 takes a free one.
+	Listen Address
+	// Advertise is what clients are told to connect to; zero means the address that Listen became.
+	Advertise Address
+	// PeerListen is reserved for traffic between agents, of which there is none yet; may be zero.
+	PeerListen Address
+	// HTTP is where to serve health, metrics and profiles.
+	HTTP Address
+	// Data is the folder of the WAL, and in dev of everything, as it was given: it may be relative.
+	Data string
+	// Etcd holds the URLs of etcd's members; none in dev.
+	Etcd []string
+	// Bucket is the object store; zero in dev.
+	Bucket bucket.URL
+	// Cluster is the cluster's name, and the part of etcd that is its: /varve/NAME/.
+	Cluster string
+	// Zone is where the agent runs, the rack in Kafka's metadata; may be empty.
+	Zone string
+	// AutoCreateTopics says that Metadata and Produce create unknown topics (auto.create.topics.enable).
+	AutoCreateTopics bool
+	// Partitions is how many a topic gets that is created without a number (num.partitions).
+	Partitions int32
+	// Shards is how many a new cluster gets, for ever.
+	Shards uint32
+	// WALSync says that an acknowledgement waits until the disk has it, not only the kernel.
+	WALSync bool
+	// WALBytesMax is how many unflushed bytes the WAL holds, in memory and on disk, until producers are slowed down.
+	WALBytesMax int64
+	// LogLevel is the least level that is logged.
+	LogLevel slog.Level
+
+	places map[string]string
+}
+
+// Place returns where the value of a setting stands, for messages about it: "--data", "VARVE_DATA",
+// "varve.yaml:3:7: data" or "default of --data".
+func (c Config) Place(name string) string { return c.places[name] }
+
+// Error is what is wrong with a setting, or with the command line.
+type Error struct {
+	Place string // "--listen", "VARVE_LISTEN", "varve.yaml:3:9: listen"
+	Seen  string
+	Want  string
+	Err   error // instead of Seen and Want, if something below says it better
+}
+
+// Error implements error, in one line.
+func (e *Error) Error() string {
+	if e.Err != nil {
+		return fmt.Sprintf("%s: %v", e.Place, e.Err)
+	}
+	return fmt.Sprintf("%s: seen %s, want %s", e.Place, e.Seen, e.Want)
+}
+
+// Unwrap gives Err.
+func (e *Error) Unwrap() error { return e.Err }

@@ -1,0 +1,155 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+// Reader reads a command's configuration.
+type Reader struct {
+	command  Command
+	flags    *pflag.FlagSet
+	settings []setting
+}
+
+// Bind defines the command's flags, which the caller parses before [Reader.Read].
+func Bind(command Command, flags *pflag.FlagSet) *Reader {
+	r := &Reader{command: command, flags: flags}
+	for _, s := range settings() {
+		if command == Dev && s.agentOnly {
+			continue
+		}
+		r.settings = append(r.settings, s)
+		flags.String(s.name, s.value, s.usage)
+	}
+	if command == Agent {
+		flags.String(configName, "", "YAML `file` of settings, under the names of the flags")
+	}
+	return r
+}
+
+// source is a value and where it stands.
+type source struct{ value, place string }
+
+// Read returns the configuration, from the flags, from the environment, from the file that is named there, and from
+// defaults. It asks env for variables and file for the file's content. Every error is an [*Error].
+func (r *Reader) Read(env func(string) (string, bool), file func(name string) ([]byte, error)) (Config, error) {
+	inFile, err := r.readFile(env, file)
+	if err != nil {
+		return Config{}, err
+	}
+	c := Config{places: make(map[string]string, len(r.settings))}
+	for i := range r.settings {
+		s := &r.settings[i]
+		from, given := r.given(s.name, env)
+		if !given {
+			from, given = inFile[s.name]
+		}
+		if !given {
+			from = source{s.value, "default of --" + s.name}
+			if s.value == "" {
+				if s.required {
+					return Config{}, &Error{Place: "--" + s.name, Seen: "none", Want: r.wanted(s)}
+				}
+				continue
+			}
+		}
+		if err := s.read(&c, from); err != nil {
+			return Config{}, err
+		}
+		c.places[s.name] = from.place
+	}
+	return c, c.check()
+}
+
+// given returns what a flag or the environment says.
+func (r *Reader) given(name string, env func(string) (string, bool)) (source, bool) {
+	if flag := r.flags.Lookup(name); flag != nil && flag.Changed {
+		return source{flag.Value.String(), "--" + name}, true
+	}
+	if value, _ := env(envName(name)); value != "" {
+		return source{value, envName(name)}, true
+	}
+	return source{}, false
+}
+
+// readFile returns what the file says, if one is named.
+func (r *Reader) readFile(env func(string) (string, bool), file func(name string) ([]byte, error)) (map[string]source, error) {
+	if r.command == Dev {
+		return nil, nil
+	}
+	from, given := r.given(configName, env)
+	if !given {
+		return nil, nil
+	}
+	if from.value == "" {
+		return nil, &Error{Place: from.place, Seen: `""`, Want: "the path of a YAML file"}
+	}
+	content, err := file(from.value)
+	if err != nil {
+		return nil, &Error{Place: from.place, Err: oneLine(err)}
+	}
+	return parseFile(from.value, content, r.settings)
+}
+
+// read parses a value into c.
+func (s *setting) read(c *Config, from source) error {
+	if from.value == "" {
+		return &Error{Place: from.place, Seen: `""`, Want: "a value; leave it out for the default"}
+	}
+	err := s.parse(c, from.value)
+	var wanted want
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &wanted):
+		return &Error{Place: from.place, Seen: quote(from.value), Want: string(wanted)}
+	default:
+		return &Error{Place: from.place, Err: oneLine(err)}
+	}
+}
+
+// check finds settings that contradict each other.
+func (c *Config) check() error {
+	if c.Listen.Wildcard() && c.Advertise == (Address{}) {
+		return &Error{
+			Place: c.Place("listen"), Seen: quote(c.Listen.String()) + " without --advertise",
+			Want: "--advertise host:port, which clients are told to connect to when --listen names no address of its own",
+		}
+	}
+	return nil
+}
+
+// wanted describes a setting that is missing, and where it can stand.
+func (r *Reader) wanted(s *setting) string {
+	usage := strings.ReplaceAll(s.usage, "`", "")
+	return fmt.Sprintf("%s (or %s, or %s in the file of --%s)", usage, s.env(), s.name, configName)
+}
+
+// shownBytesMax bounds how much of a value a message repeats.
+const shownBytesMax = 120
+
+// quote shows a value in one line, shortened, and without what may be a secret: the user of a URL.
+func quote(value string) string {
+	if scheme, rest, ok := strings.Cut(value, "://"); ok {
+		if at := strings.LastIndexByte(rest, '@'); at >= 0 {
+			value = scheme + "://...@" + rest[at+1:]
+		}
+	}
+	if len(value) > shownBytesMax {
+		value = value[:shownBytesMax] + "..."
+	}
+	return strconv.Quote(value)
+}
+
+// oneLine makes an error's message a single line.
+func oneLine(err error) error {
+	if !strings.ContainsAny(err.Error(), "\r\n") {
+		return err
+	}
+	return errors.New(strings.Join(strings.Fields(err.Error()), " "))
+}

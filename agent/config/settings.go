@@ -1,0 +1,167 @@
+package config
+
+import (
+	"strings"
+
+	"github.com/varve-io/varve/objectstore/bucket"
+)
+
+// envPrefix comes before the names of environment variables.
+const envPrefix = "VARVE_"
+
+// configName is the one flag that is no setting: it names the file that holds settings.
+const configName = "config"
+
+// Limits of settings.
+const (
+	shardsMax      = 4096
+	partitionsMax  = 10_000
+	walBytesMin    = 64 << 20
+	walBytesMax    = 1 << 40
+	walBytesChosen = 256 << 20
+)
+
+// setting is one thing that can be set.
+type setting struct {
+	name string
+	// usage is the help; a word in backquotes stands for the value.
+	usage string
+	value string // the default; empty for none
+	// required says that an agent needs it.
+	required bool
+	// agentOnly says that dev does not have it.
+	agentOnly bool
+	// list says that the file may give several values, which are joined by commas.
+	list bool
+	// parse puts a value into the configuration. Its error is a want, or one that says everything itself.
+	parse func(c *Config, value string) error
+}
+
+// env is the name of the setting's environment variable.
+func (s *setting) env() string { return envName(s.name) }
+
+func envName(name string) string {
+	return envPrefix + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+}
+
+// settings lists all there are, in the order in which they are checked.
+func settings() []setting {
+	return append(placeSettings(), behaviourSettings()...)
+}
+
+// placeSettings say where things are.
+func placeSettings() []setting {
+	return []setting{
+		{
+			name: "etcd", required: true, agentOnly: true, list: true,
+			usage: "etcd's members, as `URL[,URL]`: http://host:port or https://host:port",
+			parse: func(c *Config, v string) (err error) { c.Etcd, err = parseEndpoints(v); return err },
+		},
+		{
+			name: "bucket", required: true, agentOnly: true,
+			usage: "object store, as `URL`: s3://bucket/prefix?region=&endpoint=, minio://host:port/bucket/prefix?secure=, " +
+				"file:///folder or mem://",
+			parse: func(c *Config, v string) (err error) { c.Bucket, err = bucket.Parse(v); return err },
+		},
+		{
+			name: "cluster", value: "default", agentOnly: true,
+			usage: "the cluster's `NAME`; its part of etcd is /varve/NAME/",
+			parse: func(c *Config, v string) (err error) {
+				c.Cluster, err = parsePattern(clusterPattern, v, "1 to 63 letters, digits and ._- that begin with a letter or digit")
+				return err
+			},
+		},
+		{
+			name: "listen", value: "127.0.0.1:9092",
+			usage: "`host:port` to serve Kafka clients on; there is no authentication yet",
+			parse: func(c *Config, v string) (err error) { c.Listen, err = parseAddress(v); return err },
+		},
+		{
+			name:  "advertise",
+			usage: "`host:port` that clients are told to connect to (default: where --listen listens, which must then not be a wildcard)",
+			parse: func(c *Config, v string) (err error) { c.Advertise, err = parsePublicAddress(v); return err },
+		},
+		{
+			name: "peer-listen", agentOnly: true,
+			usage: "`host:port` for other agents; checked, but without effect until agents replicate to each other",
+			parse: func(c *Config, v string) (err error) { c.PeerListen, err = parseAddress(v); return err },
+		},
+		{
+			name: "http", value: "127.0.0.1:9080",
+			usage: "`host:port` to serve health, metrics and profiles on",
+			parse: func(c *Config, v string) (err error) { c.HTTP, err = parseAddress(v); return err },
+		},
+		{
+			name: "data", value: "./varve-data",
+			usage: "`folder` for data, created if it is not there",
+			parse: func(c *Config, v string) error {
+				if strings.ContainsRune(v, 0) {
+					return want("a path")
+				}
+				c.Data = v
+				return nil
+			},
+		},
+		{
+			name: "zone", agentOnly: true,
+			usage: "availability `zone`, which clients see as the rack",
+			parse: func(c *Config, v string) (err error) {
+				c.Zone, err = parsePattern(zonePattern, v, "1 to 128 letters, digits and ._:/- that begin with a letter or digit")
+				return err
+			},
+		},
+	}
+}
+
+// behaviourSettings say how to behave.
+func behaviourSettings() []setting {
+	return []setting{
+		{
+			name: "auto-create-topics", value: "true",
+			usage: "create unknown topics when clients ask for them: `true|false`",
+			parse: func(c *Config, v string) (err error) { c.AutoCreateTopics, err = parseBool(v); return err },
+		},
+		{
+			name: "partitions", value: "1",
+			usage: "partitions of a topic that is created without a `number`",
+			parse: func(c *Config, v string) error {
+				n, err := parseNumber(v, 1, partitionsMax)
+				c.Partitions = int32(n)
+				return err
+			},
+		},
+		{
+			name: "shards", value: "128",
+			usage: "`number` of shards of a new cluster, a few times the agents that it will ever have; without effect on one that exists",
+			parse: func(c *Config, v string) error {
+				n, err := parseNumber(v, 1, shardsMax)
+				c.Shards = uint32(n)
+				return err
+			},
+		},
+		{
+			name: "wal-sync", value: "always",
+			usage: "`always`: acknowledge when the disk has the data; none: when the kernel has it, which a crash of the machine loses",
+			parse: func(c *Config, v string) error {
+				if v != "always" && v != "none" {
+					return want("always or none")
+				}
+				c.WALSync = v == "always"
+				return nil
+			},
+		},
+		{
+			name: "wal-bytes-max", value: formatSize(walBytesChosen),
+			usage: "`size` of what may wait for the object store, in memory and on disk; beyond it producers are slowed down",
+			parse: func(c *Config, v string) (err error) {
+				c.WALBytesMax, err = parseSize(v, walBytesMin, walBytesMax)
+				return err
+			},
+		},
+		{
+			name: "log-level", value: "info",
+			usage: "least `level` of what is logged to standard error: debug, info, warn or error",
+			parse: func(c *Config, v string) (err error) { c.LogLevel, err = parseLevel(v); return err },
+		},
+	}
+}

@@ -1,0 +1,123 @@
+package fetch
+
+import (
+	"context"
+	"sync"
+
+	"github.com/varve-io/varve/agent/index"
+	"github.com/varve-io/varve/agent/ingest"
+	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/batch"
+)
+
+// Found is a record that a lookup by time found.
+type Found struct {
+	Offset    protocol.Offset
+	Timestamp int64 // Unix milliseconds
+}
+
+// Lookup finds records by time, exactly: first in the index, then in a segment's footer, then within one batch. A lookup in cold data
+// costs at most two GETs. It may be used concurrently.
+type Lookup struct {
+	index         *index.Index
+	reader        *Reader
+	decompressors sync.Pool
+}
+
+// NewLookup returns a lookup in what idx knows. batchBytesMax bounds a batch when it is decompressed.
+func NewLookup(idx *index.Index, reader *Reader, batchBytesMax int) *Lookup {
+	return &Lookup{
+		index: idx, reader: reader,
+		decompressors: sync.Pool{New: func() any { return batch.NewDecompressor(batchBytesMax) }},
+	}
+}
+
+// FirstAtOrAfter returns the first record, at or past the log start offset and below limit, whose timestamp is at least ts.
+func (l *Lookup) FirstAtOrAfter(ctx context.Context, p *ingest.Partition, ts int64, limit protocol.Offset) (Found, bool, error) {
+	st, err := p.State()
+	if err != nil {
+		return Found{}, false, err
+	}
+	at := func(d *batch.Decompressor, h *batch.Header, b []byte) (protocol.Offset, int64, bool, error) {
+		return d.FirstAtOrAfter(h, b, ts, st.Start)
+	}
+	for from := st.Start; from < limit; {
+		e, ok := l.index.FindTime(p.ID, from, ts)
+		if !ok {
+			break
+		}
+		found, ok, err := l.inExtent(ctx, p, &e, from, ts, at)
+		if ok || err != nil {
+			return found, ok && found.Offset < limit, err
+		}
+		from = e.Next // its largest timestamp is of a record before the log start offset
+	}
+	for from := max(st.Start, l.index.End(p.ID)); from < limit; {
+		b, next, ok := p.FindTime(ts, from, limit)
+		if !ok {
+			break
+		}
+		found, ok, err := l.within(b, at)
+		if ok || err != nil {
+			return found, ok, err
+		}
+		from = next
+	}
+	return Found{}, false, nil
+}
+
+// Latest returns the first record with the largest timestamp of all below limit (KIP-734).
+func (l *Lookup) Latest(ctx context.Context, p *ingest.Partition, limit protocol.Offset) (Found, bool, error) {
+	st, err := p.State()
+	if err != nil {
+		return Found{}, false, err
+	}
+	e, cold := l.index.LargestTimestamp(p.ID, st.Start)
+	largest := p.MaxTimestamp(limit)
+	if cold {
+		largest = max(largest, e.MaxTimestamp)
+	}
+	if largest < 0 {
+		return Found{}, false, nil
+	}
+	return l.FirstAtOrAfter(ctx, p, largest, limit)
+}
+
+// finder looks for a record within a batch.
+type finder func(*batch.Decompressor, *batch.Header, []byte) (protocol.Offset, int64, bool, error)
+
+// inExtent looks through the batches of an extent that may have the record.
+func (l *Lookup) inExtent(ctx context.Context, p *ingest.Partition, e *index.Extent, from protocol.Offset, ts int64, at finder) (Found, bool, error) {
+	s, err := l.reader.section(ctx, p.ID, e)
+	if err != nil {
+		return Found{}, false, asStorageError(err)
+	}
+	for b, err := range s.All() {
+		if err != nil {
+			return Found{}, false, asStorageError(err)
+		}
+		if b.Next() <= from || b.MaxTimestamp < ts {
+			continue
+		}
+		data, err := l.reader.batchAt(ctx, e, s, b)
+		if err != nil {
+			return Found{}, false, asStorageError(err)
+		}
+		if found, ok, err := l.within(data, at); ok || err != nil {
+			return found, ok, err
+		}
+	}
+	return Found{}, false, nil
+}
+
+// within looks into one batch.
+func (l *Lookup) within(b []byte, at finder) (Found, bool, error) {
+	h, err := batch.Parse(b)
+	if err != nil {
+		return Found{}, false, err
+	}
+	d := l.decompressors.Get().(*batch.Decompressor)
+	defer l.decompressors.Put(d)
+	offset, timestamp, ok, err := at(d, &h, b)
+	return Found{Offset: offset, Timestamp: timestamp}, ok, err
+}

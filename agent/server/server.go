@@ -1,0 +1,200 @@
+// Package server is the broker's side of Kafka connections: listeners, frames, limits, and the order of responses.
+//
+// # A connection
+//
+// Two goroutines serve a connection. The reader takes a frame, has the handler serve it, and puts the answer in line; the writer
+// writes answers in the order of the requests, as the protocol demands. An answer in line need not be ready: that is how a producer
+// has several batches on their way to the disk at once. All other requests are answered before the next one of the connection is read, as in Kafka's SocketServer,
+// which mutes the channel meanwhile.
+//
+// # Limits
+//
+// Everything that a peer can make the agent hold is bounded: connections (all together and per address), the size of a frame, bytes of frames that are being read or
+// served, answers in line. At the limit the agent stops reading, which slows the peer down. A peer that sends half a frame, or does not
+// take its answers, is cut off after a while. Whatever a peer does wrong ends its own connection and nothing else.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/varve-io/varve/protocol/wire"
+)
+
+// Config bounds what clients may take.
+type Config struct {
+	ConnectionsMax      int           // all together
+	ConnectionsPerIPMax int           // from one address
+	FrameBytesMax       int           // of one request (socket.request.max.bytes)
+	InFlightBytesMax    int64         // of frames that are read or served, over all connections
+	PipelineMax         int           // answers in line per connection
+	IdleMax             time.Duration // without a request (connections.max.idle.ms)
+	StallMax            time.Duration // in the middle of a frame, or while an answer is written
+}
+
+// Defaults returns the limits that hold unless they are configured.
+func Defaults() Config {
+	return Config{
+		ConnectionsMax: 20_000, ConnectionsPerIPMax: 20_000,
+		FrameBytesMax: wire.FrameBytesMax, InFlightBytesMax: 512 << 20, PipelineMax: 64,
+		IdleMax: 10 * time.Minute, StallMax: 30 * time.Second,
+	}
+}
+
+// Request is a request as the handler sees it.
+type Request struct {
+	wire.Header
+	// Body is the request's body. For Produce it lies in a pooled buffer and is valid until Serve returns; the handler may change it. For all
+	// other requests it is the handler's to keep.
+	Body   []byte
+	Client Client
+}
+
+// Client tells who is at the other end.
+type Client struct {
+	Address  string // host:port
+	Host     string // as DescribeGroups prints it: "/127.0.0.1"
+	Software string // name and version from ApiVersions, empty until known
+}
+
+// Handler serves requests. Serve is called by one goroutine per connection, in order of the requests, and may block; ctx ends when the connection or the
+// server does. A nil Answer means that none is sent (Produce with acks=0). An error ends the connection.
+type Handler interface {
+	Serve(ctx context.Context, r *Request) (Answer, error)
+}
+
+// Answer is a response on its way out.
+type Answer interface {
+	// Ready is closed when the response can be encoded; nil if it can at once.
+	Ready() <-chan struct{}
+	// AppendTo appends the framed response to bufs, as slices to be written one after the other; it may use scratch for what it encodes. It returns both,
+	// extended. It is called once, when the response is ready.
+	AppendTo(bufs [][]byte, scratch []byte) ([][]byte, []byte)
+	// Release is called once, when the response was written or never will be.
+	Release()
+}
+
+// Server serves Kafka connections.
+type Server struct {
+	cfg     Config
+	handler Handler
+	log     *slog.Logger
+	metrics *metrics
+	bytes   *semaphore.Weighted
+	buffers buffers
+
+	mu        sync.Mutex
+	listeners map[net.Listener]struct{}
+	conns     map[*conn]struct{}
+	perIP     map[string]int
+	draining  bool
+	wg        sync.WaitGroup
+}
+
+// New returns a server that serves nothing yet.
+func New(cfg Config, handler Handler, log *slog.Logger, reg Registerer) *Server {
+	return &Server{
+		cfg: cfg, handler: handler, log: log, metrics: newMetrics(reg),
+		bytes:     semaphore.NewWeighted(cfg.InFlightBytesMax),
+		listeners: make(map[net.Listener]struct{}), conns: make(map[*conn]struct{}), perIP: make(map[string]int),
+	}
+}
+
+// ErrDraining: the server takes no connections any more.
+var ErrDraining = errors.New("server is draining")
+
+// Serve accepts connections until ctx ends or the server drains (it returns nil), or the listener fails. It closes the listener.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	s.mu.Lock()
+	if s.draining {
+		s.mu.Unlock()
+		_ = l.Close()
+		return ErrDraining
+	}
+	s.listeners[l] = struct{}{}
+	s.mu.Unlock()
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			s.mu.Lock()
+			draining := s.draining
+			s.mu.Unlock()
+			if draining || ctx.Err() != nil {
+				return nil
+			}
+			if temporary(err) {
+				s.log.Warn("cannot accept a connection", "err", err)
+				time.Sleep(100 * time.Millisecond) // out of file descriptors: give them time to come back
+				continue
+			}
+			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
+		}
+		s.admit(ctx, c)
+	}
+}
+
+// temporary reports whether accepting may work again later.
+func temporary(err error) bool {
+	return !errors.Is(err, net.ErrClosed)
+}
+
+// admit starts to serve a connection, unless there are too many.
+func (s *Server) admit(ctx context.Context, nc net.Conn) {
+	ip, _, err := net.SplitHostPort(nc.RemoteAddr().String())
+	if err != nil {
+		ip = nc.RemoteAddr().String()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining || len(s.conns) >= s.cfg.ConnectionsMax || s.perIP[ip] >= s.cfg.ConnectionsPerIPMax {
+		s.metrics.refused.Inc()
+		_ = nc.Close()
+		return
+	}
+	c := newConn(s, nc, ip)
+	s.conns[c] = struct{}{}
+	s.perIP[ip]++
+	s.metrics.connections.Inc()
+	s.wg.Go(func() {
+		c.run(ctx)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.conns, c)
+		if s.perIP[ip]--; s.perIP[ip] == 0 {
+			delete(s.perIP, ip)
+		}
+		s.metrics.connections.Dec()
+	})
+}
+
+// Drain stops accepting, lets each connection finish the request that it is at and write the answers in line, and closes it. When ctx ends,
+// what is left is cut off. It returns when no connection is left.
+func (s *Server) Drain(ctx context.Context) {
+	s.mu.Lock()
+	s.draining = true
+	for l := range s.listeners {
+		_ = l.Close()
+	}
+	for c := range s.conns {
+		c.drain()
+	}
+	s.mu.Unlock()
+	stop := context.AfterFunc(ctx, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for c := range s.conns {
+			c.cut()
+		}
+	})
+	defer stop()
+	s.wg.Wait()
+}

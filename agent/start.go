@@ -1,0 +1,314 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/varve-io/varve/agent/api"
+	"github.com/varve-io/varve/agent/fetch"
+	"github.com/varve-io/varve/agent/flush"
+	"github.com/varve-io/varve/agent/groups"
+	"github.com/varve-io/varve/agent/index"
+	"github.com/varve-io/varve/agent/ingest"
+	"github.com/varve-io/varve/agent/ledger"
+	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/agent/server"
+	"github.com/varve-io/varve/agent/topics"
+	"github.com/varve-io/varve/agent/upkeep"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/objectstore/cache"
+	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/wal"
+	"github.com/varve-io/varve/wal/quorum"
+)
+
+// start brings the agent to where it serves. What it spawns lives until run ends; waiting ends with ctx.
+func (a *Agent) start(run, ctx context.Context) error {
+	store := a.deps.Disk.Identity().String()
+	if err := a.join(ctx, store); err != nil {
+		return err
+	}
+	if err := a.follow(run, ctx); err != nil {
+		return err
+	}
+	if err := a.recoverLogs(ctx, store); err != nil {
+		return err
+	}
+	record, revision, err := a.openLog(ctx, store)
+	if err != nil {
+		return err
+	}
+	if err := a.startFlush(run, record, revision); err != nil {
+		return err
+	}
+	if err := a.lead(run, ctx); err != nil {
+		return err
+	}
+	a.startGroups(run)
+	if err := a.register(run, ctx); err != nil {
+		return err
+	}
+	return a.serve(run)
+}
+
+// join finds or creates the cluster, and takes the agent's node id and the number of its log.
+func (a *Agent) join(ctx context.Context, store string) error {
+	kv := a.deps.KV
+	create := coordinator.Cluster{
+		ID: protocol.TopicID(newID()).String(), Shards: a.cfg.Shards, Generation: 1, CreatedMs: a.deps.Now().UnixMilli(),
+	}
+	err := forever(ctx, a.log, "join the cluster", func(ctx context.Context) (err error) {
+		if a.cluster, err = ensureCluster(ctx, kv, create); err != nil {
+			return err
+		}
+		if a.node, err = ensureNode(ctx, kv, store); err != nil {
+			return err
+		}
+		id, err := take(ctx, kv, coordinator.KeyNextLog, 1)
+		a.id = coordinator.LogID(id)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	a.clusterID, err = parseClusterID(a.cluster.ID)
+	a.log = a.log.With("node", a.node)
+	return err
+}
+
+// follow starts the view and waits until it, and the index, have seen everything that is there now.
+func (a *Agent) follow(run, ctx context.Context) error {
+	a.index = index.New()
+	a.footers = fetch.NewFooters(a.deps.Store, a.cfg.FooterBytesMax)
+	a.follower = newFollower(a.index, a.footers, a.log)
+	a.view = coordinator.NewView(a.deps.KV, coordinator.ViewConfig{OnCommit: a.follower.onCommit, OnTopic: a.follower.onTopic, Log: a.log})
+	a.partitions = newPartitions(a.view, a.cluster.Shards)
+	a.follower.known = func(id [16]byte) bool {
+		_, ok := a.view.TopicByID(id)
+		return ok
+	}
+	a.follower.dropped = a.dropTopic
+	a.ledger = ledger.New(a.deps.KV, a.resign)
+	a.starts = upkeep.NewStarts(a.deps.Store, a.ledger, a.clusterID, a.deps.Now)
+	a.spawn(run, "follow the coordinator", a.view.Run)
+	a.spawn(run, "index commits", a.follower.run)
+	a.spawn(run, "write to the coordinator", func(ctx context.Context) error {
+		a.ledger.Run(ctx)
+		return nil
+	})
+	return a.catchUp(ctx)
+}
+
+// catchUp waits until view and index have seen everything up to now.
+func (a *Agent) catchUp(ctx context.Context) error {
+	var revision int64
+	err := forever(ctx, a.log, "read the revision", func(ctx context.Context) (err error) {
+		_, revision, err = a.deps.KV.Get(ctx, coordinator.KeyCluster)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := a.view.Wait(ctx, revision); err != nil {
+		return err
+	}
+	return a.follower.wait()
+}
+
+// recoverLogs brings every log that is open to its end: those on this agent's disk by itself; for others, of agents that live or whose
+// disk is elsewhere, it waits.
+func (a *Agent) recoverLogs(ctx context.Context, store string) error {
+	r := &recovery{
+		kv: a.deps.KV, store: a.deps.Store, disk: a.deps.Disk, cluster: a.clusterID, claimer: a.id, now: a.deps.Now, log: a.log,
+	}
+	for {
+		var open []coordinator.Log
+		err := forever(ctx, a.log, "list WAL logs", func(ctx context.Context) (err error) {
+			open, err = openLogs(ctx, a.deps.KV)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		waits := false
+		for _, l := range open {
+			if !recoverable(l, store) {
+				a.log.Warn("waiting for another agent to close its WAL log", "log", l.ID, "node", l.Node,
+					"stores", l.Segments[len(l.Segments)-1].Stores)
+				waits = true
+				continue
+			}
+			if err := r.run(ctx, l.ID); err != nil {
+				return err
+			}
+		}
+		if !waits {
+			return a.dropClosed()
+		}
+		if err := a.logsChanged(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// logsChanged waits until a log's record changes.
+func (a *Agent) logsChanged(ctx context.Context) error {
+	watch, changed := context.WithCancel(ctx)
+	defer changed()
+	revision := a.view.Revision()
+	err := a.deps.KV.Watch(watch, coordinator.PrefixLogs, revision, func(b coordinator.Batch) {
+		if len(b.Events) > 0 {
+			changed()
+		}
+	})
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if watch.Err() == nil {
+		a.log.Warn("watching WAL logs", "err", err)
+		time.Sleep(retryPause)
+	}
+	return nil
+}
+
+// dropClosed frees what the disk holds of logs that are closed: after recovery, that is everything.
+func (a *Agent) dropClosed() error {
+	for _, s := range a.deps.Disk.Segments() {
+		if err := a.deps.Disk.Drop(s.ID); err != nil {
+			return fmt.Errorf("drop closed WAL segment %s: %w", s.ID, err)
+		}
+	}
+	return nil
+}
+
+// openLog begins the agent's own log: first on its disk, then in the coordinator, so that a log that is listed is on its stores.
+func (a *Agent) openLog(ctx context.Context, store string) (coordinator.Log, int64, error) {
+	id := wal.SegmentID{Log: wal.LogID(a.id), Number: 1}
+	appender, err := a.deps.Disk.Create(id, 1, 1)
+	if err != nil {
+		return coordinator.Log{}, 0, err
+	}
+	record, revision, err := openLog(ctx, a.deps.KV, a.id, a.node, store)
+	if err != nil {
+		return coordinator.Log{}, 0, err
+	}
+	a.wal, err = wal.New(wal.Config{
+		Segment: id, Fence: 1, First: 1, Size: quorum.Size{Copies: 1, Quorum: 1}, BytesMax: a.cfg.WALBytesMax,
+	}, appender)
+	return record, revision, err
+}
+
+// startFlush starts the flush of the agent's own log.
+func (a *Agent) startFlush(run context.Context, record coordinator.Log, revision int64) error {
+	a.writer = flush.NewWriter(flush.WriterConfig{
+		KV: a.deps.KV, Store: a.deps.Store, Cluster: a.clusterID, Record: record, Revision: revision, Now: a.deps.Now, Log: a.log,
+	})
+	a.flusher = flush.New(a.cfg.Flush, flush.Deps{
+		Writer: a.writer, Committed: a.follower.committed, Now: a.deps.Now, Log: a.log,
+		Trim: func(entry int64) { a.wal.Trim(wal.EntryID(entry)) },
+	})
+	a.flushing = a.spawn(run, "flush", a.flusher.Run)
+	a.spawn(run, "write-ahead log", func(ctx context.Context) error {
+		select {
+		case <-a.wal.Failed():
+			return a.wal.Err()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	return nil
+}
+
+// lead claims the shards and restores their partitions.
+func (a *Agent) lead(run, ctx context.Context) error {
+	var all []claimed
+	err := forever(ctx, a.log, "claim shards", func(ctx context.Context) (err error) {
+		all, err = claimShards(ctx, a.deps.KV, a.cluster, a.id, a.node)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	// Only now: the view must not be older than the revision that made this agent the leader.
+	if err := a.catchUp(ctx); err != nil {
+		return err
+	}
+	epochs := make(map[uint32]protocol.LeaderEpoch, len(all))
+	for _, c := range all {
+		a.ledger.Adopt(c.id, c.write, c.revision)
+		epochs[uint32(c.id)] = protocol.LeaderEpoch(c.shard.Epoch)
+		if err := a.patiently(ctx, "read manifests", func() error { return a.starts.Adopt(ctx, c.id, c.shard) }); err != nil {
+			return err
+		}
+	}
+	r := &restorer{index: a.index, footers: a.footers, now: a.deps.Now, producerIdle: a.cfg.ProducerIdleMax}
+	var logs map[partition.ID]*partition.Log
+	err = a.patiently(ctx, "restore partitions", func() (err error) {
+		logs, err = r.run(ctx, func(shard uint32) protocol.LeaderEpoch { return epochs[shard] }, a.logStart)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	a.partitions.adopt(epochs, logs)
+	return nil
+}
+
+// logStart returns a partition's log start offset.
+func (a *Agent) logStart(id partition.ID) protocol.Offset {
+	t, ok := a.view.TopicByID(id.Topic)
+	if !ok {
+		return 0
+	}
+	return a.starts.Start(t.ShardOf(id.Partition, a.cluster.Shards), id)
+}
+
+// patiently repeats do while the bucket is away.
+func (a *Agent) patiently(ctx context.Context, what string, do func() error) error {
+	for {
+		err := do()
+		if err == nil || !transient(err) {
+			return err
+		}
+		a.log.Warn("waiting for the bucket", "to", what, "err", err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(retryPause):
+		}
+	}
+}
+
+// startGroups starts the coordinator of the consumer groups.
+func (a *Agent) startGroups(run context.Context) {
+	a.groups = groups.New(groups.DefaultConfig(a.cluster.Shards), groups.Deps{
+		KV: a.deps.KV, Ledger: a.ledger, Leads: a.partitions.Leads, Topics: a.view, Now: a.deps.Now,
+		NewID: func() string { return uuid.NewString() }, Log: a.log, Metrics: a.deps.Metrics,
+	})
+	a.topics = topics.New(a.cfg.Topics, topics.Deps{
+		KV: a.deps.KV, View: a.view, Now: a.deps.Now, Log: a.log, NewID: func() protocol.TopicID { return newID() },
+	})
+	a.spawn(run, "coordinate groups", func(ctx context.Context) error {
+		a.groups.Run(ctx)
+		return nil
+	})
+}
+
+// serve opens the door to clients.
+func (a *Agent) serve(run context.Context) error {
+	blocks, err := cache.New(cache.Config{BytesMax: a.cfg.CacheBytesMax}, a.deps.Store)
+	if err != nil {
+		return err
+	}
+	context.AfterFunc(run, blocks.Close)
+	reader := fetch.NewReader(a.index, a.footers, blocks)
+	handler := a.broker(fetch.New(reader), fetch.NewLookup(a.index, reader, a.cfg.Server.FrameBytesMax),
+		api.Deps{Ingest: ingest.New(a.wal, a.flusher, a.deps.Now)})
+	a.server = server.New(a.cfg.Server, handler, a.log, a.deps.Metrics)
+	a.spawn(run, "serve", func(ctx context.Context) error { return a.server.Serve(ctx, a.deps.Listener) })
+	a.spawn(run, "forget idle producers", a.expireProducers)
+	return nil
+}

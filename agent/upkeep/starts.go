@@ -1,0 +1,169 @@
+// Package upkeep is what a shard's leader does to its committed data besides serving it.
+//
+// [Starts] moves log start offsets: it writes a new manifest of the shard into the bucket, then makes it the shard's newest by a
+// guarded write, and only then do readers see the new start. A manifest that was written and not installed is an orphan.
+package upkeep
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/varve-io/varve/agent/ingest"
+	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/objectstore/manifest"
+	"github.com/varve-io/varve/protocol"
+)
+
+// Ledger writes to the coordinator under the guards of shards; done is called once.
+type Ledger interface {
+	Write(shard coordinator.ShardID, ops []coordinator.Op, done func(error))
+}
+
+// Starts are the log start offsets of the shards that this agent leads. It may be used concurrently.
+type Starts struct {
+	store   objectstore.Store
+	ledger  Ledger
+	cluster [16]byte
+	now     func() time.Time
+
+	mu     sync.Mutex
+	shards map[coordinator.ShardID]*shard
+}
+
+// shard is the newest manifest of a shard.
+type shard struct {
+	mu       sync.Mutex // held while a manifest is installed: one at a time
+	record   coordinator.Shard
+	manifest manifest.Manifest
+}
+
+// NewStarts returns the starts of no shard.
+func NewStarts(store objectstore.Store, ledger Ledger, cluster [16]byte, now func() time.Time) *Starts {
+	return &Starts{store: store, ledger: ledger, cluster: cluster, now: now, shards: make(map[coordinator.ShardID]*shard)}
+}
+
+// Adopt loads the newest manifest of a shard that this agent has just begun to lead.
+func (s *Starts) Adopt(ctx context.Context, id coordinator.ShardID, record coordinator.Shard) error {
+	sh := &shard{record: record, manifest: manifest.Manifest{Cluster: s.cluster, Shard: uint32(id)}}
+	if record.Manifest != "" {
+		info, err := s.store.Stat(ctx, record.Manifest)
+		if err != nil {
+			return fmt.Errorf("read manifest of shard %d: %w", id, err)
+		}
+		if info.Size > manifest.BytesMax {
+			return fmt.Errorf("read manifest %s: %d bytes, want at most %d", record.Manifest, info.Size, manifest.BytesMax)
+		}
+		b := make([]byte, info.Size)
+		if err := s.store.Get(ctx, record.Manifest, 0, b); err != nil {
+			return fmt.Errorf("read manifest of shard %d: %w", id, err)
+		}
+		m, err := manifest.Parse(b)
+		if err != nil {
+			return fmt.Errorf("read manifest %s: %w", record.Manifest, err)
+		}
+		sh.manifest = *m
+	}
+	sh.manifest.Epoch = protocol.LeaderEpoch(record.Epoch)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shards[id] = sh
+	return nil
+}
+
+// Resign forgets a shard that another agent leads now.
+func (s *Starts) Resign(id coordinator.ShardID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.shards, id)
+}
+
+// Start returns the log start offset of a partition of a shard that was adopted; 0 if none was ever set.
+func (s *Starts) Start(id coordinator.ShardID, p partition.ID) protocol.Offset {
+	sh := s.shard(id)
+	if sh == nil {
+		return 0
+	}
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	return sh.manifest.LogStart(p.Topic, p.Partition)
+}
+
+func (s *Starts) shard(id coordinator.ShardID) *shard {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.shards[id]
+}
+
+// DeleteBefore makes the log start offset of each partition at least the one given, and returns once that is durable and visible.
+// Offsets must not be past the high watermarks. Each shard is one write; if one fails, the others may have succeeded, and trying again does no harm.
+func (s *Starts) DeleteBefore(ctx context.Context, starts map[*ingest.Partition]protocol.Offset) error {
+	byShard := make(map[coordinator.ShardID][]*ingest.Partition)
+	for p := range starts {
+		byShard[p.Shard] = append(byShard[p.Shard], p)
+	}
+	for id, partitions := range byShard {
+		if err := s.install(ctx, id, partitions, starts); err != nil {
+			return fmt.Errorf("delete records of shard %d: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// install writes the next manifest of a shard and waits until it is the newest.
+func (s *Starts) install(ctx context.Context, id coordinator.ShardID, partitions []*ingest.Partition, starts map[*ingest.Partition]protocol.Offset) error {
+	sh := s.shard(id)
+	if sh == nil {
+		return protocol.NotLeaderOrFollower.Err()
+	}
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	next := sh.manifest
+	next.Partitions = slices.Clone(next.Partitions)
+	next.CreatedMs = s.now().UnixMilli()
+	for _, p := range partitions {
+		start := max(starts[p], next.LogStart(p.ID.Topic, p.ID.Partition))
+		next.Set(manifest.Partition{Topic: p.ID.Topic, TopicName: p.Name, Partition: p.ID.Partition, LogStartOffset: start})
+	}
+	if err := s.put(ctx, sh, &next); err != nil {
+		return err
+	}
+	record := sh.record
+	record.Manifest = next.Name()
+	done := make(chan error, 1)
+	s.ledger.Write(id, []coordinator.Op{{Key: coordinator.KeyShard(id), Value: coordinator.Encode(record)}}, func(err error) { done <- err })
+	// Not ctx: whether the write applied must be known before the next one.
+	if err := <-done; err != nil {
+		return err
+	}
+	sh.record, sh.manifest = record, next
+	for _, p := range partitions {
+		if err := p.SetStart(next.LogStart(p.ID.Topic, p.ID.Partition)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// put writes the manifest under the next free generation. A generation whose outcome is unknown is not used again, so that a name
+// stands for fixed bytes.
+func (s *Starts) put(ctx context.Context, sh *shard, next *manifest.Manifest) error {
+	for {
+		sh.manifest.Generation++
+		next.Generation = sh.manifest.Generation
+		b, err := next.Encode()
+		if err != nil {
+			return err
+		}
+		err = s.store.Put(ctx, next.Name(), objectstore.Bytes(b))
+		if errors.Is(err, objectstore.ErrExists) {
+			continue
+		}
+		return err
+	}
+}
