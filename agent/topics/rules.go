@@ -30,10 +30,24 @@ type Rules struct {
 	recompress        bool  // compression.type is a codec, not "producer"
 	codec             batch.Codec
 	level             int
+	codecs            *codecs
 }
 
-// defaultRules are those of a topic without configurations, which most topics are.
-var defaultRules = parseRules(nil)
+// codecs are kept between batches, because their buffers and tables cost more than a small batch does.
+type codecs struct {
+	decompressors sync.Pool // of *batch.Decompressor
+	compressors   sync.Pool // of *batch.Compressor
+}
+
+// plainBytesMax bounds what one batch's records may be when they are decompressed.
+const plainBytesMax = 128 << 20
+
+func newCodecs() *codecs {
+	return &codecs{
+		decompressors: sync.Pool{New: func() any { return batch.NewDecompressor(plainBytesMax) }},
+		compressors:   sync.Pool{New: func() any { return new(batch.Compressor) }},
+	}
+}
 
 // cachedRules are the rules of a topic with the configurations that they were made of. Holding the map keeps its address from being used
 // for another, so that the same address means the same configurations.
@@ -49,7 +63,7 @@ const rulesCachedMax = 100_000
 // view gave it, and must not change in place.
 func (t *Topics) RulesOf(topic *coordinator.Topic) *Rules {
 	if len(topic.Configs) == 0 {
-		return defaultRules
+		return t.defaultRules
 	}
 	t.mu.RLock()
 	cached, ok := t.rules[topic.ID]
@@ -57,7 +71,7 @@ func (t *Topics) RulesOf(topic *coordinator.Topic) *Rules {
 	if ok && reflect.ValueOf(cached.configs).Pointer() == reflect.ValueOf(topic.Configs).Pointer() {
 		return cached.rules
 	}
-	rules := parseRules(topic.Configs)
+	rules := parseRules(topic.Configs, t.codecs)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.rules) >= rulesCachedMax {
@@ -69,7 +83,7 @@ func (t *Topics) RulesOf(topic *coordinator.Topic) *Rules {
 
 // parseRules reads configurations that were validated when they were set. What cannot be read all the same, since another release
 // wrote it, counts as not set.
-func parseRules(configs map[string]string) *Rules {
+func parseRules(configs map[string]string, codecs *codecs) *Rules {
 	text := func(name string) string {
 		d := &definitions[definitionIndex[name]]
 		if v, ok := configs[name]; ok {
@@ -124,15 +138,6 @@ func (r *Rules) Limits(version int16, nowMs int64) batch.Limits {
 	return limits
 }
 
-// plainBytesMax bounds a batch's records when they are decompressed, for one batch at a time.
-const plainBytesMax = 128 << 20
-
-// Codecs keep buffers and tables that cost more than a small batch.
-var (
-	decompressors = sync.Pool{New: func() any { return batch.NewDecompressor(plainBytesMax) }}
-	compressors   = sync.Pool{New: func() any { return new(batch.Compressor) }}
-)
-
 // RecordsError says which records of a batch are refused, for the record errors of a Produce response (KIP-467). Err is the batch's error.
 type RecordsError struct {
 	Err     error
@@ -153,7 +158,7 @@ func (e *RecordsError) Unwrap() error { return e.Err }
 // key (a [*RecordsError]) or cannot be read, MessageTooLarge for a batch that grew beyond max.message.bytes.
 func (r *Rules) Apply(nowMs int64, h batch.Header, b []byte) (batch.Header, []byte, error) {
 	if r.Compact {
-		if err := checkKeys(&h, b); err != nil {
+		if err := r.checkKeys(&h, b); err != nil {
 			return h, b, err
 		}
 	}
@@ -174,9 +179,9 @@ func (r *Rules) Apply(nowMs int64, h batch.Header, b []byte) (batch.Header, []by
 }
 
 // checkKeys reads all records of a batch, each of which must have a key.
-func checkKeys(h *batch.Header, b []byte) error {
-	d := decompressors.Get().(*batch.Decompressor)
-	defer decompressors.Put(d)
+func (r *Rules) checkKeys(h *batch.Header, b []byte) error {
+	d := r.codecs.decompressors.Get().(*batch.Decompressor)
+	defer r.codecs.decompressors.Put(d)
 	_, records, err := d.Validate(h, b, true)
 	if err != nil && len(records) > 0 {
 		return &RecordsError{Err: err, Records: records}
@@ -186,10 +191,10 @@ func checkKeys(h *batch.Header, b []byte) error {
 
 // convert compresses a batch anew.
 func (r *Rules) convert(h batch.Header, b []byte) (batch.Header, []byte, error) {
-	d := decompressors.Get().(*batch.Decompressor)
-	defer decompressors.Put(d)
-	c := compressors.Get().(*batch.Compressor)
-	defer compressors.Put(c)
+	d := r.codecs.decompressors.Get().(*batch.Decompressor)
+	defer r.codecs.decompressors.Put(d)
+	c := r.codecs.compressors.Get().(*batch.Compressor)
+	defer r.codecs.compressors.Put(c)
 	converted, err := c.Recompress(make([]byte, 0, len(b)), d, &h, b, r.codec, r.level)
 	if err != nil {
 		return h, b, err

@@ -39,7 +39,7 @@ type Config struct {
 	Partitions            int32 // of a topic that asks for the default (num.partitions)
 	Replication           int16 // of a topic that asks for the default (default.replication.factor)
 	PartitionsPerTopicMax int32
-	PartitionsMax         int // of all topics together
+	PartitionsMax         int  // of all topics together
 	AutoCreate            bool // auto.create.topics.enable, as it is described; whoever calls AutoCreate decides
 }
 
@@ -74,13 +74,17 @@ type Topics struct {
 	broker map[string]setting
 	flight singleflight.Group // AutoCreate, by name
 
+	codecs       *codecs
+	defaultRules *Rules // of a topic without configurations, which most topics are
+
 	mu    sync.RWMutex
 	rules map[protocol.TopicID]cachedRules
 }
 
 // New returns Topics.
 func New(cfg Config, deps Deps) *Topics {
-	t := &Topics{cfg: cfg, deps: deps, rules: make(map[protocol.TopicID]cachedRules)}
+	t := &Topics{cfg: cfg, deps: deps, codecs: newCodecs(), rules: make(map[protocol.TopicID]cachedRules)}
+	t.defaultRules = parseRules(nil, t.codecs)
 	t.broker = t.brokerSettings()
 	return t
 }
