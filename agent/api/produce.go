@@ -7,7 +7,6 @@ import (
 
 	"github.com/varve-io/varve/agent/ingest"
 	"github.com/varve-io/varve/agent/server"
-	"github.com/varve-io/varve/agent/topics"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/batch"
@@ -85,15 +84,14 @@ func (b *Broker) prepare(version int16, t *coordinator.Topic, p *kmsg.ProduceReq
 		return err
 	}
 	records := p.Records
-	rules := topics.RulesOf(t)
-	h, err := batch.Check(records, batch.Limits{BatchBytesMax: rules.MessageBytesMax, ProduceVersion: version})
+	rules, nowMs := b.deps.Topics.RulesOf(t), b.deps.Now().UnixMilli()
+	h, err := batch.Check(records, rules.Limits(version, nowMs))
 	if err != nil {
 		return err
 	}
 	if h.Attributes.Transactional() {
 		return protocol.InvalidTxnState.Errorf("transactions are not supported")
 	}
-	nowMs := b.deps.Now().UnixMilli()
 	if h, records, err = rules.Apply(nowMs, h, records); err != nil {
 		return err
 	}

@@ -7,7 +7,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve-io/varve/agent/ingest"
-	"github.com/varve-io/varve/agent/topics"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/protocol"
 )
@@ -114,7 +113,7 @@ func (b *Broker) deleteRecords(ctx context.Context, req *kmsg.DeleteRecordsReque
 
 // startToDelete checks one partition of DeleteRecords and returns the log start offset that it asks for.
 func (b *Broker) startToDelete(t *coordinator.Topic, asked *kmsg.DeleteRecordsRequestTopicPartition) (*ingest.Partition, protocol.Offset, error) {
-	if !topics.RulesOf(t).Delete {
+	if !b.deps.Topics.RulesOf(t).Delete {
 		return nil, 0, protocol.PolicyViolation.Errorf("topic %s has no delete in its cleanup.policy", t.Name)
 	}
 	live, err := b.deps.Partitions.Get(t, asked.Partition)
