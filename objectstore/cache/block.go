@@ -1,0 +1,277 @@
+package cache
+
+import (
+	"context"
+	"sync/atomic"
+)
+
+// key names a block.
+type key struct {
+	name  string
+	index int64
+}
+
+// block is a piece of an object that is ready or loading. Its fields belong to the cache's mutex, except bytes, which
+// nobody changes after the flight.
+type block struct {
+	key    key
+	buffer []byte // of the block size
+	bytes  []byte // the part of buffer that the object fills
+	flight *flight
+	pins   int  // readers that hold it or wait for it, and its flight
+	dead   bool // not in the map any more: its buffer is free when the last pin is gone
+
+	previous, next *block // in the list of idle blocks
+}
+
+// run is count neighbouring blocks of one object.
+type run struct {
+	object Object
+	first  int64
+	count  int
+}
+
+// list is a list of idle blocks, the least recently used first.
+type list struct {
+	first, last *block
+	len         int
+}
+
+func (l *list) push(b *block) {
+	b.previous, b.next = l.last, nil
+	if l.last != nil {
+		l.last.next = b
+	} else {
+		l.first = b
+	}
+	l.last = b
+	l.len++
+}
+
+func (l *list) remove(b *block) {
+	if b.previous != nil {
+		b.previous.next = b.next
+	} else {
+		l.first = b.next
+	}
+	if b.next != nil {
+		b.next.previous = b.previous
+	} else {
+		l.last = b.previous
+	}
+	b.previous, b.next = nil, nil
+	l.len--
+}
+
+// Span is a range of an object, in the cache's own memory. The zero Span is empty.
+type Span struct {
+	cache    *Cache
+	blocks   []*block
+	parts    [][]byte
+	released atomic.Bool
+}
+
+// Parts returns the bytes, in order, none of the slices empty. They must not be changed, nor be used after Release.
+func (s *Span) Parts() [][]byte { return s.parts }
+
+// Release gives the memory back. Only the first call counts.
+func (s *Span) Release() {
+	if s.cache == nil || s.released.Swap(true) {
+		return
+	}
+	s.cache.mu.Lock()
+	defer s.cache.mu.Unlock()
+	for _, b := range s.blocks {
+		s.cache.unpin(b)
+	}
+	s.cache.grant()
+}
+
+// cut sets the parts to n bytes from offset off of the blocks.
+func (s *Span) cut(off, n int64) {
+	s.parts = make([][]byte, 0, len(s.blocks))
+	for _, b := range s.blocks {
+		part := b.bytes[off:min(int64(len(b.bytes)), off+n)]
+		s.parts = append(s.parts, part[:len(part):len(part)])
+		n -= int64(len(part))
+		off = 0
+	}
+}
+
+// waiter is a Read that waits for memory.
+type waiter struct {
+	run     run
+	granted chan struct{} // closed, under the cache's mutex, when one of the following is set
+	blocks  []*block
+	err     error
+}
+
+// pin returns the blocks of the run, pinned for the caller, each ready or with a flight. If there is no memory for those
+// that are missing, it waits or returns ErrBusy.
+func (c *Cache) pin(ctx context.Context, r run, wait bool) ([]*block, error) {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil, errClosed
+	}
+	// Nobody overtakes those who wait, except readers that need no memory.
+	if len(c.waiting) == 0 || c.missing(r) == 0 {
+		if blocks := c.tryPin(r); blocks != nil {
+			c.mu.Unlock()
+			return blocks, nil
+		}
+	}
+	if !wait {
+		c.mu.Unlock()
+		return nil, ErrBusy
+	}
+	w := &waiter{run: r, granted: make(chan struct{})}
+	c.waiting = append(c.waiting, w)
+	c.stats.Waits++
+	c.mu.Unlock()
+
+	select {
+	case <-w.granted:
+		return w.blocks, w.err
+	case <-ctx.Done():
+		c.leave(w)
+		return nil, ctx.Err()
+	}
+}
+
+// leave takes back a wait, or what it was granted meanwhile.
+func (c *Cache) leave(w *waiter) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, other := range c.waiting {
+		if other == w {
+			c.waiting = append(c.waiting[:i], c.waiting[i+1:]...)
+			break
+		}
+	}
+	for _, b := range w.blocks {
+		c.unpin(b)
+	}
+	c.grant() // for those who stood behind it
+}
+
+// grant serves those who wait, in their order, as far as memory goes. Whoever frees memory calls it.
+func (c *Cache) grant() {
+	for len(c.waiting) > 0 {
+		w := c.waiting[0]
+		blocks := c.tryPin(w.run)
+		if blocks == nil {
+			return
+		}
+		w.blocks = blocks
+		close(w.granted)
+		c.waiting = c.waiting[1:]
+	}
+}
+
+// tryPin returns the blocks of the run, pinned for the caller, or nil if memory is short. It takes all or nothing: if it
+// took some, two readers could wait for each other's.
+func (c *Cache) tryPin(r run) []*block {
+	blocks := make([]*block, r.count)
+	missing := 0
+	for i := range blocks {
+		b := c.blocks[key{r.object.Name, r.first + int64(i)}]
+		if b == nil {
+			missing++
+			continue
+		}
+		c.pinBlock(b) // so that it is not evicted for the missing ones
+		blocks[i] = b
+	}
+	if missing > c.available() {
+		for _, b := range blocks {
+			if b != nil {
+				c.unpin(b)
+			}
+		}
+		return nil
+	}
+	for i := 0; i < r.count; i++ {
+		if b := blocks[i]; b != nil {
+			if b.flight.landed() {
+				c.stats.Hits++
+			} else {
+				c.stats.Joins++
+			}
+			continue
+		}
+		count := 1
+		for count < c.getBlocks && i+count < r.count && blocks[i+count] == nil {
+			count++
+		}
+		c.stats.Misses += uint64(count)
+		for j, b := range c.depart(run{object: r.object, first: r.first + int64(i), count: count}, false) {
+			c.pinBlock(b)
+			blocks[i+j] = b
+		}
+		i += count - 1
+	}
+	return blocks
+}
+
+// missing returns how many blocks of the run are not there.
+func (c *Cache) missing(r run) int {
+	missing := 0
+	for i := range r.count {
+		if c.blocks[key{r.object.Name, r.first + int64(i)}] == nil {
+			missing++
+		}
+	}
+	return missing
+}
+
+// available returns how many buffers can be taken.
+func (c *Cache) available() int {
+	return len(c.free) + c.blocksMax - c.buffers + c.idle.len
+}
+
+// takeBuffer returns a buffer, of which one must be available.
+func (c *Cache) takeBuffer() []byte {
+	if len(c.free) == 0 && c.buffers == c.blocksMax {
+		c.stats.Evictions++
+		c.forget(c.idle.first)
+	}
+	if last := len(c.free) - 1; last >= 0 {
+		buffer := c.free[last]
+		c.free = c.free[:last]
+		return buffer
+	}
+	c.buffers++
+	return make([]byte, c.blockSize)
+}
+
+func (c *Cache) pinBlock(b *block) {
+	if b.pins == 0 {
+		c.idle.remove(b)
+	}
+	b.pins++
+}
+
+func (c *Cache) unpin(b *block) {
+	b.pins--
+	switch {
+	case b.pins > 0:
+	case b.dead:
+		c.free = append(c.free, b.buffer)
+	default:
+		c.idle.push(b)
+	}
+}
+
+// forget takes the block out of the map. Its buffer is free now or with its last pin.
+func (c *Cache) forget(b *block) {
+	if b.dead {
+		return
+	}
+	b.dead = true
+	delete(c.blocks, b.key)
+	if b.pins == 0 {
+		c.idle.remove(b)
+		c.free = append(c.free, b.buffer)
+	}
+}

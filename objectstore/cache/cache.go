@@ -1,0 +1,245 @@
+// Package cache keeps blocks of immutable objects in memory, for readers of byte ranges.
+//
+// Objects are cut into aligned blocks of one size. A block is in the map, or it is not:
+//
+//	missing --Read or Prefetch takes a buffer--> loading --GET succeeds--> ready --evicted--> missing
+//	                                                \------GET fails-----> missing
+//
+// A GET is a flight: it belongs to the cache, not to the reader that caused it, so that however many readers wait for a
+// block there is one, and none of them takes it away from the others by giving up. Neighbouring missing blocks share a
+// flight.
+//
+// A reader gets the blocks themselves ([Span]), pinned until it releases them; only blocks that nobody has pinned are
+// evicted, the least recently used first. Buffers are reused for ever, as fresh memory costs more than a copy. There are
+// never more than fit into [Config.BytesMax]: when all are pinned, readers wait in the order in which they came.
+//
+// A reader that holds a span and waits for another could wait for one that waits for it. Whoever needs several spans at
+// a time gets the first with [Cache.Read] and the others with [Cache.TryRead], which does not wait for memory, and does
+// without them for now if that says [ErrBusy].
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/varve-io/varve/objectstore"
+)
+
+// Config are the limits of a cache.
+type Config struct {
+	// BytesMax bounds the memory of blocks, and so the bytes that all readers together hold. At least one block. Flights
+	// of several blocks use up to flightsMax times GetBytesMax beside it.
+	BytesMax int64
+	// BlockBytes is the size of a block. 0 means 1 MiB: MinIO's ranges below that cost ten times their bytes, and a
+	// request to S3 costs as much as a MiB of traffic.
+	BlockBytes int
+	// GetBytesMax is the most that one GET asks for, rounded down to whole blocks. 0 means 4 MiB.
+	GetBytesMax int
+}
+
+const (
+	defaultBlockBytes  = 1 << 20
+	defaultGetBytesMax = 4 << 20
+
+	flightsMax    = 8 // GETs at the same time; more wait in line
+	prefetchesMax = 4 // flights of Prefetch, in line or in the air; more are dropped
+	// flightTime bounds a GET: nobody's context does.
+	flightTime = 30 * time.Second
+)
+
+// ErrBusy: TryRead would have to wait until another reader releases its span.
+var ErrBusy = errors.New("cache busy: all blocks are in use")
+
+// Cache reads ranges of objects through memory. All methods may be called concurrently.
+type Cache struct {
+	store     objectstore.Store
+	blockSize int64
+	getBlocks int // most blocks of a flight
+	blocksMax int
+
+	ctx     context.Context //nolint:containedctx // the life of the cache, and of all flights
+	cancel  context.CancelFunc
+	flights sync.WaitGroup
+	slots   chan struct{} // one token for each GET under way
+	scratch chan []byte   // buffers of GETs of several blocks
+
+	mu         sync.Mutex
+	blocks     map[key]*block
+	idle       list     // ready and not pinned, the least recently used first
+	free       [][]byte // buffers without a block
+	buffers    int      // that were ever made
+	waiting    []*waiter
+	prefetches int // flights of Prefetch
+	closed     bool
+	stats      Stats
+}
+
+// Stats are a cache's counters, since it was made, and gauges.
+type Stats struct {
+	Hits   uint64 // blocks that a reader found
+	Joins  uint64 // blocks that a reader found under way
+	Misses uint64 // blocks that a reader had fetched
+
+	Gets     uint64 // requests to the store, those of prefetches included
+	GetBytes uint64 // bytes that they brought
+	Failures uint64 // requests that failed
+
+	Prefetches        uint64 // requests that Prefetch caused
+	PrefetchesDropped uint64 // calls of Prefetch that were cut short because the cache was busy
+	Evictions         uint64 // blocks that made room for others
+	Waits             uint64 // reads that had to wait for memory
+
+	BlockBytes  int64 // gauge: memory of all buffers
+	PinnedBytes int64 // gauge: memory of those that readers and flights hold
+}
+
+// New returns an empty cache over store. Its owner calls Close.
+func New(config Config, store objectstore.Store) (*Cache, error) {
+	if config.BlockBytes == 0 {
+		config.BlockBytes = defaultBlockBytes
+	}
+	if config.GetBytesMax == 0 {
+		config.GetBytesMax = defaultGetBytesMax
+	}
+	if config.BlockBytes < 1 || config.BytesMax < int64(config.BlockBytes) {
+		return nil, fmt.Errorf("new cache: seen %d bytes in blocks of %d, want at least one block", config.BytesMax, config.BlockBytes)
+	}
+	c := &Cache{
+		store:     store,
+		blockSize: int64(config.BlockBytes),
+		blocksMax: int(config.BytesMax / int64(config.BlockBytes)),
+		slots:     make(chan struct{}, flightsMax),
+		scratch:   make(chan []byte, flightsMax),
+		blocks:    make(map[key]*block),
+	}
+	c.getBlocks = max(1, config.GetBytesMax/config.BlockBytes)
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	return c, nil
+}
+
+// errClosed is what readers of a closed cache get.
+var errClosed = fmt.Errorf("cache is closed: %w", objectstore.ErrUnavailable)
+
+// Close ends all flights and waits, whose readers get an error of kind [objectstore.ErrUnavailable] as all later ones
+// do, and returns when the flights are over. Spans stay valid.
+func (c *Cache) Close() {
+	c.mu.Lock()
+	c.closed = true
+	for _, w := range c.waiting {
+		w.err = errClosed
+		close(w.granted)
+	}
+	c.waiting = nil
+	c.mu.Unlock()
+	c.cancel()
+	c.flights.Wait()
+}
+
+// Stats returns the counters.
+func (c *Cache) Stats() Stats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	stats := c.stats
+	stats.BlockBytes = int64(c.buffers) * c.blockSize
+	stats.PinnedBytes = int64(c.buffers-len(c.free)-c.idle.len) * c.blockSize
+	return stats
+}
+
+// Object names an object and says how long it is. Whoever refers to an object knows its size, which saves a request.
+type Object struct {
+	Name string
+	Size int64 // bytes
+}
+
+// Read returns n bytes from offset off of the object, from memory as far as they are there and with as few GETs as
+// possible otherwise. It waits for the store, and for other readers if they hold all memory; see the package's comment
+// for callers that hold another span.
+//
+// Errors are those of the store with their kinds, the context's own, and [objectstore.ErrDenied] for a range that passes
+// the object's end or does not fit into the cache. A failure is not remembered: the next Read asks again.
+func (c *Cache) Read(ctx context.Context, o Object, off, n int64) (*Span, error) {
+	return c.read(ctx, o, off, n, true)
+}
+
+// TryRead is Read, except that it returns ErrBusy at once where Read would wait for memory. It waits for the store.
+func (c *Cache) TryRead(ctx context.Context, o Object, off, n int64) (*Span, error) {
+	return c.read(ctx, o, off, n, false)
+}
+
+func (c *Cache) read(ctx context.Context, o Object, off, n int64, wait bool) (*Span, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("read %s: %w", o.Name, err)
+	}
+	if off < 0 || n < 0 || off > o.Size || n > o.Size-off {
+		return nil, fmt.Errorf("read %s: %d bytes from %d of an object of %d: %w", o.Name, n, off, o.Size, objectstore.ErrDenied)
+	}
+	if n == 0 {
+		return &Span{}, nil
+	}
+	first, last := off/c.blockSize, (off+n-1)/c.blockSize
+	if last-first >= int64(c.blocksMax) {
+		return nil, fmt.Errorf("read %s: seen %d bytes from %d, want no more blocks than the cache's %d: %w",
+			o.Name, n, off, c.blocksMax, objectstore.ErrDenied)
+	}
+	blocks, err := c.pin(ctx, run{object: o, first: first, count: int(last - first + 1)}, wait)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", o.Name, err)
+	}
+	span := &Span{cache: c, blocks: blocks}
+	for _, b := range blocks {
+		if err := b.flight.wait(ctx); err != nil {
+			span.Release()
+			return nil, fmt.Errorf("read %s: %w", o.Name, err)
+		}
+	}
+	span.cut(off-first*c.blockSize, n)
+	return span, nil
+}
+
+// Prefetch begins to fetch what is missing of n bytes from offset off of the object, and returns at once. It is a hint:
+// the part that lies in the object counts, and what would have to wait for memory or for other prefetches is dropped.
+func (c *Cache) Prefetch(o Object, off, n int64) {
+	end := min(off+n, o.Size)
+	off = max(off, 0)
+	if end <= off {
+		return
+	}
+	first, last := off/c.blockSize, (end-1)/c.blockSize
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for index := first; index <= last; index++ {
+		if c.blocks[key{o.Name, index}] != nil {
+			continue
+		}
+		count := 1
+		for count < c.getBlocks && index+int64(count) <= last && c.blocks[key{o.Name, index + int64(count)}] == nil {
+			count++
+		}
+		count = min(count, c.available())
+		if c.closed || len(c.waiting) > 0 || c.prefetches == prefetchesMax || count == 0 {
+			c.stats.PrefetchesDropped++
+			return
+		}
+		c.prefetches++
+		c.stats.Prefetches++
+		c.depart(run{object: o, first: index, count: count}, true)
+		index += int64(count) - 1
+	}
+}
+
+// Drop forgets the object, so that the next Read asks the store again: for a reader that found its checksum wrong, and
+// for objects that were deleted. Spans of it stay valid.
+func (c *Cache) Drop(o Object) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for index := int64(0); index*c.blockSize < o.Size; index++ {
+		if b := c.blocks[key{o.Name, index}]; b != nil {
+			c.forget(b)
+		}
+	}
+	c.grant()
+}
