@@ -23,9 +23,9 @@ const retryPause = 50 * time.Millisecond
 // are written, at once or not at all. It sends the transaction again, the same one, until its outcome is certain, and
 // then updates the guards.
 //
-// It returns nil once applied; an error that wraps [ErrFenced] and is a [*FencedError] if a guard was lost, in which case nothing was
-// applied; [ErrLimit] and [ErrNoSpace] as the store says them, with nothing applied; or ctx's error, which
-// leaves the outcome unknown: then the guards must not be used again except to end the writer.
+// It returns nil once applied; a [*FencedError], which wraps [ErrFenced], if a guard was lost; [ErrLimit] and [ErrNoSpace] as the store says
+// them, with nothing applied; or ctx's error, which leaves the outcome unknown: then the guards must not be used again except to end
+// the writer.
 func Apply(ctx context.Context, kv KV, guards []*Guard, ops []Op) error {
 	compares := make([]Compare, 0, len(guards))
 	all := make([]Op, 0, len(guards)+len(ops))
@@ -65,31 +65,31 @@ func Apply(ctx context.Context, kv KV, guards []*Guard, ops []Op) error {
 }
 
 // settle decides from the guards' present items whether an earlier attempt of the same transaction applied. A
-// transaction writes all guards or none, so either all hold their Next value or one of them belongs to somebody else.
+// transaction writes all guards or none: if one holds its Next value, all of it applied, even where a guard was lost after that.
 func settle(guards []*Guard, now []Item) error {
 	var lost []string
-	applied := true
+	applied := false
 	for i, g := range guards {
-		if now[i].ModRevision != 0 && bytes.Equal(now[i].Value, g.Next) {
-			continue
-		}
-		applied = false
-		if now[i].ModRevision != g.Revision {
+		switch {
+		case now[i].ModRevision != 0 && bytes.Equal(now[i].Value, g.Next):
+			applied = true
+			g.Revision = now[i].ModRevision
+		case now[i].ModRevision != g.Revision:
 			lost = append(lost, g.Key)
 		}
 	}
-	if applied {
-		for i, g := range guards {
-			g.Revision = now[i].ModRevision
-		}
+	if len(lost) == 0 {
 		return nil
 	}
-	return &FencedError{Keys: lost}
+	return &FencedError{Keys: lost, Applied: applied}
 }
 
 // FencedError says which guards were lost. It wraps [ErrFenced].
 type FencedError struct {
 	Keys []string
+	// Applied: another guard of the transaction shows that it applied before these were lost. If not, and the outcome of an attempt was unknown, it may have
+	// applied or not; whoever took the guards over knows.
+	Applied bool
 }
 
 // Error implements error.

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/fnv"
+
+	"github.com/varve-io/varve/protocol"
 )
 
 // Cluster is fixed when the cluster is created, but for Generation.
@@ -27,7 +29,7 @@ type Agent struct {
 
 // Topic is a topic's record. Partitions only grow.
 type Topic struct {
-	ID          [16]byte          `json:"id"`
+	ID          protocol.TopicID  `json:"id"`
 	Name        string            `json:"name"`
 	Partitions  int32             `json:"partitions"`
 	Replication int16             `json:"replication"` // as it was asked for, and so described; the WAL decides the copies

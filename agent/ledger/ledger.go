@@ -209,30 +209,42 @@ func (l *Ledger) advance(ids []coordinator.ShardID) {
 	}
 }
 
-// drop removes the lost shards, fails their writes and applies the others again, in order, before anything newer.
+// drop removes the lost shards. What was written with them has applied as a whole, or is applied again without them, in order, before anything newer.
 func (l *Ledger) drop(b batch, fenced *coordinator.FencedError) {
-	var lost []coordinator.ShardID
+	lost := make(map[coordinator.ShardID]bool)
+	var ended, applied, again []write
 	l.mu.Lock()
 	for _, id := range b.shards {
-		if slices.Contains(fenced.Keys, coordinator.KeyWrite(id)) {
+		if lost[id] = slices.Contains(fenced.Keys, coordinator.KeyWrite(id)); lost[id] {
 			delete(l.shards, id)
-			lost = append(lost, id)
+		} else if fenced.Applied {
+			l.shards[id].write.Number++
 		}
 	}
-	var failed, again []write
-	for _, w := range append(b.writes, l.pending...) {
-		if slices.Contains(lost, w.shard) {
-			failed = append(failed, w)
+	pending := l.pending
+	if fenced.Applied {
+		applied = b.writes
+	} else {
+		pending = append(b.writes, pending...)
+	}
+	for _, w := range pending {
+		if lost[w.shard] {
+			ended = append(ended, w)
 		} else {
 			again = append(again, w)
 		}
 	}
 	l.pending = again
 	l.mu.Unlock()
-	for _, id := range lost {
-		l.onLost(id)
+	for _, id := range b.shards {
+		if lost[id] {
+			l.onLost(id)
+		}
 	}
-	for _, w := range failed {
+	for _, w := range applied {
+		w.done(nil)
+	}
+	for _, w := range ended {
 		w.done(fmt.Errorf("write to shard %d: %w", w.shard, fenced))
 	}
 }
