@@ -12,12 +12,12 @@ import (
 func Command() *cobra.Command {
 	cfg := Defaults()
 	var (
-		acks        string
-		client      string
-		rateMB      float64
-		diskFolder  string
-		asJSON      bool
-		latencyOnly bool
+		acks       string
+		client     string
+		phases     []string
+		rateMB     float64
+		diskFolder string
+		asJSON     bool
 	)
 	cmd := &cobra.Command{
 		Use:   "bench",
@@ -28,7 +28,7 @@ and deletes it afterwards. With --pid, the broker's processor time and memory
 are read from /proc.`,
 		Example: `  varve bench
   varve bench --record-bytes 100 --duration 5s
-  varve bench --latency-only --rate 5 --client franz
+  varve bench --phases latency --rate 5 --client franz
   varve bench --pid $(pgrep -x varve) --metrics http://127.0.0.1:9080/metrics --json`,
 		Args:         cobra.NoArgs,
 		SilenceUsage: true,
@@ -37,10 +37,10 @@ are read from /proc.`,
 			if cfg.Acks, err = parseAcks(acks); err != nil {
 				return err
 			}
-			cfg.RateBytes, cfg.Client = rateMB*1e6, Client(client)
-			if latencyOnly {
-				cfg.Phases = Phases{Latency: true}
+			if cfg.Phases, err = parsePhases(phases); err != nil {
+				return err
 			}
+			cfg.RateBytes, cfg.Client = rateMB*1e6, Client(client)
 			return runCommand(cmd, cfg, diskFolder, asJSON)
 		},
 	}
@@ -58,7 +58,7 @@ are read from /proc.`,
 	flags.Int64Var(&cfg.WindowBytes, "window-bytes", cfg.WindowBytes, "the end of the log that is consumed from memory")
 	flags.Float64Var(&rateMB, "rate", cfg.RateBytes/1e6, "what the latency phase offers, in MB/s")
 	flags.StringVar(&client, "client", string(cfg.Client), "who sends in the latency phase: raw or franz")
-	flags.BoolVar(&latencyOnly, "latency-only", false, "leave out the throughput phases")
+	flags.StringSliceVar(&phases, "phases", []string{"produce", "consume", "latency"}, "what to run; consume reads what produce wrote")
 	flags.StringVar(&diskFolder, "disk", "", "a folder on the broker's disk, to measure the disk's own sync")
 	flags.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
@@ -72,6 +72,23 @@ func parseAcks(acks string) (int16, error) {
 		return 1, nil
 	}
 	return 0, fmt.Errorf("--acks: %q, want all or 1", acks)
+}
+
+func parsePhases(names []string) (Phases, error) {
+	var phases Phases
+	for _, name := range names {
+		switch name {
+		case "produce":
+			phases.Produce = true
+		case "consume":
+			phases.Consume = true
+		case "latency":
+			phases.Latency = true
+		default:
+			return Phases{}, fmt.Errorf("--phases: %q, want produce, consume or latency", name)
+		}
+	}
+	return phases, nil
 }
 
 func runCommand(cmd *cobra.Command, cfg Config, diskFolder string, asJSON bool) error {

@@ -35,6 +35,7 @@ package load
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -145,6 +146,10 @@ func (c Config) Validate() error {
 		return fmt.Errorf("--window-bytes: %d, want at least a batch of %d", c.WindowBytes, c.BatchBytes)
 	case c.RateBytes < float64(c.RecordBytes):
 		return fmt.Errorf("--rate: %g bytes/s, want at least one record of %d per second", c.RateBytes, c.RecordBytes)
+	case c.Phases == Phases{}:
+		return errors.New("--phases: none, want at least one")
+	case c.Phases.Consume && !c.Phases.Produce:
+		return errors.New("--phases: consume without produce, whose records it reads")
 	case c.Client != ClientRaw && c.Client != ClientFranz:
 		return fmt.Errorf("--client: %q, want %s or %s", c.Client, ClientRaw, ClientFranz)
 	}

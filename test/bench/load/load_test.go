@@ -89,6 +89,7 @@ func TestValidateNamesTheFlag(t *testing.T) {
 		"--window-bytes": func(c *Config) { c.WindowBytes = 0 },
 		"--rate":         func(c *Config) { c.RateBytes = 0 },
 		"--client":       func(c *Config) { c.Client = "java" },
+		"--phases":       func(c *Config) { c.Phases.Produce = false },
 	} {
 		cfg := Defaults()
 		change(&cfg)
@@ -115,6 +116,18 @@ func TestSchedule(t *testing.T) {
 	s.slice(1, 3).each(func(due time.Time) { watch.observe(due, now) }) // due at 10, 20 and 30 ms
 	if q := watch.histogram.quantiles(); q.Count != 2 || q.Max.Round(time.Millisecond) != 90*time.Millisecond {
 		t.Errorf("quantiles %+v, want those of 90 and 80 ms", q)
+	}
+}
+
+func TestPacerIsNeverEarly(t *testing.T) {
+	pace := newPacer()
+	defer pace.stop()
+	for _, wait := range []time.Duration{-time.Second, 0, 5 * time.Microsecond, 200 * time.Microsecond, 3 * time.Millisecond} {
+		at := time.Now().Add(wait)
+		pace.until(at)
+		if early := time.Until(at); early > 0 {
+			t.Errorf("%v too early for a wait of %v", early, wait)
+		}
 	}
 }
 

@@ -112,15 +112,19 @@ func writeThroughput(w *strings.Builder, name string, t Throughput) {
 	if perGB, ok := t.ServerCPUPerGB(); ok {
 		server = fmt.Sprintf("%.2f", perGB)
 	}
-	others := "-"
-	if t.OthersShare != nil {
-		others = fmt.Sprintf("%.0f %% of CPU", 100**t.OthersShare)
-	}
 	fmt.Fprintf(w, "%s\t%.0f\t%.0f\t%s\t%.2f\t%s\t%s\t%s\n", name, t.MBPerSecond(), float64(t.Records)/t.Elapsed.Seconds(),
-		server, t.ClientCPUPerGB(), Milliseconds(t.Request.P50), Milliseconds(t.Request.P99), others)
+		server, t.ClientCPUPerGB(), Milliseconds(t.Request.P50), Milliseconds(t.Request.P99), t.others())
 	if t.Objects != nil {
 		fmt.Fprintf(w, "  object requests: %s\n", t.Objects)
 	}
+}
+
+// others says how much of the machine other processes took.
+func (c Cost) others() string {
+	if c.OthersShare == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%.0f %% of CPU", 100**c.OthersShare)
 }
 
 func writeLatency(w *strings.Builder, l Latency) {
@@ -134,6 +138,7 @@ func writeLatency(w *strings.Builder, l Latency) {
 	if l.Objects != nil {
 		fmt.Fprintf(w, "  object requests: %s\n", l.Objects)
 	}
+	fmt.Fprintf(w, "  other processes: %s\n", l.others())
 	w.WriteString("\n")
 }
 
