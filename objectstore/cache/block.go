@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"slices"
 	"sync/atomic"
 )
 
@@ -92,7 +93,7 @@ func (s *Span) cut(off, n int64) {
 	s.parts = make([][]byte, 0, len(s.blocks))
 	for _, b := range s.blocks {
 		part := b.bytes[off:min(int64(len(b.bytes)), off+n)]
-		s.parts = append(s.parts, part[:len(part):len(part)])
+		s.parts = append(s.parts, slices.Clip(part))
 		n -= int64(len(part))
 		off = 0
 	}

@@ -50,7 +50,7 @@ const (
 	flightTime = 30 * time.Second
 )
 
-// ErrBusy: TryRead would have to wait until another reader releases its span.
+// ErrBusy says that TryRead would have to wait until another reader releases its span.
 var ErrBusy = errors.New("cache busy: all blocks are in use")
 
 // Cache reads ranges of objects through memory. All methods may be called concurrently.

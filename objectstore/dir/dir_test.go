@@ -28,14 +28,8 @@ func TestContractOnMemory(t *testing.T) {
 		t.Logf("no %s on this machine: nothing to test", memory)
 		return
 	}
-	storetest.Run(t, func(t *testing.T) objectstore.Store {
-		folder, err := os.MkdirTemp(memory, "varve-dir-test-")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = os.RemoveAll(folder) })
-		return mustOpen(t, folder)
-	})
+	t.Setenv("TMPDIR", memory)
+	storetest.Run(t, func(t *testing.T) objectstore.Store { return mustOpen(t, t.TempDir()) })
 }
 
 // TestTwoStoresRace lets two stores on one folder, as in two processes, put the same name.

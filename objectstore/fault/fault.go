@@ -54,7 +54,7 @@ const (
 	WrongBytes
 )
 
-// Always, as Rule.Times, is for ever.
+// Always is for ever, as Rule.Times.
 const Always = -1
 
 // Rule says which calls have which effect. Of several rules that match a call the first has its effect; all count it.

@@ -228,12 +228,10 @@ func (s *Store) key(name string) *string { return aws.String(s.prefix + name) }
 // answer extracts what the store said from an error of the library.
 func answer(err error) s3http.Answer {
 	var a s3http.Answer
-	var response *smithyhttp.ResponseError
-	if errors.As(err, &response) {
+	if response, ok := errors.AsType[*smithyhttp.ResponseError](err); ok {
 		a.Status = response.HTTPStatusCode()
 	}
-	var api smithy.APIError
-	if errors.As(err, &api) {
+	if api, ok := errors.AsType[smithy.APIError](err); ok {
 		a.Code = api.ErrorCode()
 	}
 	return a
