@@ -107,7 +107,7 @@ func (p plan) measure(ctx context.Context, target load.Target, r *run) error {
 // rest leaves the broker alone and counts what it still asks of its object
 // store.
 func (p plan) rest(ctx context.Context, target load.Target, r *run) error {
-	if err := load.AwaitSettled(ctx, target.PID); err != nil {
+	if err := load.AwaitSettled(ctx, target.PID, p.kib.Duration); err != nil {
 		return err
 	}
 	before := load.ReadObjectRequests(ctx, target.MetricsURL)

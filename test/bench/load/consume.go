@@ -74,7 +74,7 @@ func runConsume(ctx context.Context, cfg Config, t *topic, mode readMode) (Throu
 	if mode == readAll {
 		budget = newBudget(total*int64(cfg.RecordBytes)+1, 10*cfg.Duration)
 	}
-	meter := startMeter(ctx, cfg.Target)
+	meter := startMeter(ctx, cfg)
 	budget.start()
 	for _, c := range consumers {
 		group.Go(func() error { return c.run(budget, mode, cfg.RecordBytes) })

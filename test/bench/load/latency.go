@@ -99,7 +99,7 @@ func runLatency(ctx context.Context, cfg Config) (result *Latency, err error) {
 		ack:      stopwatch{countFrom, newHistogram()},
 		e2e:      stopwatch{countFrom, newHistogram()},
 	}
-	meter := startMeter(ctx, cfg.Target)
+	meter := startMeter(ctx, cfg)
 	if err := o.run(ctx); err != nil {
 		return nil, err
 	}

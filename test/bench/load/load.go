@@ -67,6 +67,7 @@ type Config struct {
 	// owns a share of the partitions; the latency phase uses one to produce.
 	Connections int
 	// Duration ends a throughput phase, and is the length of the latency phase.
+	// The broker may then take as long again to become idle.
 	Duration time.Duration
 	// BytesMax ends a throughput phase early, so that a fast broker does not
 	// fill the disk; reading from memory goes on to four times as much.

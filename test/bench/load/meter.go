@@ -22,7 +22,6 @@ const (
 	// what was acknowledged has been flushed, and what it costs is on the bill.
 	settleInterval = time.Second
 	settledCPU     = 30 * time.Millisecond
-	settleTimeout  = 10 * time.Second
 )
 
 // Cost is what a phase took.
@@ -44,6 +43,7 @@ type Cost struct {
 // meter measures a phase from startMeter to stop.
 type meter struct {
 	target  Target
+	settle  time.Duration // how long the broker may take to become idle
 	began   time.Time
 	server  time.Duration
 	client  time.Duration
@@ -52,8 +52,9 @@ type meter struct {
 	objects *ObjectRequests
 }
 
-func startMeter(ctx context.Context, target Target) meter {
-	m := meter{target: target, objects: ReadObjectRequests(ctx, target.MetricsURL)}
+func startMeter(ctx context.Context, cfg Config) meter {
+	target := cfg.Target
+	m := meter{target: target, settle: cfg.Duration, objects: ReadObjectRequests(ctx, target.MetricsURL)}
 	m.server, m.busy, m.known = readCPU(target.PID)
 	m.client = ownCPU()
 	m.began = time.Now()
@@ -72,7 +73,7 @@ func (m meter) stop(ctx context.Context) (Cost, error) {
 	share := max(0, others.Seconds()/(cost.Elapsed.Seconds()*float64(runtime.NumCPU())))
 	cost.OthersShare = &share
 
-	if err := AwaitSettled(ctx, m.target.PID); err != nil {
+	if err := AwaitSettled(ctx, m.target.PID, m.settle); err != nil {
 		return Cost{}, err
 	}
 	if server, err := processCPU(m.target.PID); err == nil {
@@ -86,13 +87,13 @@ func (m meter) stop(ctx context.Context) (Cost, error) {
 	return cost, nil
 }
 
-// AwaitSettled returns when the process has become idle, or after
-// settleTimeout when it has not: what it then still does counts in the next
-// phase.
-func AwaitSettled(ctx context.Context, pid int) error {
+// AwaitSettled returns when the process has become idle, or after limit when it
+// has not: what it then still does counts in the next phase. It takes at least
+// a second.
+func AwaitSettled(ctx context.Context, pid int, limit time.Duration) error {
 	ticker := time.NewTicker(settleInterval)
 	defer ticker.Stop()
-	deadline := time.Now().Add(settleTimeout)
+	deadline := time.Now().Add(max(limit, settleInterval))
 	before, err := processCPU(pid)
 	if err != nil {
 		return err

@@ -50,7 +50,7 @@ func runProduce(ctx context.Context, cfg Config, t *topic) (Throughput, error) {
 			batches.Add(int64(len(p.batches)))
 		}
 	}
-	meter := startMeter(ctx, cfg.Target)
+	meter := startMeter(ctx, cfg)
 	budget.start()
 	for _, p := range producers {
 		group.Go(p.receive)
