@@ -42,7 +42,7 @@ func (r *Reader) Read(env func(string) (string, bool), file func(name string) ([
 	if err != nil {
 		return Config{}, err
 	}
-	c := Config{places: make(map[string]string, len(r.settings))}
+	c := Config{Cluster: devCluster, places: make(map[string]string, len(r.settings))}
 	for i := range r.settings {
 		s := &r.settings[i]
 		from, given := r.given(s.name, env)

@@ -9,6 +9,9 @@ import (
 // envPrefix comes before the names of environment variables.
 const envPrefix = "VARVE_"
 
+// devCluster is the name of dev's cluster.
+const devCluster = "dev"
+
 // configName is the one flag that is no setting: it names the file that holds settings.
 const configName = "config"
 
@@ -18,7 +21,7 @@ const (
 	partitionsMax  = 10_000
 	walBytesMin    = 64 << 20
 	walBytesMax    = 1 << 40
-	walBytesChosen = 256 << 20
+	walBytesChosen = 512 << 20
 )
 
 // setting is one thing that can be set.

@@ -32,7 +32,7 @@ type entry struct {
 
 // reindex enters the group into the index as it is, or takes it out. The caller holds Coordinator.mu.
 func (o *owner) reindex() {
-	if !o.recorded || o.gone {
+	if !o.recorded {
 		delete(o.c.index, o.name)
 		return
 	}
@@ -230,7 +230,7 @@ func (c *Coordinator) DeleteGroups(ctx context.Context, req *kmsg.DeleteGroupsRe
 }
 
 // delete deletes the group if it is empty: first its offsets, then its record, by which they could be found again if
-// only some were deleted. Whatever comes of it, the owner ends then, and what is left is loaded anew.
+// only some were deleted. If that fails the owner ends, and what is left is loaded anew.
 func (o *owner) delete(done func(protocol.ErrorCode)) {
 	event := func(id group.RequestID) group.Event { return group.Delete{Request: id} }
 	o.ask(event, func(r group.Result) {
@@ -238,24 +238,30 @@ func (o *owner) delete(done func(protocol.ErrorCode)) {
 			done(code)
 			return
 		}
-		finish := func(code protocol.ErrorCode) {
-			o.gone = true
-			if code == protocol.None {
-				o.recorded = false
-			}
-			o.c.mu.Lock()
-			o.reindex()
-			o.c.mu.Unlock()
-			done(code)
-		}
 		o.change(o.everyOffset(), func(blockKey) {}, func(code protocol.ErrorCode) {
 			if code != protocol.None {
-				finish(code)
+				o.undone = true
+				done(code)
 				return
 			}
-			o.write([]coordinator.Op{{Key: coordinator.KeyGroup(o.name), Delete: true}}, finish)
+			o.write([]coordinator.Op{{Key: coordinator.KeyGroup(o.name), Delete: true}}, func(code protocol.ErrorCode) {
+				o.deleted(code)
+				done(code)
+			})
 		})
 	})
+}
+
+// deleted begins the group anew after its deletion.
+func (o *owner) deleted(code protocol.ErrorCode) {
+	if code != protocol.None {
+		o.undone = true
+		return
+	}
+	o.recorded, o.machine = false, group.New(o.c.machineConfig(), o.c.deps.Now())
+	o.c.mu.Lock()
+	defer o.c.mu.Unlock()
+	o.reindex()
 }
 
 // everyOffset returns the deletion of every offset there is or will be.

@@ -166,6 +166,39 @@ func TestFencedOwnerEnds(t *testing.T) {
 	})
 }
 
+func TestNothingIsWrittenAfterTheLeadershipIsLost(t *testing.T) {
+	inBubble(t, func(t *testing.T, c *cluster) {
+		a := c.start(1)
+		a.form("g", 1)
+		before := a.ledger.writes
+		a.lose()
+		time.Sleep(11 * time.Second) // the member's session ends, and the empty group would be stored
+		equal(t, "writes", a.ledger.writes, before)
+		equal(t, "live", a.live(), 0)
+	})
+}
+
+// An owner that is forgotten while its writes are under way would be followed by one that does not see them.
+func TestGroupWithWritesUnderWayIsKept(t *testing.T) {
+	inBubble(t, func(t *testing.T, c *cluster) {
+		a := c.start(1)
+		a.ledger.hold()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		r := a.OffsetCommit(ctx, commitRequest("g", nobody, "orders", map[int32]int64{0: 1}))
+		code(t, "commit", r.Topics[0].Partitions[0].ErrorCode, protocol.CoordinatorNotAvailable)
+		time.Sleep(time.Hour)
+		equal(t, "live", a.live(), 1)
+		answer := later(func() int16 { return a.commit("g", nobody, "orders", 1, 2) })
+		pending(t, answer, "commit")
+		a.ledger.release()
+		code(t, "commit", <-answer, protocol.None)
+		equal(t, "offset", a.fetchOffset("g", "orders", 0), 1)
+		time.Sleep(2 * time.Minute)
+		equal(t, "live", a.live(), 0)
+	})
+}
+
 func TestAnotherEpochLoadsAnew(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *cluster) {
 		a, b := c.start(1), c.start(2)

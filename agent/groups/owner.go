@@ -39,7 +39,7 @@ type owner struct {
 	requests group.RequestID // number of the newest
 	inFlight int             // writes
 	used     time.Time       // when it last did something for a client
-	gone     bool            // the group was deleted
+	undone   bool            // the group's deletion has failed
 }
 
 // shown is what ListGroups sees of a live group.
@@ -161,13 +161,13 @@ func (o *owner) idle() bool {
 }
 
 // forget takes the owner out of the coordinator if its group is idle, has been for a while, and nobody uses it; or at
-// once if the group was deleted. True if the owner must end.
+// once if the group must be loaded anew. True if the owner must end.
 func (o *owner) forget() bool {
 	switch {
 	case !o.idle():
 		return false
-	case o.gone:
-		o.tellEnd(protocol.CoordinatorNotAvailable) // who comes again finds a new group
+	case o.undone:
+		o.tellEnd(protocol.CoordinatorNotAvailable)
 		return true
 	case o.c.deps.Now().Before(o.used.Add(o.c.cfg.IdleTimeout)):
 		return false
