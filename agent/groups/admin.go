@@ -2,7 +2,6 @@ package groups
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -125,9 +124,6 @@ func (c *Coordinator) ListGroups(ctx context.Context, req *kmsg.ListGroupsReques
 	if err := c.completeIndex(ctx); err != nil {
 		c.log.Warn("list groups", "error", err)
 		resp.ErrorCode = int16(protocol.CoordinatorNotAvailable)
-		if errors.Is(err, coordinator.ErrUnavailable) {
-			resp.ErrorCode = int16(protocol.CoordinatorLoadInProgress)
-		}
 		return resp
 	}
 	if !matches(req.TypesFilter, classicType) {

@@ -94,7 +94,8 @@ type Topics interface {
 type Deps struct {
 	KV     coordinator.KV // read only
 	Ledger Ledger
-	// Leads returns the epoch in which this agent leads the shard now, and false if it does not. It must not block.
+	// Leads returns the epoch in which this agent leads the shard now, and false if it does not. It must neither
+	// block nor call the Coordinator.
 	Leads   func(coordinator.ShardID) (epoch int32, ok bool)
 	Topics  Topics
 	Now     func() time.Time

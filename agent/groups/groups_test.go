@@ -146,6 +146,14 @@ func TestResign(t *testing.T) {
 		a.mu.Unlock()
 		code(t, "heartbeat", a.heartbeat("g", members[0]), protocol.None)
 		equal(t, "offset", a.fetchOffset("g", "orders", 0), 9) // the ledger had it already
+		equalSlices(t, "listed", a.list(), "g/consumer/Stable", "other/consumer/Stable")
+
+		a.Resign(shard)
+		deleted := []coordinator.Op{{Key: coordinator.KeyGroup("g"), Delete: true}} // by another agent
+		if _, err := c.store.Txn(t.Context(), nil, deleted); err != nil {
+			t.Fatal(err)
+		}
+		equalSlices(t, "listed", a.list(), "other/consumer/Stable")
 	})
 }
 

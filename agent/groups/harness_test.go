@@ -18,6 +18,23 @@ import (
 	"github.com/varve-io/varve/protocol"
 )
 
+// Deliberate breakages of the shell, and what catches each (tried by hand):
+//
+//	fetch offsets that are not durable yet                 TestCommitsPipeline
+//	build a commit upon durable offsets only               TestCommitsPipeline, TestFailedCommits
+//	keep what a failed commit changed                      TestFailedCommits
+//	answer a commit before it is durable                   TestFailedCommits, TestResign
+//	write in another epoch than the owner's                TestNothingIsWrittenAfterTheLeadershipIsLost
+//	use an owner of another epoch                          TestAnotherEpochLoadsAnew
+//	forget an owner with writes under way                  TestGroupWithWritesUnderWayIsKept
+//	go on after being fenced                               TestFencedOwnerEnds
+//	go on after a deletion that failed                     TestDeleteFails
+//	no bound on writes under way                           TestWritesInFlightAreBounded
+//	expire from the commit, not from when the group emptied  TestExpiry
+//	expire offsets of subscribed topics                    TestExpiryOfTopicsThatAMemberLeftBehind
+//	no record for a group that only has offsets            TestTopicDeleted, TestExpiry
+//	keep a lost shard's groups in the index                TestResign
+
 // cluster is a store with topics, on which agents coordinate groups one after another. It lives in a synctest bubble.
 type cluster struct {
 	t      *testing.T

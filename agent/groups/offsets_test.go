@@ -294,11 +294,15 @@ func TestDeleteFails(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *cluster) {
 		a := c.start(1)
 		code(t, "commit", a.commit("g", nobody, "orders", 0, 7), protocol.None)
-		a.ledger.fail(nil, coordinator.ErrNoSpace)
 		del := &kmsg.DeleteGroupsRequest{Version: 2, Groups: []string{"g"}}
-		code(t, "delete", a.DeleteGroups(t.Context(), del).Groups[0].ErrorCode, protocol.CoordinatorNotAvailable)
-		synctest.Wait()
-		equal(t, "state", a.state("g"), "Empty")
+		for i, offset := range []int64{7, -1} { // fails before the offsets are deleted, and after
+			a.ledger.fail(append(make([]error, i), coordinator.ErrNoSpace)...)
+			code(t, "delete", a.DeleteGroups(t.Context(), del).Groups[0].ErrorCode, protocol.CoordinatorNotAvailable)
+			synctest.Wait()
+			equal(t, "state", a.state("g"), "Empty")
+			equalSlices(t, "listed", a.list(), "g//Empty")
+			equal(t, "offset", a.fetchOffset("g", "orders", 0), offset)
+		}
 		code(t, "delete", a.DeleteGroups(t.Context(), del).Groups[0].ErrorCode, protocol.None)
 		equal(t, "state", a.state("g"), "Dead")
 	})

@@ -184,14 +184,13 @@ func (o *owner) forget() bool {
 
 // show lets ListGroups and the metrics see the group as it is.
 func (o *owner) show() {
-	now := &shown{
-		state: o.machine.State(), protocolType: o.machine.ProtocolType(), exists: o.exists(),
-	}
+	now := shown{state: o.machine.State(), protocolType: o.machine.ProtocolType(), exists: o.exists()}
 	before := o.shown.Load()
-	if before != nil && *before == *now {
+	if before != nil && *before == now {
 		return
 	}
-	o.shown.Store(now)
+	stored := now
+	o.shown.Store(&stored)
 	if before != nil {
 		o.c.metrics.live.WithLabelValues(before.state.String()).Dec()
 	}

@@ -211,10 +211,15 @@ func (m *Machine) common(name string) bool {
 // vote chooses the protocol for a generation: each member votes for the first of its protocols that all support; of
 // several with as many votes, the first by name (Kafka leaves that to chance).
 func (m *Machine) vote() string {
-	votes := map[string]int{}
+	votes, common := map[string]int{}, map[string]bool{}
 	for _, mb := range m.members {
 		for _, p := range mb.protocols {
-			if m.common(p.Name) {
+			ok, known := common[p.Name]
+			if !known {
+				ok = m.common(p.Name)
+				common[p.Name] = ok
+			}
+			if ok {
 				votes[p.Name]++
 				break
 			}

@@ -20,18 +20,23 @@ import (
 //
 // Deliberate breakages of the machine, and what catches each (tried by hand):
 //
-//	answer syncs when the assignment is sent, not when it is durable   walk (not durable), lifecycle
-//	become Stable with the assignment of another write                 walk (assignment), rejoin
-//	keep the storing assignment through a rebalance                    walk (assignment), leader_failure
-//	let a second SyncGroup of the leader replace the assignment        walk (assignment), rejoin
-//	do not compare the generation of a commit                          walk (old generation), commits
-//	let commits in while Completing                                    walk (being assigned), commits
-//	do not raise the generation when a join phase ends                 walk (two leaders or protocols)
-//	forget to answer a JoinGroup that a second one replaces            walk (unanswered), rejoin
-//	forget to answer a SyncGroup of a removed member                   walk (unanswered)
-//	let a replaced static member's old id in                           walk (fenced), static
-//	do not persist a replaced static member                            walk (loaded), static
-//	leave a member that waits unwatched for ever                       walk (unanswered), slow_members
+//	answer syncs when the assignment is sent, not when it is durable   walk, lifecycle
+//	take the outcome of another write for that of the assignment       leader_failure
+//	keep the assignment on its way through a rebalance                 walk, leader_failure
+//	let a second SyncGroup of the leader replace the assignment        walk, rejoin
+//	ignore that the assignment could not be stored                     walk, leader_failure
+//	do not compare the generation of a commit, or of a SyncGroup       walk, commits, rejoin
+//	let commits in while Completing                                    walk, commits
+//	do not raise the generation when a join phase ends                 walk, nearly all scripts
+//	forget to answer a JoinGroup that a second one replaces            walk, rejoin
+//	forget to answer a SyncGroup of a removed member                   walk
+//	let a replaced static member's old id in                           walk, static
+//	do not persist a replaced static member, or lose its assignment    walk, static
+//	do not elect another leader                                        static_absent
+//	leave a new member that waits unwatched                            slow_members
+//	do not wait for ids that were given out                            size, slow_members
+//	no deadline for SyncGroup                                          walk, slow_members
+//	do not renew a session when a SyncGroup is answered                leader_failure, slow_members
 func TestWalk(t *testing.T) {
 	for seed := range uint64(300) {
 		first := newWalk(t, seed).run(400)
