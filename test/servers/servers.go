@@ -161,6 +161,9 @@ func Varve(t testing.TB, o VarveOptions) *Server {
 	return must(t)(StartVarve(t.Context(), o))
 }
 
+// logMax is how many bytes of a server's output a failed test logs.
+const logMax = 4 << 10
+
 // forTest fills in what ties a server to a test: a data folder, if none is given, and the server's end.
 func forTest(t testing.TB, data, name string) (string, func(*Server)) {
 	t.Helper()
@@ -171,7 +174,8 @@ func forTest(t testing.TB, data, name string) (string, func(*Server)) {
 		t.Cleanup(func() {
 			s.Kill()
 			if t.Failed() {
-				t.Logf("the output of %s ends with:\n%s", s.Name, s.Output())
+				said := s.Output()
+				t.Logf("the output of %s ends with:\n%s", s.Name, said[max(0, len(said)-logMax):])
 			}
 		})
 	}

@@ -1,0 +1,36 @@
+// Package compat runs real Kafka clients against a broker and writes down what works.
+//
+//	go test ./test/compat                  # against Varve, built from the working tree; writes RESULTS.md
+//	go test ./test/compat -target kafka    # against Apache Kafka, the oracle; writes RESULTS.kafka.md
+//	go test ./test/compat -run 'TestClients/clients/sarama/'
+//
+// What is missing of the clients is installed first (test/tools/install). A failure on Varve of something that passes on
+// Kafka is Varve's; a cell that says n/a names what the client lacks.
+//
+// # Drivers
+//
+// A driver is a small program around one client library, in go/, java/, python/ or js/. They all speak this command line,
+// exit with 0 when the verb succeeded, and end with a message and another status when it did not:
+//
+//	produce --topic T --codec none|gzip|snappy|lz4|zstd --idempotent true|false
+//	        Sends the records on standard input, one "key TAB value" a line, with acks=all, and waits for the answers.
+//	consume --topic T,T... --max N
+//	        Prints the N records that partition 0 of these topics hold, from their start.
+//	resume  --topic T --group G --max N
+//	        Joins the group, prints N records, commits the offset after the last one, leaves.
+//	member  --topic T --group G
+//	        Joins the group and prints its assignment whenever that changes, and each record, committing them, until
+//	        standard input ends; then it leaves.
+//	seek    --topic T --timestamp MILLISECONDS --max N
+//	        Looks up the offset at a time in partition 0 and prints N records from there.
+//	admin   --topic T
+//	        Creates the topic with two partitions, describes it and its configuration, alters a configuration, adds two
+//	        partitions, deletes the topic, and prints what it sees after each step.
+//
+// Each verb also takes --bootstrap ADDRESS. Events are lines on standard output with tabs between their parts:
+//
+//	record  PARTITION  OFFSET  KEY  VALUE
+//	assigned  PARTITION,PARTITION...
+//
+// kcat and Apache Kafka's command-line classes cannot be given such a frame; kcat_test.go and console_test.go translate.
+package compat
