@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"fmt"
+	"net"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -290,11 +292,22 @@ func (a *Agent) startGroups(run context.Context) {
 	})
 	a.topics = topics.New(a.cfg.Topics, topics.Deps{
 		KV: a.deps.KV, View: a.view, Now: a.deps.Now, Log: a.log, NewID: func() protocol.TopicID { return newID() },
+		Deleted: a.groups.TopicDeleted, Node: a.node, Broker: a.brokerConfigs(),
 	})
 	a.spawn(run, "coordinate groups", func(ctx context.Context) error {
 		a.groups.Run(ctx)
 		return nil
 	})
+}
+
+// brokerConfigs tells DescribeConfigs what differs here from Kafka's defaults.
+func (a *Agent) brokerConfigs() map[string]string {
+	listener := "PLAINTEXT://" + net.JoinHostPort(a.cfg.AdvertiseHost, strconv.Itoa(int(a.cfg.AdvertisePort)))
+	return map[string]string{
+		"advertised.listeners":      listener,
+		"auto.create.topics.enable": strconv.FormatBool(a.cfg.AutoCreate),
+		"socket.request.max.bytes":  strconv.Itoa(a.cfg.Server.FrameBytesMax),
+	}
 }
 
 // serve opens the door to clients.

@@ -162,6 +162,11 @@ func (in *Ingest) place(nowMs int64, b *Batch) (partition.Placement, error) {
 	if b.Partition.gone != nil {
 		return partition.Placement{}, b.Partition.gone
 	}
+	if size := len(b.Bytes) + EntryHeaderBytes; size > in.log.EntryBytesMax() {
+		// Before it has offsets: a batch that the log refuses must not leave a gap.
+		return partition.Placement{}, protocol.MessageTooLarge.Errorf("batch of %d bytes, the write-ahead log takes at most %d",
+			len(b.Bytes), in.log.EntryBytesMax()-EntryHeaderBytes)
+	}
 	h := &b.Header
 	return b.Partition.log.Append(nowMs, partition.Batch{
 		ProducerID: h.ProducerID, ProducerEpoch: h.ProducerEpoch, BaseSequence: h.BaseSequence,
