@@ -2,6 +2,7 @@ package topics
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -93,7 +94,7 @@ func answer(err error) (int16, *string) {
 		return 0, nil
 	}
 	text := code.Message()
-	if e, ok := err.(*protocol.Error); ok {
+	if e, ok := errors.AsType[*protocol.Error](err); ok {
 		text = e.Text()
 	}
 	return int16(code), &text
@@ -124,10 +125,10 @@ func (p *plan) add(asked *kmsg.CreateTopicsRequestTopic) (coordinator.Topic, err
 	if err := protocol.ValidateTopicName(asked.Topic); err != nil {
 		return topic, err
 	}
+	if _, _, ok := p.topics.deps.View.Topic(asked.Topic); ok {
+		return topic, alreadyExists(asked.Topic)
+	}
 	if other, ok := p.names[unified(asked.Topic)]; ok {
-		if other == asked.Topic {
-			return topic, alreadyExists(asked.Topic)
-		}
 		return topic, protocol.InvalidTopicException.Errorf("Topic '%s' collides with existing topic: %s", asked.Topic, other)
 	}
 	configs, err := createConfigs(asked.Configs)

@@ -1,7 +1,6 @@
 package topics
 
 import (
-	"fmt"
 	"math"
 	"strconv"
 	"strings"
@@ -28,7 +27,7 @@ type definition struct {
 	broker string // the broker configuration that has the default; empty for none
 	effect effect
 	doc    string
-	check  func(value string) error // of a canonical value; nil for anything
+	check  func(value string) (wrong string) // of a canonical value; nil for anything
 }
 
 // documentation is what DescribeConfigs shows.
@@ -94,7 +93,6 @@ const (
 	boolean = kmsg.ConfigTypeBoolean
 	text    = kmsg.ConfigTypeString
 	integer = kmsg.ConfigTypeInt
-	short   = kmsg.ConfigTypeShort
 	long    = kmsg.ConfigTypeLong
 	double  = kmsg.ConfigTypeDouble
 	list    = kmsg.ConfigTypeList
@@ -112,50 +110,56 @@ var definitionIndex = func() map[string]int {
 	return index
 }()
 
-// parse checks a value and returns it in canonical form. Errors have Kafka's wording (ConfigDef.parseType, ConfigException).
+// parse checks a value and returns it in canonical form. Errors are InvalidConfig with Kafka's wording (ConfigDef.parseType, ConfigException).
 func (d *definition) parse(value string) (string, error) {
-	canonical, err := canonical(d.kind, value)
-	if err == nil && d.check != nil {
-		err = d.check(canonical)
+	canonical, wrong := canonical(d.kind, value)
+	if wrong == "" && d.check != nil {
+		wrong = d.check(canonical)
 	}
-	if err != nil {
-		return "", protocol.InvalidConfig.Errorf("Invalid value %s for configuration %s: %v", value, d.name, err)
+	if wrong != "" {
+		return "", protocol.InvalidConfig.Errorf("Invalid value %s for configuration %s: %s", value, d.name, wrong)
 	}
 	return canonical, nil
 }
 
-// canonical reads a value as its type demands and formats it anew.
-func canonical(kind kmsg.ConfigType, value string) (string, error) {
+// canonical reads a value as its type demands and formats it anew, or says what is wrong with it.
+func canonical(kind kmsg.ConfigType, value string) (canonical, wrong string) {
 	value = strings.TrimSpace(value)
 	switch kind {
 	case boolean:
 		if lower := strings.ToLower(value); lower == "true" || lower == "false" {
-			return lower, nil
+			return lower, ""
 		}
-		return "", fmt.Errorf("Expected value to be either true or false")
-	case integer, short, long:
-		bits := map[kmsg.ConfigType]int{short: 16, integer: 32, long: 64}[kind]
-		n, err := strconv.ParseInt(value, 10, bits)
-		if err != nil {
-			return "", fmt.Errorf("Not a number of type %v", kind)
-		}
-		return strconv.FormatInt(n, 10), nil
+		return "", "Expected value to be either true or false"
+	case integer:
+		return canonicalInt(kind, value, 32)
+	case long:
+		return canonicalInt(kind, value, 64)
 	case double:
 		f, err := strconv.ParseFloat(value, 64)
 		if err != nil || math.IsNaN(f) || math.IsInf(f, 0) {
-			return "", fmt.Errorf("Not a number of type %v", kind)
+			return "", notANumber + kind.String()
 		}
 		s := strconv.FormatFloat(f, 'f', -1, 64)
 		if !strings.Contains(s, ".") {
 			s += ".0"
 		}
-		return s, nil
+		return s, ""
 	case list:
-		items := splitList(value)
-		return strings.Join(items, ","), nil
+		return strings.Join(splitList(value), ","), ""
 	default:
-		return value, nil
+		return value, ""
 	}
+}
+
+const notANumber = "Not a number of type "
+
+func canonicalInt(kind kmsg.ConfigType, value string, bits int) (canonical, wrong string) {
+	n, err := strconv.ParseInt(value, 10, bits)
+	if err != nil {
+		return "", notANumber + kind.String()
+	}
+	return strconv.FormatInt(n, 10), ""
 }
 
 // splitList gives the items of a list, of which an empty one has none.

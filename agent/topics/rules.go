@@ -81,43 +81,29 @@ func (t *Topics) RulesOf(topic *coordinator.Topic) *Rules {
 	return rules
 }
 
-// parseRules reads configurations that were validated when they were set. What cannot be read all the same, since another release
-// wrote it, counts as not set.
+// parseRules makes rules of configurations.
 func parseRules(configs map[string]string, codecs *codecs) *Rules {
-	text := func(name string) string {
-		d := &definitions[definitionIndex[name]]
-		if v, ok := configs[name]; ok {
-			if canonical, err := d.parse(v); err == nil {
-				return canonical
-			}
-		}
-		return d.value
-	}
-	number := func(name string) int64 {
-		n, _ := strconv.ParseInt(text(name), 10, 64) // canonical
-		return n
-	}
 	r := &Rules{
-		MessageBytesMax:    int(number("max.message.bytes")),
-		RetentionMs:        number("retention.ms"),
-		RetentionBytes:     number("retention.bytes"),
-		DeleteRetentionMs:  number("delete.retention.ms"),
-		CompactionLagMsMin: number("min.compaction.lag.ms"),
-		CompactionLagMsMax: number("max.compaction.lag.ms"),
-		InSyncMin:          int(number("min.insync.replicas")),
-		logAppendTime:      text("message.timestamp.type") == "LogAppendTime",
-		beforeMs:           number("message.timestamp.before.max.ms"),
-		afterMs:            number("message.timestamp.after.max.ms"),
+		MessageBytesMax:    int(number(configs, "max.message.bytes")),
+		RetentionMs:        number(configs, "retention.ms"),
+		RetentionBytes:     number(configs, "retention.bytes"),
+		DeleteRetentionMs:  number(configs, "delete.retention.ms"),
+		CompactionLagMsMin: number(configs, "min.compaction.lag.ms"),
+		CompactionLagMsMax: number(configs, "max.compaction.lag.ms"),
+		InSyncMin:          int(number(configs, "min.insync.replicas")),
+		logAppendTime:      effective(configs, "message.timestamp.type") == "LogAppendTime",
+		beforeMs:           number(configs, "message.timestamp.before.max.ms"),
+		afterMs:            number(configs, "message.timestamp.after.max.ms"),
 	}
-	r.DirtyRatioMin, _ = strconv.ParseFloat(text("min.cleanable.dirty.ratio"), 64)
-	for policy := range strings.SplitSeq(text("cleanup.policy"), ",") {
+	r.DirtyRatioMin, _ = strconv.ParseFloat(effective(configs, "min.cleanable.dirty.ratio"), 64)
+	for policy := range strings.SplitSeq(effective(configs, "cleanup.policy"), ",") {
 		r.Compact = r.Compact || policy == "compact"
 		r.Delete = r.Delete || policy == "delete"
 	}
-	if codec, err := batch.ParseCodec(text("compression.type")); err == nil {
+	if codec, err := batch.ParseCodec(effective(configs, "compression.type")); err == nil {
 		r.recompress, r.codec = true, codec
 		if _, ok := definitionIndex["compression."+codec.String()+".level"]; ok {
-			r.level = int(number("compression." + codec.String() + ".level"))
+			r.level = int(number(configs, "compression."+codec.String()+".level"))
 		}
 	}
 	return r

@@ -39,13 +39,12 @@ type Config struct {
 	Partitions            int32 // of a topic that asks for the default (num.partitions)
 	Replication           int16 // of a topic that asks for the default (default.replication.factor)
 	PartitionsPerTopicMax int32
-	PartitionsMax         int  // of all topics together
-	AutoCreate            bool // auto.create.topics.enable, as it is described; whoever calls AutoCreate decides
+	PartitionsMax         int // of all topics together
 }
 
 // Defaults returns the settings that hold unless they are configured.
 func Defaults() Config {
-	return Config{Partitions: 1, Replication: 1, PartitionsPerTopicMax: 100_000, PartitionsMax: 200_000, AutoCreate: true}
+	return Config{Partitions: 1, Replication: 1, PartitionsPerTopicMax: 100_000, PartitionsMax: 200_000}
 }
 
 // Deps is what Topics works with.
@@ -69,10 +68,11 @@ type Deps struct {
 // Topics serves the requests about topics. All methods may be called concurrently. Methods that take a request return a response of
 // its version and never fail as a whole: errors are in the response, by topic or resource.
 type Topics struct {
-	cfg    Config
-	deps   Deps
-	broker map[string]setting
-	flight singleflight.Group // AutoCreate, by name
+	cfg          Config
+	deps         Deps
+	broker       map[string]*setting // this agent's, as a broker
+	brokerSorted []setting
+	flight       singleflight.Group // AutoCreate, by name
 
 	codecs       *codecs
 	defaultRules *Rules // of a topic without configurations, which most topics are
@@ -85,6 +85,10 @@ type Topics struct {
 func New(cfg Config, deps Deps) *Topics {
 	t := &Topics{cfg: cfg, deps: deps, codecs: newCodecs(), rules: make(map[protocol.TopicID]cachedRules)}
 	t.defaultRules = parseRules(nil, t.codecs)
-	t.broker = t.brokerSettings()
+	t.brokerSorted = t.brokerSettings()
+	t.broker = make(map[string]*setting, len(t.brokerSorted))
+	for i := range t.brokerSorted {
+		t.broker[t.brokerSorted[i].name] = &t.brokerSorted[i]
+	}
 	return t
 }
