@@ -70,6 +70,10 @@ func testPutGet(t *testing.T, s objectstore.Store) {
 		if got := mustGet(t, s, name, 0, size); !bytes.Equal(got, want) {
 			t.Errorf("object of %d bytes reads other bytes than were put", size)
 		}
+		if info, err := s.Stat(t.Context(), name); err != nil || info.Size != int64(size) {
+			t.Errorf("stat of an object of %d bytes gives %d, error %v", size, info.Size, err)
+		}
+		wantKind(t, "get of a byte too much", s.Get(t.Context(), name, 0, make([]byte, size+1)), objectstore.ErrDenied)
 	}
 }
 
