@@ -1,0 +1,361 @@
+package disk_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/varve-io/varve/wal/disk"
+	"github.com/varve-io/varve/wal/disk/disktest"
+	"github.com/varve-io/varve/wal/frame"
+)
+
+const fileBytes = 64 << 10
+
+func create(tb testing.TB, s *disk.Store, fence frame.Fence) *disk.Appender {
+	tb.Helper()
+	a, err := s.Create(segment, fence, 1)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return a
+}
+
+func must(tb testing.TB, errs ...error) {
+	tb.Helper()
+	if err := errors.Join(errs...); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// appendEach appends entries of the given size one by one, numbered from first.
+func appendEach(tb testing.TB, a *disk.Appender, first frame.EntryID, n, size int) {
+	tb.Helper()
+	for i := range n {
+		must(tb, a.Append([][]byte{framed(5, first+frame.EntryID(i), size)}))
+	}
+}
+
+// TestRealFolder goes through the operating system: direct I/O, rename, flock.
+func TestRealFolder(t *testing.T) {
+	dir := t.TempDir()
+	s, err := disk.Open(disk.Config{Dir: dir, FileBytes: fileBytes})
+	must(t, err)
+	if _, err := disk.Open(disk.Config{Dir: dir}); err == nil || !strings.Contains(err.Error(), "is held by process") {
+		t.Errorf("opened twice: %v", err)
+	}
+	a := create(t, s, 5)
+	appendEach(t, a, 1, 40, 5000)
+	identity := s.Identity()
+	must(t, a.Close(), s.Close())
+
+	s, err = disk.Open(disk.Config{Dir: dir, FileBytes: fileBytes})
+	must(t, err)
+	if s.Identity() != identity {
+		t.Errorf("identity %s, was %s", s.Identity(), identity)
+	}
+	answer, err := s.Seal(segment, 6)
+	must(t, err)
+	if answer.First != 1 || answer.Last != 40 {
+		t.Errorf("answer %+v", answer)
+	}
+	checkRead(t, s, 1, 40)
+	must(t, s.Drop(segment), s.Close())
+}
+
+func TestFilesAreRecycled(t *testing.T) {
+	d := disktest.New(1)
+	s := open(t, d, fileBytes)
+	a := create(t, s, 5)
+	for first := frame.EntryID(1); first < 2000; first += 10 {
+		appendEach(t, a, first, 10, 5000)
+		must(t, a.Trim(first+9))
+	}
+	names, err := d.Names()
+	must(t, err)
+	if len(names) > 15 {
+		t.Errorf("%d files after trimming: %v", len(names), names)
+	}
+	must(t, a.Close(), s.Close())
+}
+
+func TestSealFencesTheWriter(t *testing.T) {
+	s := open(t, disktest.New(1), fileBytes)
+	a := create(t, s, 5)
+	appendEach(t, a, 1, 3, 100)
+	if err := s.Read(segment, 1, nil); !errors.Is(err, disk.ErrLive) {
+		t.Errorf("read under a writer: %v", err)
+	}
+	if _, err := s.Seal(segment, 5); !errors.Is(err, disk.ErrFenced) {
+		t.Errorf("sealed by the writer's own fence: %v", err)
+	}
+	answer, err := s.Seal(segment, 7)
+	must(t, err)
+	if answer.Last != 3 {
+		t.Errorf("answer %+v", answer)
+	}
+	if err := a.Append([][]byte{framed(5, 4, 10)}); !errors.Is(err, disk.ErrFenced) {
+		t.Errorf("appended after a seal: %v", err)
+	}
+	if _, err := s.Seal(segment, 6); !errors.Is(err, disk.ErrFenced) {
+		t.Errorf("sealed by an older claimer: %v", err)
+	}
+	checkRead(t, s, 1, 3)
+	must(t, a.Close(), s.Close())
+}
+
+// TestFenceMarkOutlivesTheLog: also that of a log of which the store never held anything.
+func TestFenceMarkOutlivesTheLog(t *testing.T) {
+	d := disktest.New(1)
+	s := open(t, d, fileBytes)
+	a := create(t, s, 5)
+	must(t, a.Close())
+	_, err := s.Seal(segment, 6)
+	must(t, err, s.Drop(segment))
+	other := frame.SegmentID{Log: 99, Number: 1}
+	if _, err := s.Seal(other, 3); !errors.Is(err, disk.ErrUnknown) {
+		t.Errorf("sealed what is not there: %v", err)
+	}
+	s = open(t, d.Crash(), fileBytes)
+	for id, fence := range map[frame.SegmentID]frame.Fence{{Log: 7, Number: 2}: 5, other: 2} {
+		if _, err := s.Create(id, fence, 1); !errors.Is(err, disk.ErrFenced) {
+			t.Errorf("created %s with fence %d: %v", id, fence, err)
+		}
+	}
+}
+
+// TestSealWaitsForTheSync: a store answers a seal while a sync is in flight, then acknowledges that sync.
+func TestSealWaitsForTheSync(t *testing.T) {
+	d := disktest.New(1)
+	s := open(t, d, fileBytes)
+	a := create(t, s, 5)
+	appendEach(t, a, 1, 1, 100)
+	d.Hold()
+	appended := make(chan error)
+	go func() { appended <- a.Append([][]byte{framed(5, 2, 100)}) }()
+	d.AwaitHeld(1)
+	sealed := make(chan frame.EntryID)
+	go func() {
+		answer, err := s.Seal(segment, 6)
+		if err != nil {
+			t.Error(err)
+		}
+		sealed <- answer.Last
+	}()
+	select {
+	case last := <-sealed:
+		t.Fatalf("answered with entry %d before the sync had ended", last)
+	case err := <-appended:
+		t.Fatalf("appended: %v", err)
+	default:
+	}
+	d.Go()
+	must(t, <-appended)
+	if last := <-sealed; last != 2 {
+		t.Errorf("the answer ends with entry %d, 2 was acknowledged", last)
+	}
+}
+
+func TestDamageIsReported(t *testing.T) {
+	d := disktest.New(1)
+	s := open(t, d, fileBytes)
+	a := create(t, s, 5)
+	appendEach(t, a, 1, 5, 100)
+	must(t, a.Close())
+	name := fileOf(t, d, 5)
+	must(t, s.Close())
+	d.Damage(name, 3*frame.BlockBytes+100, 1) // entry 3
+	s = open(t, d.Kill(), fileBytes)
+	_, err := s.Seal(segment, 6)
+	var corrupt *frame.CorruptError
+	if !errors.As(err, &corrupt) || corrupt.File != name || corrupt.Offset != 3*frame.BlockBytes || corrupt.First != 3 || corrupt.Last != 3 {
+		t.Fatalf("sealed: %v", err)
+	}
+	if err := s.Read(segment, 1, func(id frame.EntryID, _ []byte) error {
+		if id >= 3 {
+			t.Errorf("entry %d served", id)
+		}
+		return nil
+	}); !errors.As(err, &corrupt) {
+		t.Errorf("read: %v", err)
+	}
+	must(t, s.AcceptLoss(segment, corrupt.First))
+	answer, err := s.Seal(segment, 6)
+	must(t, err)
+	if answer.Last != 2 {
+		t.Errorf("answer %+v", answer)
+	}
+	checkRead(t, s, 1, 2)
+}
+
+// fileOf finds the file that is in use under the given fence.
+func fileOf(tb testing.TB, d *disktest.Disk, fence frame.Fence) string {
+	tb.Helper()
+	names, err := d.Names()
+	must(tb, err)
+	for _, name := range names {
+		if b := d.Contents(name); len(b) >= frame.BlockBytes {
+			if h, err := frame.ParseFileHeader(b); err == nil && h.Fence == fence {
+				return name
+			}
+		}
+	}
+	tb.Fatal("no such file")
+	return ""
+}
+
+func TestDamagedHeaderIsReported(t *testing.T) {
+	d := disktest.New(1)
+	s := open(t, d, fileBytes)
+	a := create(t, s, 5)
+	appendEach(t, a, 1, 5, 100)
+	name := fileOf(t, d, 5)
+	d.Damage(name, 20, 1)
+	open(t, d.Kill(), fileBytes) // one copy is left
+	d.Damage(name, frame.BlockBytes/2+20, 1)
+	if _, err := disk.Open(disk.Config{FS: d.Kill()}); !errors.Is(err, frame.ErrFileHeader) || !strings.Contains(err.Error(), name) {
+		t.Errorf("opened: %v", err)
+	}
+}
+
+// TestFailureIsFinal: after an I/O error nothing is written any more, and what is on disk behind the last acknowledged
+// entry is not served.
+func TestFailureIsFinal(t *testing.T) {
+	for _, op := range []disktest.Op{disktest.OpWrite, disktest.OpSync} {
+		d := disktest.New(1)
+		s := open(t, d, fileBytes)
+		a := create(t, s, 5)
+		appendEach(t, a, 1, 2, 100)
+		d.Inject(disktest.Fault{Op: op, Name: fileOf(t, d, 5), Err: syscall.EIO})
+		if err := a.Append([][]byte{framed(5, 3, 100)}); !errors.Is(err, syscall.EIO) {
+			t.Errorf("%s: %v", op, err)
+		}
+		if err := a.Append([][]byte{framed(5, 3, 100)}); !errors.Is(err, syscall.EIO) {
+			t.Errorf("%s, again: %v", op, err)
+		}
+		must(t, a.Close())
+		answer, err := s.Seal(segment, 6)
+		must(t, err)
+		if answer.Last != 2 {
+			t.Errorf("%s: answer %+v", op, answer)
+		}
+		checkRead(t, s, 1, 2)
+	}
+}
+
+func TestFullDisk(t *testing.T) {
+	d := disktest.New(1)
+	d.Capacity(6*fileBytes + 8192)
+	s := open(t, d, fileBytes)
+	a := create(t, s, 5)
+	first, err := frame.EntryID(1), error(nil)
+	for ; err == nil; first++ {
+		err = a.Append([][]byte{framed(5, first, 12000)})
+	}
+	if !errors.Is(err, disk.ErrFull) || first < 20 {
+		t.Errorf("entry %d: %v", first-1, err)
+	}
+	must(t, a.Close(), s.Close())
+
+	// With trims the same disk serves for ever.
+	d = disktest.New(2)
+	d.Capacity(6*fileBytes + 8192)
+	s = open(t, d, fileBytes)
+	a = create(t, s, 5)
+	for first := frame.EntryID(1); first < 500; first++ {
+		must(t, a.Append([][]byte{framed(5, first, 12000)}), a.Trim(first))
+	}
+	must(t, a.Close(), s.Close())
+}
+
+func TestRefusals(t *testing.T) {
+	s := open(t, disktest.New(1), fileBytes)
+	a := create(t, s, 5)
+	if _, err := s.Create(segment, 5, 1); !errors.Is(err, disk.ErrExists) {
+		t.Errorf("created twice: %v", err)
+	}
+	if err := s.Drop(segment); !errors.Is(err, disk.ErrLive) {
+		t.Errorf("dropped under a writer: %v", err)
+	}
+	if err := s.Trim(frame.SegmentID{Log: 1, Number: 1}, 1); !errors.Is(err, disk.ErrUnknown) {
+		t.Errorf("trimmed: %v", err)
+	}
+	if err := a.Append([][]byte{framed(5, 1, fileBytes)}); !errors.Is(err, disk.ErrTooLarge) {
+		t.Errorf("too large: %v", err)
+	}
+	s = open(t, disktest.New(1), fileBytes)
+	a = create(t, s, 5)
+	if err := a.Append([][]byte{framed(5, 2, 10)}); err == nil {
+		t.Error("a gap was accepted")
+	}
+	s = open(t, disktest.New(1), fileBytes)
+	a = create(t, s, 5)
+	must(t, s.Close())
+	if err := a.Append([][]byte{framed(5, 1, 10)}); !errors.Is(err, disk.ErrClosed) {
+		t.Errorf("appended to a closed store: %v", err)
+	}
+}
+
+// TestIdentity: a copied or emptied folder is not taken for the store.
+func TestIdentity(t *testing.T) {
+	dir := t.TempDir()
+	use := func() *disk.Store {
+		s, err := disk.Open(disk.Config{Dir: dir, FileBytes: fileBytes})
+		must(t, err)
+		a, err := s.Create(frame.SegmentID{Log: frame.LogID(len(s.Segments()) + 1), Number: 1}, 1, 1)
+		must(t, err, a.Close(), s.Close())
+		return s
+	}
+	was := use().Identity()
+	if now := use().Identity(); now != was {
+		t.Errorf("identity %s, was %s", now, was)
+	}
+	must(t, os.Remove(filepath.Join(dir, "store")))
+	if _, err := disk.Open(disk.Config{Dir: dir}); err == nil || !strings.Contains(err.Error(), `no file "store"`) {
+		t.Errorf("opened without identity: %v", err)
+	}
+	other := t.TempDir()
+	s, err := disk.Open(disk.Config{Dir: other, FileBytes: fileBytes})
+	must(t, err, s.Close())
+	b, err := os.ReadFile(filepath.Join(other, "store"))
+	must(t, err, os.WriteFile(filepath.Join(dir, "store"), b, 0o600))
+	if _, err := disk.Open(disk.Config{Dir: dir}); err == nil || !strings.Contains(err.Error(), "belongs to the store") {
+		t.Errorf("opened another store's files: %v", err)
+	}
+}
+
+// TestSyncNone: the death of the process loses nothing, an unclean reboot everything, and says so by a new identity.
+func TestSyncNone(t *testing.T) {
+	d := disktest.New(1)
+	run := func(d *disktest.Disk) *disk.Store {
+		s, err := disk.Open(disk.Config{FS: d, FileBytes: fileBytes, SyncNone: true})
+		must(t, err)
+		return s
+	}
+	s := run(d)
+	a := create(t, s, 5)
+	appendEach(t, a, 1, 20, 5000)
+
+	killed := run(d.Kill())
+	if killed.Identity() != s.Identity() {
+		t.Error("a new store after the death of the process")
+	}
+	answer, err := killed.Seal(segment, 6)
+	must(t, err)
+	if answer.Last != 20 {
+		t.Errorf("answer %+v", answer)
+	}
+	crashed := run(d.Crash())
+	if crashed.Identity() == s.Identity() || len(crashed.Segments()) != 0 {
+		t.Error("the same store after an unclean reboot")
+	}
+	must(t, a.Close(), s.Close())
+	rebooted := run(d.Kill())
+	if rebooted.Identity() != s.Identity() {
+		t.Error("a new store after a clean end")
+	}
+	must(t, rebooted.Close())
+}

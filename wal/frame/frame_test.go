@@ -1,0 +1,183 @@
+package frame
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// build makes a stamped frame.
+func build(h Header, entries ...string) []byte {
+	h.Count, h.BodyBytes = uint32(len(entries)), 0
+	for _, e := range entries {
+		h.BodyBytes += EntryHeaderBytes + uint32(len(e))
+	}
+	b := bytes.Repeat([]byte{0xee}, int(h.Bytes())) // what memory held before
+	at := HeaderBytes
+	for _, e := range entries {
+		at += PutEntry(b[at:], []byte(e[:len(e)/2]), []byte(e[len(e)/2:]))
+	}
+	Finish(b, &h)
+	Stamp(b, h.Place)
+	return b
+}
+
+var golden = Header{
+	Segment: SegmentID{Log: 0x1122334455667788, Number: 3}, Fence: 0x99aa, First: 41,
+	Place: Place{File: 0x0000000200000005, Block: 17, Synced: 16},
+}
+
+func TestGolden(t *testing.T) {
+	fileHeader := make([]byte, BlockBytes)
+	PutFileHeader(fileHeader, &FileHeader{
+		Store: [16]byte{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}, File: 0x0000000200000005,
+		Segment: golden.Segment, Fence: golden.Fence, Ordinal: 4, First: 40,
+	})
+	for name, got := range map[string][]byte{
+		"frame": build(golden, "first entry", "", "the third"), "proof": build(golden), "file": fileHeader,
+	} {
+		path := filepath.Join("testdata", name+".hex")
+		dump := hex.Dump(got)
+		if *update {
+			if err := os.WriteFile(path, []byte(dump), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if dump != string(want) {
+			t.Errorf("%s differs from %s:\n%s", name, path, dump)
+		}
+	}
+}
+
+func TestFrameRoundTrip(t *testing.T) {
+	entries := []string{"first entry", "", strings.Repeat("long", 3000)}
+	b := build(golden, entries...)
+	if len(b)%BlockBytes != 0 {
+		t.Fatalf("%d bytes", len(b))
+	}
+	h, err := ParseHeader(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h.Segment != golden.Segment || h.Fence != golden.Fence || h.First != 41 || h.Count != 3 || h.Next() != 44 ||
+		h.Place != golden.Place || h.Bytes() != int64(len(b)) {
+		t.Fatalf("got %+v", h)
+	}
+	body := b[HeaderBytes:][:h.BodyBytes]
+	if err := CheckBody(&h, body); err != nil {
+		t.Fatal(err)
+	}
+	if err := Entries(&h, body, func(id EntryID, b []byte) error {
+		if string(b) != entries[id-41] {
+			t.Errorf("entry %d: %.20q", id, b)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if rest := b[HeaderBytes+h.BodyBytes:]; len(bytes.Trim(rest, "\x00")) != 0 {
+		t.Error("padding is not zero")
+	}
+}
+
+// TestEveryByteCounts inverts each byte of a frame in turn: none may go unnoticed, except in the padding.
+func TestEveryByteCounts(t *testing.T) {
+	b := build(golden, "first entry", "second")
+	for i := range HeaderBytes + 2*EntryHeaderBytes + len("first entry"+"second") {
+		b[i] ^= 0x41
+		h, err := ParseHeader(b)
+		if err == nil {
+			err = CheckBody(&h, b[HeaderBytes:][:h.BodyBytes])
+		}
+		if !errors.Is(err, ErrNoFrame) && !errors.Is(err, ErrBody) {
+			t.Errorf("byte %d: %v", i, err)
+		}
+		b[i] ^= 0x41
+	}
+}
+
+func TestFileHeader(t *testing.T) {
+	used := FileHeader{Store: [16]byte{1}, File: 9, Segment: SegmentID{Log: 2, Number: 1}, Fence: 3, Ordinal: 4, First: 5}
+	free := FileHeader{Store: [16]byte{1}, File: 8}
+	block := func(h FileHeader) []byte {
+		b := make([]byte, BlockBytes)
+		PutFileHeader(b, &h)
+		return b
+	}
+	damaged := func(b []byte, at ...int) []byte {
+		for _, i := range at {
+			b[i] ^= 1
+		}
+		return b
+	}
+	later := used
+	later.File = 10
+	freed := FileHeader{Store: [16]byte{1}, File: 9}
+	for _, test := range []struct {
+		name  string
+		block []byte
+		want  FileHeader
+		err   error
+	}{
+		{"whole", block(used), used, nil},
+		{"free", block(free), free, nil},
+		{"first copy torn", damaged(block(used), 30), used, nil},
+		{"second copy torn", damaged(block(used), fileHeaderSecond+30), used, nil},
+		{"both damaged", damaged(block(used), 30, fileHeaderSecond+30), FileHeader{}, ErrFileHeader},
+		{"taken into use, second half lost", append(block(used)[:2048], block(free)[2048:]...), used, nil},
+		{"taken into use, first half lost", append(block(free)[:2048], block(used)[2048:]...), used, nil},
+		{"freed, second half lost", append(block(freed)[:2048], block(used)[2048:]...), freed, nil},
+		{"freed, first half lost", append(block(used)[:2048], block(freed)[2048:]...), freed, nil},
+		{"another use, first half lost", append(block(used)[:2048], block(later)[2048:]...), later, nil},
+		{"zeros", make([]byte, BlockBytes), FileHeader{}, ErrFileHeader},
+		{"short", block(used)[:100], FileHeader{}, ErrFileHeader},
+	} {
+		got, err := ParseFileHeader(test.block)
+		if got != test.want || !errors.Is(err, test.err) {
+			t.Errorf("%s: %+v, %v; want %+v, %v", test.name, got, err, test.want, test.err)
+		}
+	}
+}
+
+func FuzzFrame(f *testing.F) {
+	f.Add(build(golden, "first entry", "", "the third"))
+	f.Add(build(golden))
+	f.Add(build(golden, strings.Repeat("x", 5000)))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, err := ParseHeader(b)
+		if err != nil || h.Bytes() > int64(len(b)) {
+			return
+		}
+		body := b[HeaderBytes:][:h.BodyBytes]
+		if CheckBody(&h, body) != nil {
+			return
+		}
+		// What is accepted is written the same again.
+		again := bytes.Clone(b[:h.Bytes()])
+		clear(b[HeaderBytes+h.BodyBytes : h.Bytes()])
+		at, total := HeaderBytes, 0
+		if err := Entries(&h, body, func(_ EntryID, e []byte) error {
+			at += PutEntry(again[at:], e, nil)
+			total += EntryHeaderBytes + len(e)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		Finish(again, &h)
+		Stamp(again, h.Place)
+		if total != int(h.BodyBytes) || !bytes.Equal(again[:HeaderBytes+h.BodyBytes], b[:HeaderBytes+h.BodyBytes]) {
+			t.Fatalf("written again differs: %+v", h)
+		}
+	})
+}
