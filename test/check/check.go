@@ -1,0 +1,112 @@
+// Package check tells from a history whether a broker lost, doubled, reordered or changed records.
+//
+// A history is what writers sent and were told, and what readers saw. Each send carries an [ID] that is used once, so that a
+// record tells which send it is of; client retries happen below a send. Every log (topic-partition) is checked by itself:
+//
+//	h := check.History{Sends: sends, Final: all}
+//	for _, f := range check.Log(h) {
+//		t.Error(f)
+//	}
+//
+// # What is found
+//
+// With the offsets of acknowledgements nothing has to be guessed, so that one pass is enough (the linear check of Redpanda's
+// chaos tests), O(n) in time and memory:
+//
+//   - offsets of the final read increase by one, from the log's start: [Gap], [Disorder];
+//   - every acknowledged send is there, once, at the offset of its acknowledgement, with its content:
+//     [Lost], [Duplicate], [WrongOffset], [Changed];
+//   - no offset is acknowledged twice, and none at or below one that was acknowledged before the send began: [Reused],
+//     [Stale];
+//   - what is there is of a send that may have happened: [Foreign], [Undone];
+//   - the sends of one writer are in the order in which it made them: [Reordered]. Only idempotent producers promise that;
+//   - what a reader saw while the load ran is what the final read has at that offset: [Unstable].
+//
+// A send whose outcome is unknown may be there or not, but not twice.
+package check
+
+import "fmt"
+
+// ID names a send: its writer, and which of this writer's sends it is. It is unique in the history of a log.
+type ID struct {
+	Writer int32
+	Seq    int64
+}
+
+// String gives writer/sequence.
+func (id ID) String() string { return fmt.Sprintf("%d/%d", id.Writer, id.Seq) }
+
+// Outcome is what a writer knows of a send.
+type Outcome uint8
+
+// Outcomes. When in doubt a send is Unknown: a wrong Failed gives false alarms.
+const (
+	Unknown Outcome = iota // timed out, connection lost, or never answered
+	Acked                  // acknowledged at Send.Offset
+	Failed                 // certainly not done
+)
+
+// Send is one record that a writer sent.
+type Send struct {
+	ID      ID
+	Content uint64 // hash
+	// Floor is the highest offset that any writer of this log had been told when this send began, or -1.
+	Floor   int64
+	Outcome Outcome
+	Offset  int64 // if Acked
+}
+
+// Record is one record that a reader saw.
+type Record struct {
+	Offset  int64
+	ID      ID
+	Content uint64 // hash
+}
+
+// History is what happened to one log.
+type History struct {
+	// Sends are in the order in which each writer made its own; how writers interleave does not matter.
+	Sends []Send
+	// Start is the offset at which the log begins.
+	Start int64
+	// Final is the whole log as it was read from Start after the load, in the order of reading.
+	Final []Record
+	// Seen is what readers saw while the load ran, in any order; a record may be in it several times.
+	Seen []Record
+}
+
+// Kind is a kind of anomaly.
+type Kind string
+
+// Anomalies.
+const (
+	Lost        Kind = "lost"         // acknowledged, and not in the final read
+	Duplicate   Kind = "duplicate"    // at more than one offset
+	WrongOffset Kind = "wrong offset" // acknowledged at one offset, found at another
+	Changed     Kind = "changed"      // other content than was sent
+	Reordered   Kind = "reordered"    // after a later send of the same writer
+	Foreign     Kind = "foreign"      // nobody sent it
+	Undone      Kind = "undone"       // there, though its send certainly failed
+	Reused      Kind = "reused"       // an offset that was acknowledged for two sends
+	Stale       Kind = "stale"        // at or below an offset acknowledged before its send began
+	Gap         Kind = "gap"          // an offset that the final read leaves out
+	Disorder    Kind = "disorder"     // an offset of the final read that is not above the one before
+	Unstable    Kind = "unstable"     // seen during the load, and not what the final read has at its offset
+)
+
+// Finding is one anomaly.
+type Finding struct {
+	Kind   Kind
+	ID     ID
+	Offset int64 // where it shows; that of the acknowledgement if it shows nowhere
+	Detail string
+}
+
+// String gives the finding in one line.
+func (f Finding) String() string {
+	s := fmt.Sprintf("%s: record %v, offset %d", f.Kind, f.ID, f.Offset)
+	if f.Detail != "" {
+		s += ": " + f.Detail
+	}
+	return s
+}
