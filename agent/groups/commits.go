@@ -18,7 +18,7 @@ func (c *Coordinator) OffsetCommit(ctx context.Context, req *kmsg.OffsetCommitRe
 	codes := map[partition]protocol.ErrorCode{}
 	var wanted []change
 	for _, t := range req.Topics {
-		known, _, ok := c.deps.Topics.Topic(t.Topic)
+		known, ok := c.topic(t.Topic)
 		for _, p := range t.Partitions {
 			if !ok || p.Partition < 0 || p.Partition >= known.Partitions {
 				codes[partition{t.Topic, p.Partition}] = protocol.UnknownTopicOrPartition
@@ -43,6 +43,14 @@ func (c *Coordinator) OffsetCommit(ctx context.Context, req *kmsg.OffsetCommitRe
 		resp.Topics = append(resp.Topics, topic)
 	}
 	return resp
+}
+
+// topic returns a topic that offsets can be committed for.
+func (c *Coordinator) topic(name string) (coordinator.Topic, bool) {
+	known, _, ok := c.deps.Topics.Topic(name)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return known, ok && c.deleting[name] == 0
 }
 
 // partition names a partition of a request.

@@ -111,7 +111,7 @@ type Client struct {
 }
 
 // Coordinator answers the group APIs. Its methods may be called concurrently; they block until there is an answer or
-// ctx ends. Slices in requests must not change after the call.
+// ctx ends. Requests are not kept.
 type Coordinator struct {
 	cfg     Config
 	deps    Deps
@@ -125,7 +125,9 @@ type Coordinator struct {
 	index  map[string]entry
 	// indexed holds the epoch for which the index of a shard is complete.
 	indexed map[coordinator.ShardID]int32
-	closed  bool
+	// deleting counts the deletions of a topic's offsets that are under way.
+	deleting map[string]int
+	closed   bool
 
 	scan   sync.Mutex     // held while the index is completed
 	ending sync.WaitGroup // owners
@@ -137,7 +139,7 @@ func New(cfg Config, deps Deps) *Coordinator {
 	return &Coordinator{
 		base: base, stop: stop,
 		cfg: cfg, deps: deps, log: deps.Log, metrics: newMetrics(deps.Metrics),
-		owners: map[string]*owner{}, index: map[string]entry{}, indexed: map[coordinator.ShardID]int32{},
+		owners: map[string]*owner{}, index: map[string]entry{}, indexed: map[coordinator.ShardID]int32{}, deleting: map[string]int{},
 	}
 }
 

@@ -65,17 +65,17 @@ func TestGroupFromJoinToDelete(t *testing.T) {
 func TestMemberFailsAndOthersGoOn(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *cluster) {
 		a := c.start(1)
-		members := a.form("g", 2)
+		members := a.form("m", 2)
 		for range 3 {
 			time.Sleep(4 * time.Second)
-			a.heartbeat("g", members[1])
+			a.heartbeat("m", members[1])
 		}
-		code(t, "heartbeat", a.heartbeat("g", members[1]), protocol.RebalanceInProgress)
-		r := a.JoinGroup(t.Context(), client, joinRequest("g", members[1].id))
+		code(t, "heartbeat", a.heartbeat("m", members[1]), protocol.RebalanceInProgress)
+		r := a.JoinGroup(t.Context(), client, joinRequest("m", members[1].id))
 		code(t, "join", r.ErrorCode, protocol.None)
 		equal(t, "members", len(r.Members), 1)
 		time.Sleep(time.Minute)
-		equal(t, "state", a.state("g"), "Empty")
+		equal(t, "state", a.state("m"), "Empty")
 	})
 }
 
@@ -240,8 +240,8 @@ func TestIdleGroupIsForgotten(t *testing.T) {
 		a := c.start(1)
 		code(t, "commit", a.commit("simple", nobody, "orders", 0, 4), protocol.None)
 		equal(t, "offset", a.fetchOffset("nothing", "orders", 0), -1)
-		members := a.form("g", 1)
-		a.leave("g", members...)
+		members := a.form("left", 1)
+		a.leave("left", members...)
 		a.form("h", 1)
 		equal(t, "live", a.live(), 4)
 		time.Sleep(5 * time.Second)
@@ -252,7 +252,7 @@ func TestIdleGroupIsForgotten(t *testing.T) {
 		}
 		equal(t, "live", a.live(), 1) // h itself, whose member is gone but which was asked for
 		equal(t, "offset", a.fetchOffset("simple", "orders", 0), 4)
-		equalSlices(t, "listed", a.list(), "g/consumer/Empty", "h/consumer/Empty", "simple//Empty")
+		equalSlices(t, "listed", a.list(), "h/consumer/Empty", "left/consumer/Empty", "simple//Empty")
 	})
 }
 
@@ -328,5 +328,26 @@ func TestOldVersions(t *testing.T) {
 		if resp := a.JoinGroup(t.Context(), client, refused); resp.Protocol == nil || resp.Generation != -1 {
 			t.Fatalf("refused with %+v", resp)
 		}
+	})
+}
+
+// The server reuses the memory of a request once it is answered.
+func TestPayloadsAreCopied(t *testing.T) {
+	inBubble(t, func(t *testing.T, c *cluster) {
+		a := c.start(1)
+		join := joinRequest("g", "")
+		join.Version = 3
+		metadata := join.Protocols[0].Metadata
+		want := string(metadata)
+		r := a.JoinGroup(t.Context(), client, join)
+		clear(metadata)
+		assignment := []byte("all of it")
+		s := &kmsg.SyncGroupRequest{Version: 3, Group: "g", MemberID: r.MemberID, Generation: r.Generation}
+		s.GroupAssignment = []kmsg.SyncGroupRequestGroupAssignment{{MemberID: r.MemberID, MemberAssignment: assignment}}
+		code(t, "sync", a.SyncGroup(t.Context(), s).ErrorCode, protocol.None)
+		clear(assignment)
+		g := a.DescribeGroups(t.Context(), &kmsg.DescribeGroupsRequest{Version: 5, Groups: []string{"g"}}).Groups[0]
+		equal(t, "metadata", string(g.Members[0].ProtocolMetadata), want)
+		equal(t, "assignment", string(g.Members[0].MemberAssignment), "all of it")
 	})
 }

@@ -18,10 +18,10 @@ import (
 )
 
 // claim makes the ledger's agent the leader of shard 0 in an epoch, as far as the coordinator's store is concerned.
-func claim(t *testing.T, store *mem.Store, l *ledger.Ledger, epoch int32) {
+func claim(ctx context.Context, t *testing.T, store *mem.Store, l *ledger.Ledger, epoch int32) {
 	t.Helper()
 	w := coordinator.Write{Owner: coordinator.LogID(epoch), Epoch: epoch}
-	result, err := store.Txn(t.Context(), nil, []coordinator.Op{{Key: coordinator.KeyWrite(0), Value: coordinator.Encode(w)}})
+	result, err := store.Txn(ctx, nil, []coordinator.Op{{Key: coordinator.KeyWrite(0), Value: coordinator.Encode(w)}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +46,7 @@ func TestWithLedger(t *testing.T) {
 			a.Coordinator = New(DefaultConfig(1), Deps{
 				KV: c.store, Ledger: l, Leads: a.leads, Topics: c, Now: time.Now, NewID: uuid.NewString, Log: slog.New(slog.DiscardHandler),
 			})
-			claim(t, c.store, l, epoch)
+			claim(ctx, t, c.store, l, epoch)
 			running.Go(func() { a.Run(ctx) })
 			running.Go(func() { l.Run(ctx) })
 			return a

@@ -1,6 +1,7 @@
 package groups
 
 import (
+	"bytes"
 	"context"
 	"time"
 
@@ -31,7 +32,7 @@ func (c *Coordinator) JoinGroup(ctx context.Context, client Client, req *kmsg.Jo
 	}
 	protocols := make([]group.Protocol, len(req.Protocols))
 	for i, p := range req.Protocols {
-		protocols[i] = group.Protocol{Name: p.Name, Metadata: p.Metadata}
+		protocols[i] = group.Protocol{Name: p.Name, Metadata: bytes.Clone(p.Metadata)} // the request's buffer is reused
 	}
 	result, code := ask[group.JoinResult](ctx, c, req.Group, func(id group.RequestID) group.Event {
 		return group.Join{
@@ -78,7 +79,7 @@ func (c *Coordinator) SyncGroup(ctx context.Context, req *kmsg.SyncGroupRequest)
 	}
 	assignments := make(map[string][]byte, len(req.GroupAssignment))
 	for _, a := range req.GroupAssignment {
-		assignments[a.MemberID] = a.MemberAssignment
+		assignments[a.MemberID] = bytes.Clone(a.MemberAssignment) // the request's buffer is reused
 	}
 	result, code := ask[group.SyncResult](ctx, c, req.Group, func(id group.RequestID) group.Event {
 		return group.Sync{
@@ -108,11 +109,8 @@ func (c *Coordinator) Heartbeat(ctx context.Context, req *kmsg.HeartbeatRequest)
 	result, code := ask[group.CodeResult](ctx, c, req.Group, func(id group.RequestID) group.Event {
 		return group.Heartbeat{Request: id, MemberID: req.MemberID, InstanceID: deref(req.InstanceID), Generation: req.Generation}
 	})
-	switch code {
-	case protocol.None:
+	if code == protocol.None || code == protocol.CoordinatorLoadInProgress {
 		code = result.Code
-	case protocol.CoordinatorLoadInProgress:
-		code = protocol.None
 	}
 	resp.ErrorCode = int16(code)
 	return resp

@@ -287,6 +287,17 @@ func TestTopicDeleted(t *testing.T) {
 			equal(t, "orders", b.fetchOffset(fmt.Sprintf("g%d", i), "orders", 100), -1)
 			equal(t, "bills", b.fetchOffset(fmt.Sprintf("g%d", i), "bills", 1), 8)
 		}
+
+		b.ledger.hold()
+		deleted := later(func() error { return b.TopicDeleted(t.Context(), "bills") })
+		pending(t, deleted, "deletion")
+		code(t, "commit", b.commit("g0", nobody, "bills", 1, 9), protocol.UnknownTopicOrPartition)
+		b.ledger.release()
+		if err := <-deleted; err != nil {
+			t.Fatal(err)
+		}
+		code(t, "commit", b.commit("g0", nobody, "bills", 1, 9), protocol.None)
+		equal(t, "bills", b.fetchOffset("g0", "bills", 1), 9)
 	})
 }
 

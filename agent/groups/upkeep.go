@@ -2,6 +2,7 @@ package groups
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -123,10 +124,8 @@ func (o *owner) subscribed(topic string) bool {
 		if err := s.ReadFrom(metadata); err != nil {
 			return true
 		}
-		for _, t := range s.Topics {
-			if t == topic {
-				return true
-			}
+		if slices.Contains(s.Topics, topic) {
+			return true
 		}
 	}
 	return false
@@ -134,8 +133,19 @@ func (o *owner) subscribed(topic string) bool {
 
 // TopicDeleted deletes the topic's offsets in all groups that this agent coordinates. It returns when they are, or
 // with the first error. It reads every group that is not live; groups whose shard moves meanwhile are left to their
-// new coordinator, which should be told too.
+// new coordinator, which should be told too. Until it returns, OffsetCommit does not know a topic of this name, so
+// that no commit for one that was created anew is deleted with the old one's.
 func (c *Coordinator) TopicDeleted(ctx context.Context, topic string) error {
+	c.mu.Lock()
+	c.deleting[topic]++
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.deleting[topic]--; c.deleting[topic] == 0 {
+			delete(c.deleting, topic)
+		}
+	}()
 	if err := c.completeIndex(ctx); err != nil {
 		return err
 	}

@@ -38,7 +38,7 @@ import (
 //	no deadline for SyncGroup                                          walk, slow_members
 //	do not renew a session when a SyncGroup is answered                leader_failure, slow_members
 func TestWalk(t *testing.T) {
-	for seed := range uint64(300) {
+	for seed := range uint64(150) {
 		first := newWalk(t, seed).run(400)
 		if seed%50 == 0 {
 			if second := newWalk(t, seed).run(400); first != second {
