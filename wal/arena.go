@@ -110,6 +110,9 @@ func (l *Log) recycle() {
 			continue
 		}
 		l.admit()
+		if l.delivered || l.trimmed > l.storeTrimmed {
+			continue // reclaim let go of the mutex while it allocated
+		}
 		l.recyclable.Wait()
 	}
 	l.release()
