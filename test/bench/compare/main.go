@@ -51,7 +51,9 @@ type plan struct {
 	kib     load.Config // records of 1 KiB
 	small   load.Config // records of 100 B
 	latency load.Config // records of 1 KiB at 5 MB/s
-	idle    time.Duration
+	// lastFlush is how long after the last record a broker may still flush, and
+	// idle how long it must then stay quiet.
+	lastFlush, idle time.Duration
 }
 
 func newPlan(rounds int, smoke bool) plan {
@@ -62,7 +64,7 @@ func newPlan(rounds int, smoke bool) plan {
 		rounds, idle = 1, 2*time.Second
 		defaults.Duration, defaults.BytesMax = 3*time.Second, 256<<20
 	}
-	p := plan{rounds: rounds, warmup: defaults, kib: defaults, small: defaults, latency: defaults, idle: idle}
+	p := plan{rounds: rounds, warmup: defaults, kib: defaults, small: defaults, latency: defaults, lastFlush: 10 * time.Second, idle: idle}
 	p.small.RecordBytes = 100
 	if !smoke {
 		// A JVM takes some gigabytes until its cost per byte no longer falls.

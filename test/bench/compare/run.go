@@ -19,7 +19,7 @@ const stopWithin = time.Minute
 
 // run is what one broker showed in one round.
 type run struct {
-	disk   load.Quantiles // before the broker started
+	disk   load.Quantiles // just before the latency phases; the broker is idle
 	kib    load.Report
 	small  load.Report
 	raw    load.Latency
@@ -36,10 +36,6 @@ func (p plan) run(ctx context.Context, c contender) (r run, err error) {
 		return run{}, fmt.Errorf("make data folder: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(folder)) }()
-	unix.Sync()
-	if r.disk, err = load.ProbeDisk(ctx, folder); err != nil {
-		return run{}, err
-	}
 	server, err := c.start(ctx, filepath.Join(folder, "data"))
 	if err != nil {
 		return run{}, err
@@ -58,7 +54,7 @@ func (p plan) run(ctx context.Context, c contender) (r run, err error) {
 	if server.HTTP != "" {
 		target.MetricsURL = "http://" + server.HTTP + "/metrics"
 	}
-	err = p.measure(ctx, target, &r)
+	err = p.measure(ctx, target, folder, &r)
 	return r, err
 }
 
@@ -72,57 +68,77 @@ func stop(ctx context.Context, server *servers.Server) error {
 	return err
 }
 
-// measure takes a broker that is up through all phases.
-func (p plan) measure(ctx context.Context, target load.Target, r *run) error {
-	franz := p.latency
-	franz.Client = load.ClientFranz
-	var warmup, own, library load.Report
-	for _, phase := range []struct {
-		name   string
-		config load.Config
-		report *load.Report
-	}{
-		{"warm-up", p.warmup, &warmup},
-		{"records of 1 KiB", p.kib, &r.kib},
-		{"records of 100 B", p.small, &r.small},
-		{"latency", p.latency, &own},
-		{"latency of franz-go", franz, &library},
-	} {
-		progress("  %s", phase.name)
-		unix.Sync()
-		phase.config.Target = target
-		report, err := load.Run(ctx, phase.config)
-		if err != nil {
-			return fmt.Errorf("%s: %w", phase.name, err)
-		}
-		*phase.report = report
+// measure takes a broker that is up through all phases. The folder is on the
+// disk that the broker uses.
+func (p plan) measure(ctx context.Context, target load.Target, folder string, r *run) (err error) {
+	if _, err := phase(ctx, "warm-up", p.warmup, target); err != nil {
+		return err
 	}
-	r.raw, r.franz = *own.Latency, *library.Latency
-	if library.Memory != nil {
-		r.memory = *library.Memory
+	if r.kib, err = phase(ctx, "records of 1 KiB", p.kib, target); err != nil {
+		return err
+	}
+	if r.small, err = phase(ctx, "records of 100 B", p.small, target); err != nil {
+		return err
+	}
+	unix.Sync()
+	if r.disk, err = load.ProbeDisk(ctx, folder); err != nil {
+		return err
+	}
+	own, err := phase(ctx, "latency", p.latency, target)
+	if err != nil {
+		return err
+	}
+	withFranz := p.latency
+	withFranz.Client = load.ClientFranz
+	franz, err := phase(ctx, "latency of franz-go", withFranz, target)
+	if err != nil {
+		return err
+	}
+	r.raw, r.franz = *own.Latency, *franz.Latency
+	if franz.Memory != nil {
+		r.memory = *franz.Memory
 	}
 	return p.rest(ctx, target, r)
 }
 
-// rest leaves the broker alone and counts what it still asks of its object
-// store.
-func (p plan) rest(ctx context.Context, target load.Target, r *run) error {
-	if err := load.AwaitSettled(ctx, target.PID, p.kib.Duration); err != nil {
-		return err
+// phase runs one part of the plan on a disk with nothing left to write.
+func phase(ctx context.Context, name string, cfg load.Config, target load.Target) (load.Report, error) {
+	progress("  %s", name)
+	unix.Sync()
+	cfg.Target = target
+	report, err := load.Run(ctx, cfg)
+	if err != nil {
+		return load.Report{}, fmt.Errorf("%s: %w", name, err)
 	}
-	before := load.ReadObjectRequests(ctx, target.MetricsURL)
-	if before == nil {
+	return report, nil
+}
+
+// rest leaves the broker alone and counts what it still asks of its object
+// store, from when the last records have had the time to be flushed.
+func (p plan) rest(ctx context.Context, target load.Target, r *run) error {
+	if load.ReadObjectRequests(ctx, target.MetricsURL) == nil {
 		return nil
 	}
 	progress("  idle")
-	select {
-	case <-ctx.Done():
-		return fmt.Errorf("idle: %w", ctx.Err())
-	case <-time.After(p.idle):
+	if err := pause(ctx, p.lastFlush); err != nil {
+		return err
 	}
-	if after := load.ReadObjectRequests(ctx, target.MetricsURL); after != nil {
+	before := load.ReadObjectRequests(ctx, target.MetricsURL)
+	if err := pause(ctx, p.idle); err != nil {
+		return err
+	}
+	if after := load.ReadObjectRequests(ctx, target.MetricsURL); before != nil && after != nil {
 		delta := after.Minus(*before)
 		r.idle = &delta
 	}
 	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return fmt.Errorf("idle: %w", ctx.Err())
+	case <-time.After(d):
+		return nil
+	}
 }

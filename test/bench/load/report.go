@@ -74,19 +74,10 @@ func (r Report) Write(w io.Writer) error {
 	if cfg.Acks != -1 {
 		acks = fmt.Sprint(cfg.Acks)
 	}
-	fmt.Fprintf(table, "%s: records of %d B in batches of at most %d KiB, acks=%s, %d partitions, %d connections\n\n",
+	fmt.Fprintf(table, "%s: records of %d B in batches of at most %d KiB, acks=%s, %d partitions, %d connections\n",
 		cfg.Target.Bootstrap, cfg.RecordBytes, cfg.BatchBytes>>10, acks, cfg.Partitions, cfg.Connections)
 	if r.Produce != nil {
-		table.WriteString("phase\tMB/s\trecords/s\tserver CPU s/GB\tclient CPU s/GB\trequest p50\tp99\tother processes\n")
-		for _, phase := range []struct {
-			name string
-			*Throughput
-		}{{"produce", r.Produce}, {"consume from memory", r.ConsumeMemory}, {"consume from the start", r.ConsumeAll}} {
-			if phase.Throughput != nil {
-				writeThroughput(table, phase.name, *phase.Throughput)
-			}
-		}
-		table.WriteString("\n")
+		writeThroughputs(table, r)
 	}
 	if r.Latency != nil {
 		writeLatency(table, *r.Latency)
@@ -107,15 +98,28 @@ func (r Report) Write(w io.Writer) error {
 	return nil
 }
 
-func writeThroughput(w *strings.Builder, name string, t Throughput) {
-	server := "-"
-	if perGB, ok := t.ServerCPUPerGB(); ok {
-		server = fmt.Sprintf("%.2f", perGB)
+func writeThroughputs(w *strings.Builder, r Report) {
+	phases := []struct {
+		name string
+		*Throughput
+	}{{"produce", r.Produce}, {"consume from memory", r.ConsumeMemory}, {"consume from the start", r.ConsumeAll}}
+	w.WriteString("\nphase\tMB/s\trecords/s\tserver CPU s/GB\tclient CPU s/GB\trequest p50\tp99\tother processes\n")
+	for _, t := range phases {
+		if t.Throughput == nil {
+			continue
+		}
+		server := "-"
+		if perGB, ok := t.ServerCPUPerGB(); ok {
+			server = fmt.Sprintf("%.2f", perGB)
+		}
+		fmt.Fprintf(w, "%s\t%.0f\t%.0f\t%s\t%.2f\t%s\t%s\t%s\n", t.name, t.MBPerSecond(), float64(t.Records)/t.Elapsed.Seconds(),
+			server, t.ClientCPUPerGB(), Milliseconds(t.Request.P50), Milliseconds(t.Request.P99), t.others())
 	}
-	fmt.Fprintf(w, "%s\t%.0f\t%.0f\t%s\t%.2f\t%s\t%s\t%s\n", name, t.MBPerSecond(), float64(t.Records)/t.Elapsed.Seconds(),
-		server, t.ClientCPUPerGB(), Milliseconds(t.Request.P50), Milliseconds(t.Request.P99), t.others())
-	if t.Objects != nil {
-		fmt.Fprintf(w, "  object requests: %s\n", t.Objects)
+	w.WriteString("\n")
+	for _, t := range phases {
+		if t.Throughput != nil && t.Objects != nil {
+			fmt.Fprintf(w, "object requests, %s: %s\n", t.name, t.Objects)
+		}
 	}
 }
 
@@ -128,7 +132,7 @@ func (c Cost) others() string {
 }
 
 func writeLatency(w *strings.Builder, l Latency) {
-	fmt.Fprintf(w, "%s client at %.1f MB/s\tp50\tp99\tp99.9\tmax\n", l.Client, l.RateBytes/1e6)
+	fmt.Fprintf(w, "\n%s client at %.1f MB/s\tp50\tp99\tp99.9\tmax\n", l.Client, l.RateBytes/1e6)
 	for _, row := range []struct {
 		name string
 		Quantiles
@@ -136,10 +140,9 @@ func writeLatency(w *strings.Builder, l Latency) {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", row.name, Milliseconds(row.P50), Milliseconds(row.P99), Milliseconds(row.P999), Milliseconds(row.Max))
 	}
 	if l.Objects != nil {
-		fmt.Fprintf(w, "  object requests: %s\n", l.Objects)
+		fmt.Fprintf(w, "object requests, latency: %s\n", l.Objects)
 	}
-	fmt.Fprintf(w, "  other processes: %s\n", l.others())
-	w.WriteString("\n")
+	fmt.Fprintf(w, "other processes, latency: %s\n\n", l.others())
 }
 
 // String says the quantiles in milliseconds.
