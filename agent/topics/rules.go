@@ -94,6 +94,7 @@ func parseRules(configs map[string]string, codecs *codecs) *Rules {
 		logAppendTime:      effective(configs, "message.timestamp.type") == "LogAppendTime",
 		beforeMs:           number(configs, "message.timestamp.before.max.ms"),
 		afterMs:            number(configs, "message.timestamp.after.max.ms"),
+		codecs:             codecs,
 	}
 	r.DirtyRatioMin, _ = strconv.ParseFloat(effective(configs, "min.cleanable.dirty.ratio"), 64)
 	for policy := range strings.SplitSeq(effective(configs, "cleanup.policy"), ",") {
