@@ -47,6 +47,7 @@ type Config struct {
 	WALBytesMax     int64         // unflushed bytes; beyond it producers wait
 	CacheBytesMax   int64         // blocks of segments in memory
 	FooterBytesMax  int64         // footers of segments in memory
+	GroupDelay      time.Duration // that a new group waits for more members (group.initial.rebalance.delay.ms)
 	ProducerIdleMax time.Duration // after which an idempotent producer is forgotten (producer.id.expiration.ms)
 	DrainMax        time.Duration // how long leaving may take
 }
@@ -59,7 +60,7 @@ func Defaults() Config {
 			SegmentBytes: flush.SegmentBytesDefault, AgeMax: flush.AgeMaxDefault, UploadsMax: flush.UploadsMaxDefault,
 		},
 		WALBytesMax: 512 << 20, CacheBytesMax: 256 << 20, FooterBytesMax: 64 << 20,
-		ProducerIdleMax: 24 * time.Hour, DrainMax: 30 * time.Second,
+		GroupDelay: 3 * time.Second, ProducerIdleMax: 24 * time.Hour, DrainMax: 30 * time.Second,
 	}
 }
 

@@ -286,7 +286,9 @@ func (a *Agent) patiently(ctx context.Context, what string, do func() error) err
 
 // startGroups starts the coordinator of the consumer groups.
 func (a *Agent) startGroups(run context.Context) {
-	a.groups = groups.New(groups.DefaultConfig(a.cluster.Shards), groups.Deps{
+	cfg := groups.DefaultConfig(a.cluster.Shards)
+	cfg.InitialDelay = a.cfg.GroupDelay
+	a.groups = groups.New(cfg, groups.Deps{
 		KV: a.deps.KV, Ledger: a.ledger, Leads: a.partitions.Leads, Topics: a.view, Now: a.deps.Now,
 		NewID: func() string { return uuid.NewString() }, Log: a.log, Metrics: a.deps.Metrics,
 	})

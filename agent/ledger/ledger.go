@@ -236,15 +236,15 @@ func (l *Ledger) drop(b batch, fenced *coordinator.FencedError) {
 	}
 	l.pending = again
 	l.mu.Unlock()
-	for _, id := range b.shards {
-		if lost[id] {
-			l.onLost(id)
-		}
-	}
 	for _, w := range applied {
 		w.done(nil)
 	}
 	for _, w := range ended {
 		w.done(fmt.Errorf("write to shard %d: %w", w.shard, fenced))
+	}
+	for _, id := range b.shards { // last: whoever resigns a shard may wait for its writes
+		if lost[id] {
+			l.onLost(id)
+		}
 	}
 }
