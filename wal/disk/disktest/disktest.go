@@ -114,7 +114,8 @@ func (d *Disk) Capacity(bytes int64) {
 	d.capacity = bytes
 }
 
-// Hold makes durable writes and syncs wait, after their data reached the disk and before it is durable, until Go.
+// Hold makes durable writes wait, after their data reached the disk and before it is durable, until Go. A sync of a whole
+// file does not wait.
 func (d *Disk) Hold() {
 	d.mu.Lock()
 	defer d.mu.Unlock()

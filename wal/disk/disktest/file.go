@@ -117,7 +117,6 @@ func (f *file) Sync() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.step()
-	d.hold()
 	if err := f.check(OpSync); err != nil {
 		return err
 	}
