@@ -48,7 +48,7 @@ func (t *Topics) CreatePartitions(ctx context.Context, req *kmsg.CreatePartition
 func (t *Topics) grow(ctx context.Context, asked *kmsg.CreatePartitionsRequestTopic, total int, validateOnly bool) (added int, err error) {
 	edit := func(now coordinator.Topic, doubt bool) (coordinator.Topic, error) {
 		if doubt && asked.Count == now.Partitions {
-			return now, nil // our own work, and another agent's after it
+			return now, nil // our own work
 		}
 		added = int(asked.Count) - int(now.Partitions)
 		if err := checkGrowth(asked, &now); err != nil {

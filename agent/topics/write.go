@@ -130,8 +130,8 @@ func (t *Topics) newID() protocol.TopicID {
 }
 
 // change writes the record of a topic that exists as edit makes it of the newest record, and returns the revision that has it. edit is called
-// anew when another agent changed the topic meanwhile; doubt then tells that what it sees may be its own earlier work. It must not
-// change the record's Configs in place.
+// anew when the topic has changed since; doubt then tells that what it sees may be its own work, which it must leave as it is. It must
+// not change the record's Configs in place.
 func (t *Topics) change(ctx context.Context, name string, edit func(now coordinator.Topic, doubt bool) (coordinator.Topic, error)) (int64, error) {
 	topic, revision, err := t.find(ctx, name)
 	if err != nil {
@@ -157,9 +157,6 @@ func (t *Topics) change(ctx context.Context, name string, edit func(now coordina
 			return res.Revision, nil
 		}
 		item := res.Failed[0]
-		if doubted && bytes.Equal(item.Value, value) {
-			return item.ModRevision, nil
-		}
 		if item.ModRevision == 0 {
 			return 0, protocol.UnknownTopicOrPartition.Err()
 		}

@@ -58,6 +58,9 @@ func TestWritesWithoutSpace(t *testing.T) {
 	got := a.CreateTopics(t.Context(), creation(topic("t", 1))).Topics[0]
 	expect(t, "create", got.ErrorCode, got.ErrorMessage, protocol.UnknownServerError, "write meta/topics/t")
 	a.make(t, "t", 1)
+	a.kv.Inject(mem.Fault{Call: mem.CallTxn, Kind: mem.UnknownLost}, mem.Fault{Call: mem.CallTxn, Kind: mem.NoSpace})
+	altered := a.AlterConfigs(t.Context(), legacy(ofTopic, "t", "retention.ms=1")).Resources[0]
+	expect(t, "alter, with an earlier try lost", altered.ErrorCode, altered.ErrorMessage, protocol.UnknownServerError, "write meta/topics/t")
 }
 
 func TestWritesTimeOut(t *testing.T) {
