@@ -15,7 +15,7 @@ const configBytesMax = 64 << 10
 // wording of LogConfig.validate; of several, that of the first name.
 func validate(configs map[string]string) (map[string]string, error) {
 	if len(configs) == 0 {
-		return nil, nil //nolint:nilnil // no configurations are none to store
+		return nil, nil
 	}
 	valid := make(map[string]string, len(configs))
 	size := 0
