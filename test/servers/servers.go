@@ -19,31 +19,48 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 )
 
+// Ports that FreeAddress gives: below those that systems choose for outgoing connections (from 32768 on Linux). One of those
+// could be taken by any client while the server that it belongs to is down.
+const (
+	portMin = 20_000
+	portMax = 32_000
+)
+
 // FreeAddress returns a loopback address whose port was free a moment ago.
-func FreeAddress() (string, error) {
-	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("find a free port: %w", err)
+func FreeAddress() (string, error) { return freeAddress(context.Background()) }
+
+func freeAddress(ctx context.Context) (string, error) {
+	const attempts = 100
+	var refused error
+	for range attempts {
+		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(portMin+rand.IntN(portMax-portMin)))
+		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+		if err == nil {
+			return address, listener.Close()
+		}
+		refused = err
 	}
-	return listener.Addr().String(), listener.Close()
+	return "", fmt.Errorf("find a free port: %d attempts, the last: %w", attempts, refused)
 }
 
 // addressOr returns address, or a free one where it is empty.
-func addressOr(address string) (string, error) {
+func addressOr(ctx context.Context, address string) (string, error) {
 	if address != "" {
 		return address, nil
 	}
-	return FreeAddress()
+	return freeAddress(ctx)
 }
 
 // Root is the top folder of the repository, found upwards of the working folder.
@@ -71,8 +88,7 @@ func Install(ctx context.Context, name string) (string, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(root, "test", "tools", "install"), name)
 	printed, err := cmd.Output()
 	if err != nil {
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 			return "", fmt.Errorf("install %s: %w: %s", name, err, exit.Stderr)
 		}
 		return "", fmt.Errorf("install %s: %w", name, err)
@@ -138,11 +154,11 @@ func StartVarve(ctx context.Context, o VarveOptions) (*Server, error) {
 	if o.Command == "" {
 		o.Command = "dev"
 	}
-	listen, err := addressOr(o.Listen)
+	listen, err := addressOr(ctx, o.Listen)
 	if err != nil {
 		return nil, err
 	}
-	http, err := addressOr(o.HTTP)
+	http, err := addressOr(ctx, o.HTTP)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,301 @@
+// Package chaos kills real processes under load, or sends them what no client would, and looks at what becomes of everybody
+// else's records.
+//
+//	go test ./test/chaos                                  # everything, about six minutes
+//	go test ./test/chaos -run TestCrash/dev -seed 7       # the same moments and records again, as far as a machine repeats itself
+//	go test ./test/chaos -run TestCrash/dev -rounds 500   # for longer
+package chaos
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/varve-io/varve/test/servers"
+)
+
+var (
+	seedFlag   = flag.Uint64("seed", 0, "seed of the moments of crashes and of the load; 0 takes one from the clock")
+	roundsFlag = flag.Int("rounds", 0, "crashes of each test; 0 takes the test's own number")
+	binaryFlag = flag.String("binary", "", "the varve program to test; built from the working tree if empty")
+)
+
+// TestCrash kills Varve with SIGKILL at random moments and starts it again, while producers and a consumer live on: under
+// load, just when a segment has been put into the bucket, and while it recovers from the crash before. In the end every
+// acknowledged record must be there, at its offset, once.
+func TestCrash(t *testing.T) {
+	t.Run("dev", func(t *testing.T) {
+		campaign{rounds: 55}.run(t, servers.VarveOptions{Binary: *binaryFlag}, nil)
+	})
+	t.Run("agent", func(t *testing.T) {
+		store := must(servers.StartMinIO(t.Context(), servers.StoreOptions{Data: t.TempDir() + "/minio", Buckets: []string{"lake"}}))(t)
+		etcd := must(servers.StartEtcd(t.Context(), servers.EtcdOptions{Data: t.TempDir() + "/etcd"}))(t)
+		neighbours := []*servers.Server{store, etcd}
+		t.Cleanup(func() {
+			for _, s := range neighbours {
+				s.Kill()
+			}
+		})
+		campaign{rounds: 15}.run(t, servers.VarveOptions{
+			Binary: *binaryFlag, Command: "agent",
+			Args: []string{"--etcd", "http://" + etcd.Address, "--bucket", "minio://" + store.Address + "/lake/crash?secure=false"},
+			Env:  []string{"AWS_ACCESS_KEY_ID=" + servers.AccessKey, "AWS_SECRET_ACCESS_KEY=" + servers.SecretKey},
+		}, neighbours)
+	})
+}
+
+// moment is a kind of moment at which a process is killed.
+type moment int
+
+const (
+	underLoad moment = iota
+	atPut            // a segment has just been put, so it is not committed yet, or just so
+	starting         // while it comes up and recovers
+	moments
+)
+
+func (m moment) String() string { return [...]string{"under load", "at a put", "starting"}[m] }
+
+// Bounds on waiting. What exceeds them is a failure.
+const (
+	startWithin    = 60 * time.Second
+	progressWithin = 60 * time.Second
+)
+
+// campaign is a series of crashes under load.
+type campaign struct {
+	rounds int
+	rng    *rand.Rand
+	load   *load
+	varve  *servers.Server
+	took   time.Duration // of the latest start
+}
+
+// run runs a campaign against Varve. The neighbours, if any, are killed now and then too; Varve has to live on without them.
+func (c campaign) run(t *testing.T, o servers.VarveOptions, neighbours []*servers.Server) {
+	if *roundsFlag > 0 {
+		c.rounds = *roundsFlag
+	}
+	seed := *seedFlag
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("-seed %d -rounds %d", seed, c.rounds)
+	c.rng = rand.New(rand.NewPCG(seed, 0))
+	o.Data = t.TempDir() + "/varve"
+	c.varve = must(servers.StartVarve(t.Context(), o))(t)
+	t.Cleanup(func() {
+		c.varve.Kill()
+		if t.Failed() {
+			t.Logf("varve's output ends with:\n%s", c.varve.Output())
+		}
+	})
+	c.load = newLoad(c.varve.Address)
+	c.took = time.Second
+	createTopic(t, c.load)
+
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	writers, reader := new(errgroup.Group), new(errgroup.Group)
+	for w := range writerKinds {
+		writers.Go(func() error { return c.load.write(ctx, w, seed) })
+	}
+	following, stopReader := context.WithCancel(t.Context())
+	defer stopReader()
+	reader.Go(func() error { return c.load.follow(following) })
+
+	began, killed := time.Now(), make(map[moment]int)
+	for round := range c.rounds {
+		m := moment(c.rng.IntN(int(moments)))
+		if len(neighbours) > 0 && c.rng.IntN(3) == 0 {
+			i := c.rng.IntN(len(neighbours))
+			neighbours[i] = c.restart(t, neighbours[i])
+		}
+		if err := c.crash(t.Context(), m); err != nil {
+			t.Fatalf("round %d, %v: %v", round, m, err)
+		}
+		killed[m]++
+	}
+	if err := c.progress(t.Context(), 100); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("killed %v in %v", killed, time.Since(began).Round(time.Second))
+	stop()
+	if err := errors.Join(writers.Wait()); err != nil {
+		t.Fatal(err)
+	}
+	stopReader()
+	if err := reader.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	c.judge(t)
+}
+
+// judge reads everything, once as it is after the crashes and once from the bucket alone.
+func (c *campaign) judge(t *testing.T) {
+	t.Helper()
+	c.load.judge(t.Context(), t)
+	ctx, cancel := context.WithTimeout(t.Context(), startWithin)
+	defer cancel()
+	if err := c.varve.Stop(ctx); err != nil {
+		t.Errorf("SIGTERM after the crashes: %v", err)
+	}
+	c.varve = c.restart(t, c.varve)
+	c.load.judge(t.Context(), t)
+}
+
+// crash kills Varve at a moment of the kind, and starts it again.
+func (c *campaign) crash(ctx context.Context, m moment) error {
+	switch m {
+	case underLoad:
+		if err := c.progress(ctx, 1+c.rng.Int64N(2000)); err != nil {
+			return err
+		}
+		pause(c.rng, 300*time.Millisecond)
+	case atPut:
+		if err := c.put(ctx); err != nil {
+			return err
+		}
+		pause(c.rng, 20*time.Millisecond)
+	case starting:
+		c.varve.Kill()
+		brief, cancel := context.WithTimeout(ctx, time.Duration(c.rng.Int64N(int64(c.took))))
+		varve, err := c.varve.Restart(brief) // which kills it if brief ends before it is ready
+		early := brief.Err() != nil
+		cancel()
+		switch {
+		case err == nil:
+			c.varve = varve // it was quicker than expected
+		case !early:
+			return err
+		}
+	}
+	select {
+	case <-c.varve.Exited():
+		if m != starting {
+			return fmt.Errorf("varve ended by itself:\n%s", c.varve.Output())
+		}
+	default:
+	}
+	return c.start(ctx)
+}
+
+// start kills Varve if it runs, and starts it.
+func (c *campaign) start(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startWithin)
+	defer cancel()
+	c.varve.Kill()
+	began := time.Now()
+	varve, err := c.varve.Restart(ctx)
+	if err != nil {
+		return err
+	}
+	c.varve, c.took = varve, time.Since(began)
+	return nil
+}
+
+// progress waits until n more records are acknowledged.
+func (c *campaign) progress(ctx context.Context, n int64) error {
+	goal := c.load.acked.Load() + n
+	return c.await(ctx, fmt.Sprintf("%d more records acknowledged", n), func() (bool, error) { return c.load.acked.Load() >= goal, nil })
+}
+
+// put waits until one more object is put into the bucket.
+func (c *campaign) put(ctx context.Context) error {
+	const puts = `varve_objectstore_request_seconds_count{op="put"}`
+	before, err := metric(ctx, c.varve.HTTP, puts)
+	if err != nil {
+		return err
+	}
+	return c.await(ctx, "one more put", func() (bool, error) {
+		now, err := metric(ctx, c.varve.HTTP, puts)
+		return now > before, err
+	})
+}
+
+// await asks every few milliseconds whether something has come true while Varve runs.
+func (c *campaign) await(ctx context.Context, what string, done func() (bool, error)) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, progressWithin, fmt.Errorf("not %s within %v", what, progressWithin))
+	defer cancel()
+	tick := time.NewTicker(3 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if ok, err := done(); ok || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w; its output ends with:\n%s", context.Cause(ctx), c.varve.Output())
+		case <-c.varve.Exited():
+			return fmt.Errorf("varve ended by itself, %s awaited:\n%s", what, c.varve.Output())
+		case <-tick.C:
+		}
+	}
+}
+
+// restart kills a server, if it runs, and starts it on the same data and addresses.
+func (c *campaign) restart(t *testing.T, s *servers.Server) *servers.Server {
+	t.Helper()
+	again, err := s.Restart(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return again
+}
+
+// must returns a server that has started, or ends the test.
+func must(s *servers.Server, err error) func(testing.TB) *servers.Server {
+	return func(t testing.TB) *servers.Server {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+}
+
+// pause makes a moment random: there is no event to wait for.
+func pause(rng *rand.Rand, most time.Duration) { time.Sleep(time.Duration(rng.Int64N(int64(most)))) }
+
+func createTopic(t *testing.T, l *load) {
+	t.Helper()
+	client, err := l.client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := kadm.NewClient(client).CreateTopic(t.Context(), partitions, 1, nil, topic); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// metric returns a value that the operations endpoint tells, and 0 for one that it does not tell yet.
+func metric(ctx context.Context, address, name string) (float64, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/metrics", http.NoBody)
+	if err != nil {
+		return 0, err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return 0, err
+	}
+	defer response.Body.Close()
+	lines := bufio.NewScanner(response.Body)
+	for lines.Scan() {
+		if value, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
+			return strconv.ParseFloat(value, 64)
+		}
+	}
+	return 0, lines.Err()
+}
