@@ -282,7 +282,7 @@ func (m *member) broken() error {
 	select {
 	case <-m.exited:
 		if !m.left {
-			return fmt.Errorf("ended by itself (%v): %s", m.err, m.output)
+			return fmt.Errorf("ended by itself (%s): %s", m.cmd.ProcessState, m.output)
 		}
 	default:
 	}

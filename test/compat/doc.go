@@ -2,6 +2,7 @@
 //
 //	go test ./test/compat                  # against Varve, built from the working tree; writes RESULTS.md
 //	go test ./test/compat -target kafka    # against Apache Kafka, the oracle; writes RESULTS.kafka.md
+//	go test ./test/compat -binary PROGRAM  # against a varve that was built before
 //	go test ./test/compat -run 'TestClients/clients/sarama/'
 //
 // What is missing of the clients is installed first (test/tools/install). A failure on Varve of something that passes on

@@ -20,7 +20,19 @@ import (
 	"github.com/varve-io/varve/test/servers"
 )
 
-var target = flag.String("target", "varve", "the broker to test: varve or kafka")
+var (
+	target = flag.String("target", "varve", "the broker to test: varve or kafka")
+	binary = flag.String("binary", "", "the varve program to test; built from the working tree if empty")
+)
+
+// TestMain lets more clients work at a time than there are processors, unless the command line says otherwise: they wait
+// for group timers more than they compute.
+func TestMain(m *testing.M) {
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		panic(err)
+	}
+	m.Run()
+}
 
 // featureWithin bounds one feature of one client, starts of its programs included.
 const featureWithin = 90 * time.Second
@@ -42,7 +54,7 @@ func newSuite(t *testing.T) *suite {
 	var broker *servers.Server
 	switch *target {
 	case "varve":
-		broker = servers.Varve(t, servers.VarveOptions{})
+		broker = servers.Varve(t, servers.VarveOptions{Binary: *binary})
 	case "kafka":
 		broker = servers.Kafka(t, servers.KafkaOptions{})
 	default:

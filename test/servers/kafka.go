@@ -39,11 +39,11 @@ func StartKafka(ctx context.Context, o KafkaOptions) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	listen, err := addressOr(o.Listen)
+	listen, err := addressOr(ctx, o.Listen)
 	if err != nil {
 		return nil, err
 	}
-	controller, err := FreeAddress()
+	controller, err := freeAddress(ctx)
 	if err != nil {
 		return nil, err
 	}

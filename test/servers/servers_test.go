@@ -36,6 +36,23 @@ func TestEtcdLifecycle(t *testing.T) {
 	}
 }
 
+// TestVarve follows Varve through a start, a crash, a restart on its data and a drain.
+func TestVarve(t *testing.T) {
+	varve := servers.Varve(t, servers.VarveOptions{})
+	connect(t, varve)
+	varve.Kill()
+	again, err := varve.Restart(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	connect(t, again)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := again.Stop(ctx); err != nil {
+		t.Errorf("drained with %v, want exit status 0\n%s", err, again.Output())
+	}
+}
+
 // TestKafka starts Apache Kafka twice on one data folder.
 func TestKafka(t *testing.T) {
 	kafka := servers.Kafka(t, servers.KafkaOptions{})

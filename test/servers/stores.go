@@ -31,7 +31,7 @@ type StoreOptions struct {
 
 // StartMinIO starts a MinIO server on one folder.
 func StartMinIO(ctx context.Context, o StoreOptions) (*Server, error) {
-	console, err := FreeAddress()
+	console, err := freeAddress(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +63,7 @@ func startStore(ctx context.Context, o StoreOptions, name string, invocation fun
 	if err != nil {
 		return nil, err
 	}
-	listen, err := addressOr(o.Listen)
+	listen, err := addressOr(ctx, o.Listen)
 	if err != nil {
 		return nil, err
 	}
@@ -130,11 +130,11 @@ func StartEtcd(ctx context.Context, o EtcdOptions) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	listen, err := addressOr(o.Listen)
+	listen, err := addressOr(ctx, o.Listen)
 	if err != nil {
 		return nil, err
 	}
-	peer, err := FreeAddress()
+	peer, err := freeAddress(ctx)
 	if err != nil {
 		return nil, err
 	}

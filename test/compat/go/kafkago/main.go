@@ -37,8 +37,8 @@ func (client) Produce(ctx context.Context, job driver.Job, records []driver.Reco
 	return errors.Join(writer.WriteMessages(ctx, messages...), writer.Close())
 }
 
-func show(out *driver.Output, m kafka.Message) int {
-	return out.Record(driver.Record{Partition: int32(m.Partition), Offset: m.Offset, Key: m.Key, Value: m.Value})
+func show(out *driver.Output, m kafka.Message) {
+	out.Record(driver.Record{Partition: int32(m.Partition), Offset: m.Offset, Key: m.Key, Value: m.Value})
 }
 
 func (client) Consume(ctx context.Context, job driver.Job, out *driver.Output) error {

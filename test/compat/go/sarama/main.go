@@ -199,8 +199,16 @@ func administer(ctx context.Context, admin sarama.ClusterAdmin, topic string, ou
 
 	retention := func(want string) error {
 		return driver.Eventually(ctx, "describe config", func() (bool, error) {
-			entries, err := admin.DescribeConfig(sarama.ConfigResource{Type: sarama.TopicResource, Name: topic, ConfigNames: []string{driver.RetentionKey}})
-			return err == nil && len(entries) == 1 && entries[0].Value == want, err
+			described, err := admin.DescribeConfigs([]*sarama.ConfigResource{
+				{Type: sarama.TopicResource, Name: topic, ConfigNames: []string{driver.RetentionKey}},
+			}, sarama.DescribeConfigsOptions{})
+			if err != nil {
+				return false, err
+			}
+			if code := described[0].ErrorCode; code != sarama.ErrNoError {
+				return false, code
+			}
+			return len(described[0].Configs) == 1 && described[0].Configs[0].Value == want, nil
 		})
 	}
 	if err := retention(first); err != nil {
