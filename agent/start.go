@@ -306,9 +306,15 @@ func (a *Agent) startGroups(run context.Context) {
 func (a *Agent) brokerConfigs() map[string]string {
 	listener := "PLAINTEXT://" + net.JoinHostPort(a.cfg.AdvertiseHost, strconv.Itoa(int(a.cfg.AdvertisePort)))
 	return map[string]string{
-		"advertised.listeners":      listener,
-		"auto.create.topics.enable": strconv.FormatBool(a.cfg.AutoCreate),
-		"socket.request.max.bytes":  strconv.Itoa(a.cfg.Server.FrameBytesMax),
+		"advertised.listeners":             listener,
+		"listeners":                        "PLAINTEXT://" + a.deps.Listener.Addr().String(),
+		"broker.rack":                      a.cfg.Zone,
+		"auto.create.topics.enable":        strconv.FormatBool(a.cfg.AutoCreate),
+		"socket.request.max.bytes":         strconv.Itoa(a.cfg.Server.FrameBytesMax),
+		"max.connections":                  strconv.Itoa(a.cfg.Server.ConnectionsMax),
+		"max.connections.per.ip":           strconv.Itoa(a.cfg.Server.ConnectionsPerIPMax),
+		"group.initial.rebalance.delay.ms": strconv.FormatInt(a.cfg.GroupDelay.Milliseconds(), 10),
+		"producer.id.expiration.ms":        strconv.FormatInt(a.cfg.ProducerIdleMax.Milliseconds(), 10),
 	}
 }
 

@@ -2,11 +2,13 @@ package api
 
 import (
 	"context"
+	"errors"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve-io/varve/agent/ingest"
 	"github.com/varve-io/varve/agent/server"
+	"github.com/varve-io/varve/agent/topics"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/batch"
@@ -143,5 +145,12 @@ func (a *produced) partition(to *kmsg.ProduceResponseTopicPartition, number int3
 	if res.Err != nil {
 		to.ErrorCode = int16(protocol.CodeOf(res.Err))
 		to.ErrorMessage = message(res.Err)
+		if bad, ok := errors.AsType[*topics.RecordsError](res.Err); ok { // KIP-467
+			for _, r := range bad.Records {
+				e := kmsg.NewProduceResponseTopicPartitionErrorRecord()
+				e.RelativeOffset, e.RelativeOffsetErrorMessage = r.Index, &r.Message
+				to.ErrorRecords = append(to.ErrorRecords, e)
+			}
+		}
 	}
 }
