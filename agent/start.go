@@ -307,9 +307,9 @@ func (a *Agent) brokerConfigs() map[string]string {
 	listener := "PLAINTEXT://" + net.JoinHostPort(a.cfg.AdvertiseHost, strconv.Itoa(int(a.cfg.AdvertisePort)))
 	return map[string]string{
 		"advertised.listeners":             listener,
-		"listeners":                        "PLAINTEXT://" + a.deps.Listener.Addr().String(),
 		"broker.rack":                      a.cfg.Zone,
 		"auto.create.topics.enable":        strconv.FormatBool(a.cfg.AutoCreate),
+		"group.max.size":                   strconv.Itoa(groups.DefaultConfig(a.cluster.Shards).MembersMax),
 		"socket.request.max.bytes":         strconv.Itoa(a.cfg.Server.FrameBytesMax),
 		"max.connections":                  strconv.Itoa(a.cfg.Server.ConnectionsMax),
 		"max.connections.per.ip":           strconv.Itoa(a.cfg.Server.ConnectionsPerIPMax),

@@ -148,7 +148,7 @@ func (a *produced) partition(to *kmsg.ProduceResponseTopicPartition, number int3
 		if bad, ok := errors.AsType[*topics.RecordsError](res.Err); ok { // KIP-467
 			for _, r := range bad.Records {
 				e := kmsg.NewProduceResponseTopicPartitionErrorRecord()
-				e.RelativeOffset, e.RelativeOffsetErrorMessage = r.Index, &r.Message
+				e.RelativeOffset, e.ErrorMessage = r.Index, &r.Message
 				to.ErrorRecords = append(to.ErrorRecords, e)
 			}
 		}
