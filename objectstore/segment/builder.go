@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
 	"slices"
 
 	"github.com/varve-io/varve/protocol"
@@ -67,12 +66,12 @@ const (
 )
 
 // Add appends a batch, complete and with its final base offset and leader epoch, to the section of key. The builder keeps the
-// slice and its bytes until Reset; they must not change. The name is the topic's.
+// slice and its bytes until Reset; they must not change. The batch's own checksum must have been checked. The name is the topic's.
 //
 // It fails with [ErrGap] if the batch's base offset is not the next one of the section, or its leader epoch is
 // below that of the batch before, and with [ErrFull] at a limit of the format. After an error the builder is as it was.
 func (b *Builder) Add(key Key, topicName string, data []byte) error {
-	added, err := describe(data)
+	added, header, err := describe(data)
 	if err != nil {
 		return fmt.Errorf("add to segment: topic %q partition %d: %w", topicName, key.Partition, err)
 	}
@@ -110,7 +109,7 @@ func (b *Builder) Add(key Key, topicName string, data []byte) error {
 	s.NextOffset = added.Next()
 	s.LeaderEpoch = added.LeaderEpoch
 	s.MaxTimestamp = max(s.MaxTimestamp, added.MaxTimestamp)
-	s.CRC = crc32.Update(s.CRC, castagnoli, data)
+	s.CRC = extend(s.CRC, data, &header)
 	return nil
 }
 

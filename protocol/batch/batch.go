@@ -60,6 +60,9 @@ const (
 	baseSequenceAt    = 53
 	recordCountAt     = 57
 
+	// ChecksumFrom is where the bytes begin that a batch's CRC covers.
+	ChecksumFrom = attributesAt
+
 	// HeaderBytes is the size of a batch's header, and of the smallest batch.
 	HeaderBytes = 61
 
