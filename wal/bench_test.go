@@ -63,7 +63,7 @@ func benchmarkAppend(b *testing.B, entry, writers int) {
 		})
 	}
 	// The files are prepared and the memory is touched before the measurement.
-	for range max(1, 256<<20/entry/16) {
+	for range max(1, min(20000, 192<<20/entry)) {
 		appends <- struct{}{}
 	}
 	b.SetBytes(int64(entry))

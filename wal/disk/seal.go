@@ -40,7 +40,7 @@ func (s *Store) Seal(id frame.SegmentID, fence frame.Fence) (quorum.Answer, erro
 	defer s.mu.Unlock()
 	first := seg.files[0].header.First
 	s.unreadLocked(seg)
-	return answer(first, seg.last), nil
+	return quorum.Answer{First: first, Last: seg.last}, nil
 }
 
 // mark raises the log's fence, in memory first, so that no append begins any more, then waits for the one under way and

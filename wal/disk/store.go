@@ -32,7 +32,6 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/varve-io/varve/wal/frame"
-	"github.com/varve-io/varve/wal/quorum"
 )
 
 // Kinds of errors, by what the caller can do.
@@ -449,6 +448,3 @@ func (f *walFile) close() error {
 	f.file = nil
 	return file.Close()
 }
-
-// answer is what quorum.Answer calls the entries from first to last.
-func answer(first, last frame.EntryID) quorum.Answer { return quorum.Answer{First: first, Last: last} }

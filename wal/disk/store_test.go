@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -145,6 +146,17 @@ func TestSealWaitsForTheSync(t *testing.T) {
 		}
 		sealed <- answer.Last
 	}()
+	// The mark is in force and, as another one that came later is on disk, durable too: nothing but the append under way
+	// can hold the answer back.
+	for s.Fence(segment.Log) != 6 {
+		runtime.Gosched()
+	}
+	if _, err := s.Seal(frame.SegmentID{Log: 99, Number: 1}, 1); !errors.Is(err, disk.ErrUnknown) {
+		t.Fatal(err)
+	}
+	for range 100 {
+		runtime.Gosched()
+	}
 	select {
 	case last := <-sealed:
 		t.Fatalf("answered with entry %d before the sync had ended", last)

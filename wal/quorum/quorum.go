@@ -82,9 +82,6 @@ func (t *Tracker) Ack(store int, through Position) Position {
 // Durable gives the segment's durable position.
 func (t *Tracker) Durable() Position { return t.durable }
 
-// Stored gives what one store has acknowledged.
-func (t *Tracker) Stored(store int) Position { return t.stored[store] }
-
 // String shows every store's position: "durable 7 (2 of 3): 9 7 4".
 func (t *Tracker) String() string {
 	var b strings.Builder
