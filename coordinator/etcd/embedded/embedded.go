@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
@@ -52,6 +53,7 @@ type Server struct {
 	etcd       *embed.Etcd
 	registered chan *grpc.Server // gets the server that answers clients, once it is about to
 	lock       *os.File
+	closing    atomic.Bool
 	closeOnce  sync.Once
 }
 
@@ -113,7 +115,7 @@ func (s *Server) config(cfg Config) (*embed.Config, error) {
 	c.AutoCompactionRetention = historyDuration
 	c.UnsafeNoFsync = cfg.UnsafeNoFsync
 	c.EnableGRPCGateway = false
-	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(slogCore{logger: logger}))
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(slogCore{logger: logger, closing: &s.closing}))
 	c.ServiceRegister = func(g *grpc.Server) { s.registered <- g }
 	return c, nil
 }
@@ -135,6 +137,7 @@ func (s *Server) Done() <-chan struct{} { return s.etcd.Server.StopNotify() }
 func (s *Server) Close() error {
 	var err error
 	s.closeOnce.Do(func() {
+		s.closing.Store(true)
 		select {
 		case g := <-s.registered:
 			// etcd would wait for open watches, which end only with their clients, for its request timeout of

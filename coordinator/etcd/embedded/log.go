@@ -4,22 +4,27 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 
 	"go.uber.org/zap/zapcore"
 )
 
-// slogCore passes what etcd logs as an error, or worse, on to a slog.Logger. Less than that is noise here.
+// slogCore passes what etcd logs as an error, or worse, on to a slog.Logger. Less than that is noise here, and so is what etcd says of its own
+// listeners once it is being closed.
 type slogCore struct {
-	logger *slog.Logger
-	fields []zapcore.Field
+	logger  *slog.Logger
+	closing *atomic.Bool
+	fields  []zapcore.Field
 }
 
 // Enabled implements [zapcore.LevelEnabler].
-func (c slogCore) Enabled(level zapcore.Level) bool { return level >= zapcore.ErrorLevel }
+func (c slogCore) Enabled(level zapcore.Level) bool {
+	return level > zapcore.ErrorLevel || level == zapcore.ErrorLevel && !c.closing.Load()
+}
 
 // With implements [zapcore.Core].
 func (c slogCore) With(fields []zapcore.Field) zapcore.Core {
-	return slogCore{logger: c.logger, fields: append(slices.Clip(c.fields), fields...)}
+	return slogCore{logger: c.logger, closing: c.closing, fields: append(slices.Clip(c.fields), fields...)}
 }
 
 // Check implements [zapcore.Core].
