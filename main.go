@@ -58,8 +58,7 @@ func main() {
 		return
 	}
 	fmt.Fprintln(os.Stderr, "varve:", err)
-	var usage *config.Error
-	if errors.As(err, &usage) {
+	if _, usage := errors.AsType[*config.Error](err); usage {
 		os.Exit(statusUsage)
 	}
 	os.Exit(statusFailed)
@@ -122,26 +121,28 @@ func noArgs(cmd *cobra.Command, args []string) error {
 
 // flagError says what is wrong with a flag that could not be parsed.
 func flagError(cmd *cobra.Command, err error) error {
-	var (
-		unknown *pflag.NotExistError
-		missing *pflag.ValueRequiredError
-		invalid *pflag.InvalidValueError
-	)
 	wantFlag := "a flag that " + cmd.CommandPath() + " --help lists"
-	switch {
-	case errors.As(err, &unknown) && unknown.GetSpecifiedShortnames() != "":
-		return &config.Error{Place: "-" + unknown.GetSpecifiedShortnames(), Seen: "an unknown flag", Want: wantFlag}
-	case errors.As(err, &unknown):
-		return &config.Error{Place: "--" + unknown.GetSpecifiedName(), Seen: "an unknown flag", Want: wantFlag}
-	case errors.As(err, &missing):
-		return &config.Error{Place: "--" + missing.GetFlag().Name, Seen: "no value", Want: missing.GetFlag().Usage}
-	case errors.As(err, &invalid):
-		flag := invalid.GetFlag()
-		return &config.Error{Place: "--" + flag.Name, Seen: strconv.Quote(invalid.GetValue()), Want: flag.Value.Type() + ": " + flag.Usage}
-	default:
-		return &config.Error{Place: cmd.CommandPath(), Err: err}
+	if unknown, ok := errors.AsType[*pflag.NotExistError](err); ok {
+		place := "--" + unknown.GetSpecifiedName()
+		if short := unknown.GetSpecifiedShortnames(); short != "" {
+			place = "-" + short
+		}
+		return &config.Error{Place: place, Seen: "an unknown flag", Want: wantFlag}
 	}
+	if missing, ok := errors.AsType[*pflag.ValueRequiredError](err); ok {
+		flag := missing.GetFlag()
+		return &config.Error{Place: "--" + flag.Name, Seen: "no value", Want: plainUsage(flag)}
+	}
+	if invalid, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+		flag := invalid.GetFlag()
+		return &config.Error{
+			Place: "--" + flag.Name, Seen: strconv.Quote(invalid.GetValue()), Want: flag.Value.Type() + ": " + plainUsage(flag),
+		}
+	}
+	return &config.Error{Place: cmd.CommandPath(), Err: err}
 }
+
+func plainUsage(flag *pflag.Flag) string { return strings.ReplaceAll(flag.Usage, "`", "") }
 
 func newDev() *cobra.Command {
 	cmd := &cobra.Command{
@@ -293,7 +294,9 @@ func (p *process) serve(ctx context.Context, kafka net.Listener, http net.Addr) 
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 
-	wal, err := disk.Open(disk.Config{Dir: filepath.Join(p.data, walFolder), SyncNone: !p.cfg.WALSync, Logger: p.log})
+	wal, err := disk.Open(disk.Config{ //nolint:contextcheck // the store ends by Close, after the drain
+		Dir: filepath.Join(p.data, walFolder), SyncNone: !p.cfg.WALSync, Logger: p.log,
+	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", p.cfg.Place("data"), err)
 	}
@@ -303,7 +306,7 @@ func (p *process) serve(ctx context.Context, kafka net.Listener, http net.Addr) 
 	if p.dev {
 		server, err := embedded.Start(ctx, embedded.Config{Dir: p.data, Logger: p.log})
 		if err != nil {
-			return err
+			return outcome(ctx, err)
 		}
 		defer server.Close() //nolint:errcheck // only of its lock file, which ends with the process
 		go func() {
@@ -319,13 +322,19 @@ func (p *process) serve(ctx context.Context, kafka net.Listener, http net.Addr) 
 	defer kv.Close() //nolint:errcheck // nothing is under way any more
 
 	store, err := p.openBucket(ctx)
-	if err != nil || store == nil {
-		return err
+	if err != nil {
+		return outcome(ctx, err)
 	}
 	a := agent.New(p.agentConfig(kafka.Addr()), agent.Deps{
 		KV: kv, Store: store, Disk: wal, Listener: kafka, Metrics: p.metrics, Log: p.log, Now: time.Now,
 	})
-	if err := p.runAgent(ctx, a, kafka.Addr(), http); err != nil {
+	return outcome(ctx, p.runAgent(ctx, a, kafka.Addr(), http))
+}
+
+// outcome is err, unless that only says that ctx ended, or is nil: then it is why ctx ended, and nil if it did not, or because the
+// process was told to end.
+func outcome(ctx context.Context, err error) error {
+	if err != nil && (ctx.Err() == nil || !errors.Is(err, context.Canceled)) {
 		return err
 	}
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
@@ -334,14 +343,14 @@ func (p *process) serve(ctx context.Context, kafka net.Listener, http net.Addr) 
 	return nil
 }
 
-// Pauses between two attempts to reach the bucket, and the time that each may take.
+// Pauses between attempts to reach the bucket, the first and the longest, and the time that an attempt may take.
 const (
-	probePauseMin = 500 * time.Millisecond
-	probePauseMax = 15 * time.Second
-	probeTimeout  = 20 * time.Second
+	probePause        = 500 * time.Millisecond
+	probePauseLongest = 15 * time.Second
+	probeTimeout      = 20 * time.Second
 )
 
-// openBucket waits until the bucket is there and does what the log relies on. It returns nil if ctx ends first.
+// openBucket waits until the bucket is there and does what the log relies on. When ctx ends first, so does the wait, with its error.
 func (p *process) openBucket(ctx context.Context) (objectstore.Store, error) {
 	at := p.cfg.Bucket
 	if p.dev {
@@ -358,7 +367,7 @@ func (p *process) openBucket(ctx context.Context) (objectstore.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	for pause := probePauseMin; ; pause = min(2*pause, probePauseMax) {
+	for pause := probePause; ; pause = min(2*pause, probePauseLongest) {
 		attempt, cancel := context.WithTimeout(ctx, probeTimeout)
 		err := objectstore.Probe(attempt, store)
 		cancel()
@@ -366,12 +375,12 @@ func (p *process) openBucket(ctx context.Context) (objectstore.Store, error) {
 			return store, nil
 		}
 		if ctx.Err() != nil {
-			return nil, nil
+			return nil, ctx.Err()
 		}
 		p.log.Warn("waiting for the bucket", "bucket", store, "retry", pause, "err", err)
 		select {
 		case <-ctx.Done():
-			return nil, nil
+			return nil, ctx.Err()
 		case <-time.After(pause):
 		}
 	}
@@ -385,6 +394,9 @@ func (p *process) agentConfig(kafka net.Addr) agent.Config {
 	c.Zone, c.Shards, c.WALBytesMax = p.cfg.Zone, p.cfg.Shards, p.cfg.WALBytesMax
 	c.AutoCreate = p.cfg.AutoCreateTopics
 	c.Topics.Partitions = p.cfg.Partitions
+	if p.dev {
+		c.GroupDelay = 0 // as in the configuration that Kafka ships for a first try
+	}
 	return c
 }
 
@@ -414,13 +426,13 @@ func (p *process) runAgent(ctx context.Context, a *agent.Agent, kafka, http net.
 	if p.dev {
 		p.greet(p.advertised(kafka), http)
 	}
-	fmt.Fprintln(p.out, "ready") //nolint:errcheck // nobody reads it
+	_, _ = fmt.Fprintln(p.out, "ready") // perhaps nobody reads it
 	return <-ended
 }
 
 // greet says where everything is, and what to try.
 func (p *process) greet(kafka config.Address, http net.Addr) {
-	fmt.Fprintf(p.out, `Varve for development: one agent, nothing is replicated.
+	_, _ = fmt.Fprintf(p.out, `Varve for development: one agent, nothing is replicated.
 
   Kafka       %[1]s
   operations  http://%[2]s (health, metrics, profiles)
@@ -432,5 +444,5 @@ Write, read, and list what is there:
   kcat -C -b %[1]s -t greetings -e
   kcat -L -b %[1]s
 
-`, kafka, http, p.data) //nolint:errcheck // nobody reads it
+`, kafka, http, p.data)
 }
