@@ -45,6 +45,7 @@ type Config struct {
 	Flush         flush.Config
 
 	WALBytesMax     int64         // unflushed bytes; beyond it producers wait
+	WALCacheBytes   int64         // flushed bytes that stay in memory for consumers of the tail
 	CacheBytesMax   int64         // blocks of segments in memory
 	FooterBytesMax  int64         // footers of segments in memory
 	GroupDelay      time.Duration // that a new group waits for more members (group.initial.rebalance.delay.ms)
@@ -59,7 +60,7 @@ func Defaults() Config {
 		Flush: flush.Config{
 			SegmentBytes: flush.SegmentBytesDefault, AgeMax: flush.AgeMaxDefault, UploadsMax: flush.UploadsMaxDefault,
 		},
-		WALBytesMax: 512 << 20, CacheBytesMax: 256 << 20, FooterBytesMax: 64 << 20,
+		WALBytesMax: 512 << 20, WALCacheBytes: 128 << 20, CacheBytesMax: 256 << 20, FooterBytesMax: 64 << 20,
 		GroupDelay: 3 * time.Second, ProducerIdleMax: 24 * time.Hour, DrainMax: 30 * time.Second,
 	}
 }

@@ -199,6 +199,7 @@ func (a *Agent) openLog(ctx context.Context, store string) (coordinator.Log, int
 	}
 	a.wal, err = wal.New(wal.Config{
 		Segment: id, Fence: 1, First: 1, Size: quorum.Size{Copies: 1, Quorum: 1}, BytesMax: a.cfg.WALBytesMax,
+		CacheBytes: a.cfg.WALCacheBytes,
 	}, appender)
 	return record, revision, err
 }
@@ -325,7 +326,7 @@ func (a *Agent) serve(run context.Context) error {
 		return err
 	}
 	context.AfterFunc(run, blocks.Close)
-	reader := fetch.NewReader(a.index, a.footers, blocks)
+	reader := fetch.NewReader(a.index, a.footers, blocks, a.cfg.CacheBytesMax)
 	handler := a.broker(fetch.New(reader), fetch.NewLookup(a.index, reader, a.cfg.Server.FrameBytesMax),
 		api.Deps{Ingest: ingest.New(a.wal, a.flusher, a.deps.Now)})
 	a.server = server.New(a.cfg.Server, handler, a.log, a.deps.Metrics)

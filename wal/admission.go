@@ -79,8 +79,9 @@ func (a *Admission) Done() {
 
 // roomFor says whether bytes more fit.
 func (l *Log) roomFor(bytes int64) bool {
-	if l.starved.Load() && len(l.free) == 0 {
-		return false // all memory is held by readers
+	if len(l.free) == 0 && l.memoryBytes+int64(l.chunkBytes) > l.cfg.BytesMax+l.cfg.CacheBytes+l.cfg.PinnedBytesMax {
+		l.recyclable.Signal() // it evicts, or waits for the readers that hold all memory, and then admits
+		return false
 	}
 	used := l.unflushed() + l.reserved
 	return used == 0 || used+bytes <= l.cfg.BytesMax

@@ -115,11 +115,14 @@ func (l *Log) recycle() {
 		}
 		l.recyclable.Wait()
 	}
-	l.release()
+	if l.err == nil {
+		l.release() // a log that failed keeps its memory: its owner may be flushing from it
+	}
 }
 
-// reclaim takes the next step towards enough free memory: it allocates up to the limit, then evicts the oldest cached
-// chunk that nobody holds, and when all are held, allocates up to the second limit. It gives the chunk that it evicted;
+// reclaim takes the next step towards enough free memory: it evicts the oldest cached chunk that nobody holds if there is more cache than
+// asked for, since memory that is touched for the first time costs more than everything else that an append does; then it allocates up to the limit,
+// then evicts from the cache that was asked for, and when all is held, allocates up to the second limit. It gives the chunk that it evicted;
 // nil when there is nothing more to do.
 func (l *Log) reclaim() *Chunk {
 	limit := l.cfg.BytesMax + l.cfg.CacheBytes
@@ -128,6 +131,11 @@ func (l *Log) reclaim() *Chunk {
 		if len(l.free) >= freeChunks && !over {
 			l.starved.Store(false)
 			return nil
+		}
+		if l.cachedBytes() > l.cfg.CacheBytes {
+			if c := l.evictOldest(); c != nil {
+				return c
+			}
 		}
 		if !over && l.memoryBytes+int64(l.chunkBytes) <= limit && l.addFree() {
 			continue
@@ -145,6 +153,15 @@ func (l *Log) reclaim() *Chunk {
 			return nil
 		}
 	}
+}
+
+// cachedBytes is the memory of trimmed chunks.
+func (l *Log) cachedBytes() int64 {
+	var bytes int64
+	for _, c := range l.cached {
+		bytes += int64(len(c.mem))
+	}
+	return bytes
 }
 
 // addFree allocates a free chunk, touching its pages without the mutex.

@@ -97,8 +97,8 @@ type Config struct {
 	// BytesMax limits the memory of entries that are not trimmed; 0 means 256 MiB. Admit waits beyond it. A frame
 	// takes at least 4 KiB of it.
 	BytesMax int64
-	// CacheBytes is what the log keeps beside BytesMax: free memory, and with it trimmed entries as a cache; 0
-	// means 16 MiB. Memory under BytesMax that is not needed for entries caches too.
+	// CacheBytes is how much of what was trimmed stays readable before its memory is used again; 0 means 16 MiB. The log's memory grows to
+	// what is unflushed at the worst moment and this.
 	CacheBytes int64
 	// PinnedBytesMax is how much more the log takes when readers hold so many trimmed chunks that none can be
 	// reused; 0 means a quarter of BytesMax. Beyond it, Admit waits for the readers.
