@@ -247,6 +247,10 @@ func run(ctx context.Context, cfg config.Config, out io.Writer, dev bool) error 
 	if cfg.PeerListen != (config.Address{}) {
 		p.log.Warn("agents do not replicate to each other yet: nothing listens there", "peer-listen", cfg.PeerListen)
 	}
+	if !dev {
+		p.log.Info("starting", "version", version(), "kafka", kafka.Addr(), "http", http.Addr(), "data", p.data,
+			"cluster", cfg.Cluster, "etcd", cfg.Etcd)
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	operable, over := context.WithCancel(context.WithoutCancel(ctx)) // the HTTP server outlives the agent's drain
 	g.Go(func() error { return p.admin.Serve(operable, http) })
@@ -372,6 +376,7 @@ func (p *process) openBucket(ctx context.Context) (objectstore.Store, error) {
 		err := objectstore.Probe(attempt, store)
 		cancel()
 		if err == nil {
+			p.log.Info("bucket found", "bucket", store)
 			return store, nil
 		}
 		if ctx.Err() != nil {

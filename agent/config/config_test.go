@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -266,6 +267,17 @@ func TestDevIgnoresNeighbours(t *testing.T) {
 	c, err := read(t, config.Dev, nil, []string{"VARVE_CLUSTER=x", "VARVE_CONFIG=nothing.yaml", "VARVE_DATA=/d"}, "")
 	if err != nil || c.Cluster != "dev" || c.Data != "/d" {
 		t.Errorf("dev: cluster %q, data %q, error %v", c.Cluster, c.Data, err)
+	}
+}
+
+// TestExample reads the example of a file that the repository has.
+func TestExample(t *testing.T) {
+	example, err := os.ReadFile("../../deploy/varve.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := read(t, config.Agent, []string{"--config", fileName}, nil, string(example)); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -52,8 +52,7 @@ func parseFile(name string, content []byte, settings []setting) (map[string]sour
 
 // syntax makes one line of the parser's error, whose message shows the source.
 func (r *fileReader) syntax(err error) error {
-	var syntax *yaml.SyntaxError
-	if errors.As(err, &syntax) {
+	if syntax, ok := errors.AsType[*yaml.SyntaxError](err); ok {
 		return r.fail(syntax.GetToken(), oneLine(errors.New(syntax.GetMessage())).Error(), "YAML")
 	}
 	first, _, _ := strings.Cut(err.Error(), "\n")

@@ -39,7 +39,7 @@ type want string
 // Error implements error.
 func (w want) Error() string { return "want " + string(w) }
 
-const wantAddress want = "host:port, such as 127.0.0.1:9092"
+const errAddress want = "host:port, such as 127.0.0.1:9092"
 
 var hostPattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,252})$`)
 
@@ -47,7 +47,7 @@ var hostPattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,252})$`)
 func parseAddress(value string) (Address, error) {
 	host, port, err := net.SplitHostPort(value)
 	if err != nil {
-		return Address{}, wantAddress
+		return Address{}, errAddress
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/varve-io/varve/test/servers"
 )
@@ -20,13 +21,11 @@ type cluster struct {
 }
 
 // start starts an agent on free ports, and does not wait.
-func (c cluster) start(t *testing.T, data string, args ...string) (p *process, kafka, http string) {
+func (c cluster) start(t *testing.T, data string) (p *process, kafka, http string) {
 	t.Helper()
 	kafka, http = freeAddress(t), freeAddress(t)
-	return start(t, credentials, append([]string{
-		"agent", "--etcd", c.etcd, "--bucket", c.bucket, "--cluster", c.name, "--zone", "z1",
-		"--listen", kafka, "--http", http, "--data", data,
-	}, args...)...), kafka, http
+	return start(t, credentials, "agent", "--etcd", c.etcd, "--bucket", c.bucket, "--cluster", c.name,
+		"--listen", kafka, "--http", http, "--data", data), kafka, http
 }
 
 // TestBuckets runs an agent with an etcd of its own process and each kind of bucket: records survive a crash and then a
@@ -179,4 +178,33 @@ func TestClustersShareEtcd(t *testing.T) {
 		produce(t, kafka, "lake", 0, 10, line)
 		consume(t, kafka, "lake", 10, line)
 	}
+}
+
+// TestOutages: with its bucket away, and then its etcd too, an agent goes on to take records; when they are back it drains as ever.
+func TestOutages(t *testing.T) {
+	etcd := servers.Etcd(t, servers.EtcdOptions{})
+	store := servers.Versitygw(t, servers.StoreOptions{Buckets: []string{"lake"}})
+	c := cluster{
+		etcd: "http://" + etcd.Address, bucket: "s3://lake?region=us-east-1&endpoint=http://" + store.Address, name: "outage",
+	}
+	p, kafka, _ := c.start(t, t.TempDir())
+	p.ready(t)
+	produce(t, kafka, "lake", 0, 1000, line)
+	store.Kill()
+	produce(t, kafka, "lake", 1000, 1000, line)
+	consume(t, kafka, "lake", 2000, line)
+	etcd.Kill()
+	// Ids of idempotent producers come from etcd.
+	produce(t, kafka, "lake", 2000, 1000, line, kgo.DisableIdempotentWrite())
+	consume(t, kafka, "lake", 3000, line)
+
+	servers.Etcd(t, servers.EtcdOptions{Listen: etcd.Address, Data: etcd.Data})
+	servers.Versitygw(t, servers.StoreOptions{Listen: store.Address, Data: store.Data})
+	p.signal(t, syscall.SIGTERM)
+	if status := p.status(t); status != 0 {
+		t.Fatalf("exit status %d after SIGTERM, want 0", status)
+	}
+	p, kafka, _ = c.start(t, t.TempDir())
+	p.ready(t)
+	consume(t, kafka, "lake", 3000, line)
 }

@@ -12,10 +12,10 @@ import (
 )
 
 // dev starts "varve dev" on free ports and waits until it is ready.
-func dev(t *testing.T, data string, args ...string) (p *process, kafka, http string) {
+func dev(t *testing.T, data string) (p *process, kafka, http string) {
 	t.Helper()
 	kafka, http = freeAddress(t), freeAddress(t)
-	p = start(t, nil, append([]string{"dev", "--listen", kafka, "--http", http, "--data", data}, args...)...)
+	p = start(t, nil, "dev", "--listen", kafka, "--http", http, "--data", data)
 	p.ready(t)
 	return p, kafka, http
 }
