@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime/pprof"
 	"sync"
 	"time"
 
@@ -142,6 +143,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	// What runs outlives ctx until it is drained.
 	run, fatal := context.WithCancelCause(context.WithoutCancel(ctx))
 	a.fatal = fatal
+	defer a.endLog()
 	defer a.tasks.Wait()
 	defer fatal(errStopped)
 	starting, cancel := context.WithCancel(run)
@@ -171,6 +173,18 @@ func (a *Agent) Run(ctx context.Context) error {
 	return nil
 }
 
+// endLog ends the goroutines of the WAL and lets go of its memory, if a drain has not. It changes nothing about what is in the log.
+func (a *Agent) endLog() {
+	if a.wal == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	if err := a.wal.Close(ctx); err != nil && !errors.Is(err, wal.ErrFailed) {
+		a.log.Warn("the WAL did not end", "err", err)
+	}
+}
+
 // spawn runs f until the incarnation ends; an error of it that is not the context's ends the incarnation.
 func (a *Agent) spawn(ctx context.Context, what string, f func(context.Context) error) task {
 	ctx, cancel := context.WithCancel(ctx)
@@ -178,10 +192,12 @@ func (a *Agent) spawn(ctx context.Context, what string, f func(context.Context) 
 	a.tasks.Go(func() {
 		defer close(t.done)
 		defer cancel()
-		if err := f(ctx); err != nil && ctx.Err() == nil {
-			a.log.Error("the agent cannot go on", "what", what, "err", err)
-			a.fatal(fmt.Errorf("%s: %w", what, err))
-		}
+		pprof.Do(ctx, pprof.Labels("varve", what), func(ctx context.Context) {
+			if err := f(ctx); err != nil && ctx.Err() == nil {
+				a.log.Error("the agent cannot go on", "what", what, "err", err)
+				a.fatal(fmt.Errorf("%s: %w", what, err))
+			}
+		})
 	})
 	return t
 }

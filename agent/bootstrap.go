@@ -26,7 +26,7 @@ func forever(ctx context.Context, log *slog.Logger, what string, do func(context
 		err := do(call)
 		cancel()
 		away := errors.Is(err, coordinator.ErrUnavailable) || errors.Is(err, coordinator.ErrUnknownOutcome) ||
-			errors.Is(err, context.DeadlineExceeded)
+			errors.Is(err, coordinator.ErrNoSpace) || errors.Is(err, context.DeadlineExceeded)
 		switch {
 		case err == nil:
 			return nil
@@ -36,11 +36,19 @@ func forever(ctx context.Context, log *slog.Logger, what string, do func(context
 			return fmt.Errorf("%s: %w", what, err)
 		}
 		log.Warn("waiting for etcd", "to", what, "err", err)
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%s: %w", what, ctx.Err())
-		case <-time.After(retryPause):
+		if err := pause(ctx); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
 		}
+	}
+}
+
+// pause waits for the time between two tries; the error is that of ctx if it ends first.
+func pause(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(retryPause):
+		return nil
 	}
 }
 
@@ -136,18 +144,24 @@ type claimed struct {
 // claimShards makes this agent's log the owner of every shard, each under a new epoch. It must only be called when no log of a previous owner is
 // open; a shard that another agent claims at the same time is an error.
 func claimShards(ctx context.Context, kv coordinator.KV, cluster coordinator.Cluster, log coordinator.LogID, node int32) ([]claimed, error) {
+	shards, writes, err := readShards(ctx, kv, cluster.Shards)
+	if err != nil {
+		return nil, err
+	}
 	all := make([]claimed, 0, cluster.Shards)
 	for first := uint32(0); first < cluster.Shards; first += claimsPerTxn {
 		var guards []*coordinator.Guard
 		var ops []coordinator.Op
 		from := len(all)
 		for id := first; id < min(first+claimsPerTxn, cluster.Shards); id++ {
-			c, guard, err := prepareClaim(ctx, kv, coordinator.ShardID(id), log, node)
-			if err != nil {
-				return nil, err
-			}
+			c := claimed{id: coordinator.ShardID(id), shard: shards[id]}
+			c.shard.Owner, c.shard.Node = log, node
+			c.shard.Epoch++
+			c.write = coordinator.Write{Owner: log, Epoch: c.shard.Epoch}
 			all = append(all, c)
-			guards = append(guards, guard)
+			guards = append(guards, &coordinator.Guard{
+				Key: coordinator.KeyWrite(c.id), Revision: writes[id], Next: coordinator.Encode(c.write),
+			})
 			ops = append(ops, coordinator.Op{Key: coordinator.KeyShard(c.id), Value: coordinator.Encode(c.shard)})
 		}
 		if err := coordinator.Apply(ctx, kv, guards, ops); err != nil {
@@ -160,24 +174,33 @@ func claimShards(ctx context.Context, kv coordinator.KV, cluster coordinator.Clu
 	return all, nil
 }
 
-// prepareClaim reads a shard and makes what the claim of it writes.
-func prepareClaim(ctx context.Context, kv coordinator.KV, id coordinator.ShardID, log coordinator.LogID, node int32) (claimed, *coordinator.Guard, error) {
-	c := claimed{id: id}
-	item, _, err := kv.Get(ctx, coordinator.KeyShard(id))
-	if err == nil && item.ModRevision != 0 {
-		c.shard, err = coordinator.Decode[coordinator.Shard](item)
-	}
+// readShards returns the shards' records, and the revisions of their guards, all as of one moment: a record that is older than its guard would undo
+// what the previous owner wrote last.
+func readShards(ctx context.Context, kv coordinator.KV, n uint32) (shards []coordinator.Shard, writes []int64, err error) {
+	shards, writes = make([]coordinator.Shard, n), make([]int64, n)
+	items, revision, err := kv.List(ctx, coordinator.PrefixShards, 0)
 	if err != nil {
-		return c, nil, fmt.Errorf("read shard %d: %w", id, err)
+		return nil, nil, fmt.Errorf("read shards: %w", err)
 	}
-	guard, _, err := kv.Get(ctx, coordinator.KeyWrite(id))
+	guards, _, err := kv.List(ctx, coordinator.PrefixWrites, revision)
 	if err != nil {
-		return c, nil, fmt.Errorf("read guard of shard %d: %w", id, err)
+		return nil, nil, fmt.Errorf("read guards of shards: %w", err)
 	}
-	c.shard.Owner, c.shard.Node = log, node
-	c.shard.Epoch++
-	c.write = coordinator.Write{Owner: log, Epoch: c.shard.Epoch}
-	return c, &coordinator.Guard{Key: coordinator.KeyWrite(id), Revision: guard.ModRevision, Next: coordinator.Encode(c.write)}, nil
+	byKey := make(map[string]coordinator.Item, len(items)+len(guards))
+	for _, it := range append(items, guards...) {
+		byKey[it.Key] = it
+	}
+	for id := range n {
+		writes[id] = byKey[coordinator.KeyWrite(coordinator.ShardID(id))].ModRevision
+		it := byKey[coordinator.KeyShard(coordinator.ShardID(id))]
+		if it.ModRevision == 0 {
+			continue
+		}
+		if shards[id], err = coordinator.Decode[coordinator.Shard](it); err != nil {
+			return nil, nil, err
+		}
+	}
+	return shards, writes, nil
 }
 
 // parseClusterID reads the cluster's id, which is a UUID printed like Kafka's topic ids.

@@ -68,7 +68,10 @@ func (a *Agent) drain(run context.Context) {
 	ctx, cancel := context.WithTimeout(run, a.cfg.DrainMax)
 	defer cancel()
 	a.lease.stop()
-	a.server.Drain(ctx)
+	// Whoever waits for other members of a group, or takes an answer slowly, must not use up the time that the flush needs.
+	answer, cut := context.WithTimeout(ctx, a.cfg.DrainMax/3)
+	a.server.Drain(answer)
+	cut()
 	if err := a.closeLog(ctx); err != nil {
 		a.log.Error("the WAL log stays open; the next start recovers it", "log", a.id, "err", err)
 		return

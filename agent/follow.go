@@ -68,7 +68,11 @@ func (f *follower) onTopic(t coordinator.Topic, deleted bool) {
 // add brings a commit into the index; of topics that were deleted meanwhile nothing.
 func (f *follower) add(ctx context.Context, c coordinator.Commit) error {
 	if c.InFooter && len(c.Partitions) == 0 {
-		footer, err := f.footers.Get(ctx, &index.Object{Name: c.Object, Size: c.ObjectSize, FooterPos: c.FooterPos})
+		var footer *segment.Footer
+		err := patiently(ctx, f.log, "read the footer of a commit", func() (err error) {
+			footer, err = f.footers.Get(ctx, &index.Object{Name: c.Object, Size: c.ObjectSize, FooterPos: c.FooterPos})
+			return err
+		})
 		if err != nil {
 			return fmt.Errorf("index commit %d of WAL log %s: %w", c.Number, c.Log, err)
 		}
@@ -127,11 +131,20 @@ func (f *follower) run(ctx context.Context) error {
 	}
 }
 
-// wait returns when everything that was queued is in the index.
-func (f *follower) wait() error {
+// wait returns when everything that was queued is in the index, or ctx ends.
+func (f *follower) wait(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.less.Broadcast()
+	})
+	defer stop()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for (len(f.queue) > 0 || f.busy) && !f.over {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("wait for the index: %w", err)
+		}
 		f.less.Wait()
 	}
 	if f.over && f.err == nil {

@@ -100,6 +100,13 @@ func (p *Partitions) All() []*ingest.Partition {
 	return all
 }
 
+// Len returns how many partitions are live.
+func (p *Partitions) Len() int {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return len(p.live)
+}
+
 // adopt starts to lead shards, with the restored state of their partitions that have records.
 func (p *Partitions) adopt(epochs map[uint32]protocol.LeaderEpoch, logs map[partition.ID]*partition.Log) {
 	p.mu.Lock()

@@ -20,11 +20,13 @@ type producerIDs struct {
 	end  int64
 }
 
-// Next returns an id that nobody had before.
+// Next returns an id that nobody had before. It waits at most for one call to the coordinator, its own or another's.
 func (p *producerIDs) Next(ctx context.Context) (protocol.ProducerID, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.next == p.end {
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
 		first, err := take(ctx, p.kv, coordinator.KeyNextPID, producerIDsPerBlock)
 		if err != nil {
 			return protocol.NoProducerID, err

@@ -36,23 +36,22 @@ type recovery struct {
 	log     *slog.Logger
 }
 
-// openLogs returns the logs that are not closed, oldest first.
-func openLogs(ctx context.Context, kv coordinator.KV) ([]coordinator.Log, error) {
-	items, _, err := kv.List(ctx, coordinator.PrefixLogs, 0)
+// openLogs returns the logs that are not closed, oldest first, and the revision that says so.
+func openLogs(ctx context.Context, kv coordinator.KV) (open []coordinator.Log, revision int64, err error) {
+	items, revision, err := kv.List(ctx, coordinator.PrefixLogs, 0)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	var open []coordinator.Log
 	for _, it := range items {
 		l, err := coordinator.Decode[coordinator.Log](it)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		if !l.Closed {
 			open = append(open, l)
 		}
 	}
-	return open, nil
+	return open, revision, nil
 }
 
 // recoverable reports whether the store at hand suffices to seal the log's open segment.
@@ -177,7 +176,7 @@ func (r *recovery) flush(ctx context.Context, w *flush.Writer, sealed *wal.Seale
 		if !ok {
 			return nil
 		}
-		if size > 0 && size+len(b) > flush.SegmentBytesDefault {
+		if len(records) == segment.SectionsMax || size > 0 && size+len(b) > flush.SegmentBytesDefault {
 			if err := cut(); err != nil {
 				return err
 			}

@@ -3,9 +3,9 @@ package agent
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"strconv"
-	"time"
 
 	"github.com/google/uuid"
 
@@ -117,7 +117,7 @@ func (a *Agent) catchUp(ctx context.Context) error {
 	if err := a.view.Wait(ctx, revision); err != nil {
 		return err
 	}
-	return a.follower.wait()
+	return a.follower.wait(ctx)
 }
 
 // recoverLogs brings every log that is open to its end: those on this agent's disk by itself; for others, of agents that live or whose
@@ -128,8 +128,9 @@ func (a *Agent) recoverLogs(ctx context.Context, store string) error {
 	}
 	for {
 		var open []coordinator.Log
+		var revision int64
 		err := forever(ctx, a.log, "list WAL logs", func(ctx context.Context) (err error) {
-			open, err = openLogs(ctx, a.deps.KV)
+			open, revision, err = openLogs(ctx, a.deps.KV)
 			return err
 		})
 		if err != nil {
@@ -150,17 +151,16 @@ func (a *Agent) recoverLogs(ctx context.Context, store string) error {
 		if !waits {
 			return a.dropClosed()
 		}
-		if err := a.logsChanged(ctx); err != nil {
+		if err := a.logsChanged(ctx, revision); err != nil {
 			return err
 		}
 	}
 }
 
-// logsChanged waits until a log's record changes.
-func (a *Agent) logsChanged(ctx context.Context) error {
+// logsChanged waits until a log's record changes after that revision, at which they were listed.
+func (a *Agent) logsChanged(ctx context.Context, revision int64) error {
 	watch, changed := context.WithCancel(ctx)
 	defer changed()
-	revision := a.view.Revision()
 	err := a.deps.KV.Watch(watch, coordinator.PrefixLogs, revision, func(b coordinator.Batch) {
 		if len(b.Events) > 0 {
 			changed()
@@ -171,7 +171,7 @@ func (a *Agent) logsChanged(ctx context.Context) error {
 	}
 	if watch.Err() == nil {
 		a.log.Warn("watching WAL logs", "err", err)
-		time.Sleep(retryPause)
+		return pause(ctx)
 	}
 	return nil
 }
@@ -200,6 +200,7 @@ func (a *Agent) openLog(ctx context.Context, store string) (coordinator.Log, int
 	a.wal, err = wal.New(wal.Config{
 		Segment: id, Fence: 1, First: 1, Size: quorum.Size{Copies: 1, Quorum: 1}, BytesMax: a.cfg.WALBytesMax,
 		CacheBytes: a.cfg.WALCacheBytes,
+		OnFull:     func(last wal.EntryID) { a.flusher.Hurry(int64(last)) },
 	}, appender)
 	return record, revision, err
 }
@@ -243,13 +244,13 @@ func (a *Agent) lead(run, ctx context.Context) error {
 	for _, c := range all {
 		a.ledger.Adopt(c.id, c.write, c.revision)
 		epochs[uint32(c.id)] = protocol.LeaderEpoch(c.shard.Epoch)
-		if err := a.patiently(ctx, "read manifests", func() error { return a.starts.Adopt(ctx, c.id, c.shard) }); err != nil {
+		if err := patiently(ctx, a.log, "read manifests", func() error { return a.starts.Adopt(ctx, c.id, c.shard) }); err != nil {
 			return err
 		}
 	}
 	r := &restorer{index: a.index, footers: a.footers, now: a.deps.Now, producerIdle: a.cfg.ProducerIdleMax}
 	var logs map[partition.ID]*partition.Log
-	err = a.patiently(ctx, "restore partitions", func() (err error) {
+	err = patiently(ctx, a.log, "restore partitions", func() (err error) {
 		logs, err = r.run(ctx, func(shard uint32) protocol.LeaderEpoch { return epochs[shard] }, a.logStart)
 		return err
 	})
@@ -270,17 +271,15 @@ func (a *Agent) logStart(id partition.ID) protocol.Offset {
 }
 
 // patiently repeats do while the bucket is away.
-func (a *Agent) patiently(ctx context.Context, what string, do func() error) error {
+func patiently(ctx context.Context, log *slog.Logger, what string, do func() error) error {
 	for {
 		err := do()
 		if err == nil || !transient(err) {
 			return err
 		}
-		a.log.Warn("waiting for the bucket", "to", what, "err", err)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(retryPause):
+		log.Warn("waiting for the bucket", "to", what, "err", err)
+		if err := pause(ctx); err != nil {
+			return err
 		}
 	}
 }
@@ -326,6 +325,7 @@ func (a *Agent) serve(run context.Context) error {
 		return err
 	}
 	context.AfterFunc(run, blocks.Close)
+	a.measure(blocks)
 	reader := fetch.NewReader(a.index, a.footers, blocks, a.cfg.CacheBytesMax)
 	handler := a.broker(fetch.New(reader), fetch.NewLookup(a.index, reader, a.cfg.Server.FrameBytesMax),
 		api.Deps{Ingest: ingest.New(a.wal, a.flusher, a.deps.Now)})

@@ -46,7 +46,11 @@ func (l *Log) Admit(ctx context.Context, bytes int) (Admission, error) {
 	}
 	w := &applicant{bytes: a.bytes, granted: make(chan error, 1)}
 	l.queue = append(l.queue, w)
+	last := l.next - 1
 	l.mu.Unlock()
+	if l.cfg.OnFull != nil {
+		l.cfg.OnFull(last)
+	}
 	select {
 	case err := <-w.granted:
 		return a, err

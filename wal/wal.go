@@ -105,6 +105,9 @@ type Config struct {
 	PinnedBytesMax int64
 	// OnEvict is called for each chunk that goes, like an [Owner]; nil for none.
 	OnEvict func(c *Chunk)
+	// OnFull is called when somebody begins to wait in Admit, with the number of the last entry that was appended: room comes when entries
+	// up to it are trimmed. It must be quick, and not call the log. nil for none.
+	OnFull func(last EntryID)
 }
 
 const (

@@ -7,6 +7,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -85,7 +86,7 @@ func (b *Broker) Serve(ctx context.Context, r *server.Request) (server.Answer, e
 	}
 	switch req := req.(type) {
 	case *kmsg.ProduceRequest:
-		return b.produce(ctx, r, req), nil
+		return b.produce(ctx, r, req)
 	case *kmsg.FetchRequest:
 		return b.fetch(ctx, r, req), nil
 	}
@@ -156,5 +157,8 @@ func message(err error) *string {
 		return nil
 	}
 	text := err.Error()
+	if known, ok := errors.AsType[*protocol.Error](err); ok {
+		text = known.Text() // the code stands beside it
+	}
 	return &text
 }

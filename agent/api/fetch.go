@@ -15,6 +15,10 @@ import (
 // fetchBytesMax bounds one answer (fetch.max.bytes of the broker).
 const fetchBytesMax = 55 << 20
 
+// fetchWaitMax bounds a long poll. Kafka has no such bound, but then a client that asks for weeks and goes away leaves its connection
+// behind for weeks: nobody reads from it meanwhile. A client that gets an empty answer early asks again.
+const fetchWaitMax = 30 * time.Second
+
 // fetch serves Fetch, versions 4 to 18, with fetch sessions (KIP-227).
 func (b *Broker) fetch(ctx context.Context, r *server.Request, req *kmsg.FetchRequest) server.Answer {
 	s, code := b.sessions.open(req)
@@ -28,7 +32,8 @@ func (b *Broker) fetch(ctx context.Context, r *server.Request, req *kmsg.FetchRe
 	}
 	limits := fetch.Limits{
 		BytesMin: int(req.MinBytes), BytesMax: min(int(req.MaxBytes), fetchBytesMax),
-		Wait: time.Duration(req.MaxWaitMillis) * time.Millisecond, ReadCommitted: req.IsolationLevel == 1,
+		Wait: min(time.Duration(req.MaxWaitMillis)*time.Millisecond, fetchWaitMax), ReadCommitted: req.IsolationLevel == 1,
+		Leave: r.Leave,
 	}
 	result := b.deps.Fetcher.Fetch(ctx, wants, limits)
 	a := &fetched{result: result}

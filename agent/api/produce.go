@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -17,9 +18,10 @@ import (
 
 // produce serves Produce, versions 3 to 13.
 //
-// acks=1 answers when this agent's own store has the batch durably; acks=all when the ack quorum has it. timeout.ms is not used: the WAL answers,
-// or fails for good and with it the leadership.
-func (b *Broker) produce(ctx context.Context, r *server.Request, req *kmsg.ProduceRequest) server.Answer {
+// acks=1 answers when this agent's own store has the batch durably; acks=all when the ack quorum has it; acks=0 not at all, but if a batch is
+// refused the connection ends, so that the producer looks for another leader (KafkaApis.handleProduceRequest). timeout.ms bounds the wait for
+// room in the WAL; what is in the WAL is answered, or the WAL fails for good and with it the leadership.
+func (b *Broker) produce(ctx context.Context, r *server.Request, req *kmsg.ProduceRequest) (server.Answer, error) {
 	n := 0
 	for i := range req.Topics {
 		n += len(req.Topics[i].Partitions)
@@ -39,17 +41,28 @@ func (b *Broker) produce(ctx context.Context, r *server.Request, req *kmsg.Produ
 			}
 		}
 	}
-	b.deps.Ingest.Produce(ctx, in)
+	admit, cancel := context.WithTimeout(ctx, max(time.Second, min(time.Duration(req.TimeoutMillis)*time.Millisecond, admitMax)))
+	b.deps.Ingest.Produce(admit, in)
+	cancel()
 	for i := range req.Topics {
 		for j := range req.Topics[i].Partitions {
 			req.Topics[i].Partitions[j].Records = nil // the frame's buffer goes back
 		}
 	}
 	if req.Acks == 0 {
-		return nil
+		if in.Refused {
+			return nil, errRefused
+		}
+		return nil, nil
 	}
-	return &produced{broker: b, correlation: r.CorrelationID, request: req, in: in}
+	return &produced{correlation: r.CorrelationID, request: req, in: in}, nil
 }
+
+// admitMax bounds how long a request waits for room in the WAL, whatever its timeout.ms: the producer may be gone.
+const admitMax = time.Minute
+
+// errRefused ends the connection of a producer that asked for no answer.
+var errRefused = errors.New("a batch with acks=0 was refused")
 
 // produceTopic finds the topic of a request, by name or id.
 func (b *Broker) produceTopic(req *kmsg.ProduceRequest, t *kmsg.ProduceRequestTopic) (*coordinator.Topic, error) {
@@ -106,7 +119,6 @@ func (b *Broker) prepare(version int16, t *coordinator.Topic, p *kmsg.ProduceReq
 
 // produced is the answer to Produce.
 type produced struct {
-	broker      *Broker
 	correlation int32
 	request     *kmsg.ProduceRequest
 	in          *ingest.Request

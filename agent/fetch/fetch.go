@@ -39,6 +39,7 @@ type Limits struct {
 	BytesMax      int
 	Wait          time.Duration
 	ReadCommitted bool
+	Leave         <-chan struct{} // ends the wait early; nil for never
 }
 
 // Part is the answer for one partition.
@@ -88,8 +89,9 @@ func New(reader *Reader) *Fetcher { return &Fetcher{reader: reader} }
 
 // Fetch reads what the client wants, and waits up to limits.Wait while it finds fewer than limits.BytesMin bytes and nothing that the client
 // must know at once (an error, a divergence). The minimum of one message counts per request: the first batch that is found is
-// returned whatever its size. If ctx ends it returns what there is.
+// returned whatever its size. If ctx ends it returns what there is. While it waits it holds no memory.
 func (f *Fetcher) Fetch(ctx context.Context, wants []Want, limits Limits) *Result {
+	limits.BytesMin = min(limits.BytesMin, limits.BytesMax)
 	r := &Result{Parts: make([]Part, len(wants))}
 	if f.pass(ctx, r, wants, limits) || limits.Wait <= 0 {
 		return r
@@ -103,18 +105,20 @@ func (f *Fetcher) Fetch(ctx context.Context, wants []Want, limits Limits) *Resul
 	}
 	timer := time.NewTimer(limits.Wait)
 	defer timer.Stop()
-	for {
+	for waiting := true; ; {
 		r.Release()
-		if f.pass(ctx, r, wants, limits) {
+		if f.pass(ctx, r, wants, limits) || !waiting {
 			return r
 		}
+		r.Release()
 		select {
 		case <-w.C:
+			continue
 		case <-timer.C:
-			return r
+		case <-limits.Leave:
 		case <-ctx.Done():
-			return r
 		}
+		waiting = false
 	}
 }
 
@@ -122,12 +126,13 @@ func (f *Fetcher) Fetch(ctx context.Context, wants []Want, limits Limits) *Resul
 type cold struct {
 	part, bytesMax int
 	limit          protocol.Offset
+	oneMin         bool // a first batch that is larger than bytesMax is read all the same
 }
 
 // pass fills r once and reports whether the answer can go.
 func (f *Fetcher) pass(ctx context.Context, r *Result, wants []Want, limits Limits) (ready bool) {
 	var colds []cold
-	left := limits.BytesMax
+	left, coldLeft := limits.BytesMax, f.reader.bytesMax
 	for i := range wants {
 		w, part := &wants[i], &r.Parts[i]
 		limit, again := f.judge(w, part, limits)
@@ -143,8 +148,11 @@ func (f *Fetcher) pass(ctx context.Context, r *Result, wants []Want, limits Limi
 		bufs, chunks, next, size, ok := w.Partition.Read(w.Offset, limit, budget, part.Records, r.chunks, r.Bytes == 0 && len(colds) == 0)
 		r.chunks = chunks
 		if !ok {
-			colds = append(colds, cold{part: i, bytesMax: budget, limit: limit})
-			left -= budget
+			if budget = min(budget, coldLeft); coldLeft > 0 || len(colds) == 0 {
+				colds = append(colds, cold{part: i, bytesMax: budget, limit: limit, oneMin: r.Bytes == 0 && len(colds) == 0})
+				left -= budget
+				coldLeft -= budget
+			}
 			continue
 		}
 		part.Records, part.Next, part.Bytes = bufs, next, size
@@ -184,7 +192,12 @@ func (f *Fetcher) judge(w *Want, part *Part, limits Limits) (limit protocol.Offs
 		return 0, false
 	}
 	if w.LastEpoch != protocol.NoLeaderEpoch {
-		if epoch, end, ok := w.Partition.EpochEnd(w.LastEpoch); !ok || epoch < w.LastEpoch || end < w.Offset {
+		epoch, end, ok := w.Partition.EpochEnd(w.LastEpoch)
+		if !ok { // Partition.readRecords: the epoch is not known at all
+			part.Err = protocol.OffsetOutOfRange.Err()
+			return 0, false
+		}
+		if epoch < w.LastEpoch || end < w.Offset {
 			part.Diverging = &wire.EpochEnd{Epoch: epoch, EndOffset: end}
 			return 0, false
 		}
@@ -200,7 +213,7 @@ func (f *Fetcher) judge(w *Want, part *Part, limits Limits) (limit protocol.Offs
 func (f *Fetcher) readCold(ctx context.Context, r *Result, wants []Want, colds []cold) {
 	read := func(c cold, wait bool) {
 		w, part := &wants[c.part], &r.Parts[c.part]
-		part.Err = asStorageError(f.reader.Read(ctx, w.Partition.ID, w.Offset, c.limit, c.bytesMax, wait, part))
+		part.Err = asStorageError(f.reader.read(ctx, w.Partition.ID, readRange{w.Offset, c.limit, c.bytesMax, c.oneMin, wait}, part))
 	}
 	read(colds[0], true)
 	var g errgroup.Group

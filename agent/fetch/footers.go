@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/singleflight"
 
@@ -36,6 +37,9 @@ func NewFooters(store objectstore.Store, bytesMax int64) *Footers {
 	return &Footers{store: store, bytesMax: bytesMax, byKey: make(map[string]*list.Element)}
 }
 
+// flightTime bounds a GET: nobody's context does.
+const flightTime = 30 * time.Second
+
 // Get returns the footer of a segment, from memory or by one GET, however many ask for it at once.
 func (f *Footers) Get(ctx context.Context, o *index.Object) (*segment.Footer, error) {
 	if footer := f.lookup(o.Name); footer != nil {
@@ -43,7 +47,8 @@ func (f *Footers) Get(ctx context.Context, o *index.Object) (*segment.Footer, er
 	}
 	flight := f.flights.DoChan(o.Name, func() (any, error) {
 		// The flight serves others too, so that the end of this caller must not end it.
-		ctx := context.WithoutCancel(ctx)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flightTime)
+		defer cancel()
 		b := make([]byte, o.Size-o.FooterPos)
 		if err := f.store.Get(ctx, o.Name, o.FooterPos, b); err != nil {
 			return nil, fmt.Errorf("read footer of %s: %w", o.Name, err)
@@ -51,6 +56,10 @@ func (f *Footers) Get(ctx context.Context, o *index.Object) (*segment.Footer, er
 		footer, err := segment.ParseFooter(b)
 		if err != nil {
 			return nil, fmt.Errorf("read footer of %s: %w", o.Name, err)
+		}
+		if name := footer.Header.ID.Name(); name != o.Name || footer.ObjectSize != o.Size {
+			return nil, fmt.Errorf("read footer of %s: %w: it is that of %s, of %d bytes, want %d",
+				o.Name, segment.ErrCorrupt, name, footer.ObjectSize, o.Size)
 		}
 		f.Put(footer)
 		return footer, nil

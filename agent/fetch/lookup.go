@@ -42,17 +42,31 @@ func (l *Lookup) FirstAtOrAfter(ctx context.Context, p *ingest.Partition, ts int
 		return d.FirstAtOrAfter(h, b, ts, st.Start)
 	}
 	for from := st.Start; from < limit; {
-		e, ok := l.index.FindTime(p.ID, from, ts)
-		if !ok {
-			break
+		committed := l.index.End(p.ID)
+		for from < limit {
+			e, ok := l.index.FindTime(p.ID, from, ts)
+			if !ok {
+				break
+			}
+			found, ok, err := l.inExtent(ctx, p, &e, from, ts, at)
+			if ok || err != nil {
+				return found, ok && found.Offset < limit, err
+			}
+			from = e.Next // its largest timestamp is of a record before the log start offset
 		}
-		found, ok, err := l.inExtent(ctx, p, &e, from, ts, at)
-		if ok || err != nil {
-			return found, ok && found.Offset < limit, err
+		from = max(from, committed)
+		found, ok, err := l.inMemory(p, from, limit, ts, at)
+		if err != nil || l.index.End(p.ID) == committed {
+			return found, ok, err
 		}
-		from = e.Next // its largest timestamp is of a record before the log start offset
+		// What was committed meanwhile may have left memory before it was looked at.
 	}
-	for from := max(st.Start, l.index.End(p.ID)); from < limit; {
+	return Found{}, false, nil
+}
+
+// inMemory looks through the batches in the WAL's memory, from offset from on.
+func (l *Lookup) inMemory(p *ingest.Partition, from, limit protocol.Offset, ts int64, at finder) (Found, bool, error) {
+	for from < limit {
 		b, next, ok := p.FindTime(ts, from, limit)
 		if !ok {
 			break

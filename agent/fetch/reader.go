@@ -22,20 +22,32 @@ type Reader struct {
 	index   *index.Index
 	footers *Footers
 	cache   *cache.Cache
+	// bytesMax bounds what one fetch holds of the cache, so that consumers which take their answers slowly do not keep it from all others.
+	bytesMax int
 }
 
-// NewReader returns a reader of what idx knows.
-func NewReader(idx *index.Index, footers *Footers, blocks *cache.Cache) *Reader {
-	return &Reader{index: idx, footers: footers, cache: blocks}
+// fetchesPerCache is how many fetches fill the cache.
+const fetchesPerCache = 8
+
+// NewReader returns a reader of what idx knows. blocks holds at most cacheBytes.
+func NewReader(idx *index.Index, footers *Footers, blocks *cache.Cache, cacheBytes int64) *Reader {
+	return &Reader{index: idx, footers: footers, cache: blocks, bytesMax: int(cacheBytes / fetchesPerCache)}
 }
 
-// Read appends to got whole batches of the partition from the one that holds offset from on, up to limit, which no
-// batch passes, and bytesMax, but at least one batch. It may return fewer than there are, and, unless it may wait for memory of the
+// readRange is what to read of a partition: whole batches from the one that holds offset from on, up to limit, which no batch passes.
+type readRange struct {
+	from, limit protocol.Offset
+	bytesMax    int
+	oneMin      bool // at least one batch, whatever its size
+	wait        bool // for memory of the cache
+}
+
+// read appends batches to got. It may bring fewer than there are, and, unless it may wait for memory of the
 // cache, none. The error wraps [segment.ErrCorrupt] if what the bucket has is damaged; then nothing of the damaged batch is in got.
-func (r *Reader) Read(ctx context.Context, id partition.ID, from, limit protocol.Offset, bytesMax int, wait bool, got *Part) error {
-	for got.Bytes == 0 || got.Bytes < bytesMax {
-		next := max(from, got.Next)
-		if next >= limit {
+func (r *Reader) read(ctx context.Context, id partition.ID, want readRange, got *Part) error {
+	for {
+		next := max(want.from, got.Next)
+		if next >= want.limit {
 			return nil
 		}
 		e, ok := r.index.Find(id, next)
@@ -45,19 +57,18 @@ func (r *Reader) Read(ctx context.Context, id partition.ID, from, limit protocol
 			}
 			return fmt.Errorf("partition %s/%d: offset %d is neither in memory nor in a segment", id.Topic, id.Partition, next)
 		}
-		left := bytesMax - got.Bytes
-		if got.Bytes > 0 && e.Size > int64(left) && left < bytesMax/2 {
+		part := readRange{next, want.limit, want.bytesMax - got.Bytes, want.oneMin && got.Bytes == 0, want.wait && got.Bytes == 0}
+		if got.Bytes > 0 && e.Size > int64(part.bytesMax) && part.bytesMax < want.bytesMax/2 {
 			return nil
 		}
-		err := r.readExtent(ctx, id, &e, next, limit, left, wait && got.Bytes == 0, got)
-		if err != nil {
-			if got.Bytes > 0 || errors.Is(err, cache.ErrBusy) {
-				return nil // what is there is good; the next read meets the error
-			}
+		more, err := r.readExtent(ctx, id, &e, part, got)
+		if err != nil && got.Bytes == 0 && !errors.Is(err, cache.ErrBusy) {
 			return err
 		}
+		if err != nil || !more {
+			return nil // what is there is good; the next read meets the error
+		}
 	}
-	return nil
 }
 
 // object names an extent's segment to the cache.
@@ -79,42 +90,42 @@ func (r *Reader) section(ctx context.Context, id partition.ID, e *index.Extent) 
 	return s, nil
 }
 
-// readExtent reads batches of one extent.
-func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Extent, from, limit protocol.Offset, bytesMax int, wait bool, got *Part) error {
+// readExtent reads batches of one extent. more is false if the extent has further ones that do not fit.
+func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Extent, want readRange, got *Part) (more bool, err error) {
 	s, err := r.section(ctx, id, e)
 	if err != nil {
-		return err
+		return false, err
 	}
-	pos, n, batches, err := s.Range(nil, from, int64(bytesMax))
+	pos, n, batches, err := s.Range(nil, want.from, int64(want.bytesMax))
 	if err != nil {
-		return err
+		return false, err
 	}
-	for len(batches) > 0 && batches[len(batches)-1].Next() > limit {
+	for len(batches) > 0 && batches[len(batches)-1].Next() > want.limit {
 		n -= int64(batches[len(batches)-1].Size)
 		batches = batches[:len(batches)-1]
 	}
-	if len(batches) == 0 {
-		got.Next = limit
-		return nil
+	if len(batches) == 0 || n > int64(want.bytesMax) && !want.oneMin {
+		return false, nil
 	}
 	r.ahead(id, e, s, pos+n)
 	get := r.cache.TryRead
-	if wait {
+	if want.wait {
 		get = r.cache.Read
 	}
 	read, err := get(ctx, object(e), pos, n)
 	if err != nil {
-		return fmt.Errorf("read segment %s: %w", e.Object.Name, err)
+		return false, fmt.Errorf("read segment %s: %w", e.Object.Name, err)
 	}
 	if err := verify(s, batches, read.Parts()); err != nil {
 		read.Release()
-		return err
+		r.cache.Drop(object(e)) // the bucket may yet give the right bytes
+		return false, err
 	}
 	got.Records = append(got.Records, read.Parts()...)
 	got.Bytes += int(n)
 	got.Next = batches[len(batches)-1].Next()
 	got.held = append(got.held, read)
-	return nil
+	return got.Next == e.Next, nil
 }
 
 // ahead starts to fetch what follows in the section, and in the partition's next segment.
@@ -168,6 +179,7 @@ func (r *Reader) batchAt(ctx context.Context, e *index.Extent, s *segment.Sectio
 	}
 	defer read.Release()
 	if err := verify(s, []segment.Batch{b}, read.Parts()); err != nil {
+		r.cache.Drop(object(e))
 		return nil, err
 	}
 	data := make([]byte, 0, b.Size)

@@ -5,7 +5,7 @@
 //	                                \> upload .../
 //
 // A cut is made when enough bytes have gathered, when the oldest batch is old enough, on [Flusher.Flush], and when the WAL is
-// short of memory. While the bucket or etcd is away the queue grows until the WAL is full, which slows producers down; nothing is
+// full. While the bucket or etcd is away the queue grows until the WAL is full, which slows producers down; nothing is
 // ever dropped.
 //
 // [Writer] is the part that uploads and commits; recovery uses it for the log of an agent that is gone.
@@ -37,6 +37,9 @@ const (
 	UploadsMaxDefault   = 4
 )
 
+// recordsMax bounds the batches of one segment, below the limits of its format ([segment.SectionsMax], [segment.BatchesMax]).
+const recordsMax = segment.SectionsMax
+
 // Deps is what a flusher works with.
 type Deps struct {
 	Writer *Writer
@@ -55,18 +58,30 @@ type Flusher struct {
 	deps Deps
 	cut  chan struct{} // capacity 1: look whether something is to be cut
 
-	mu      sync.Mutex
-	queue   []Record
-	since   time.Time     // when the oldest of the queue arrived
-	bytes   int           // in the queue
-	forced  bool          // cut whatever there is
-	open    int           // cuts that are not committed yet
-	settled chan struct{} // closed and replaced when queue and open are empty; nil until somebody waits
+	mu        sync.Mutex
+	queue     []Record
+	since     time.Time     // when the oldest of the queue arrived
+	bytes     int           // in the queue
+	last      int64         // newest entry that ever was in the queue
+	hurry     int64         // entries up to this one are cut, once they are all durable, without waiting for more
+	committed int64         // newest entry that is committed
+	advanced  chan struct{} // closed and replaced when committed grows
+	open      []time.Time   // since of each cut that is not committed yet, oldest first
+	stats     Stats
+}
+
+// Stats are a flusher's counters since it began, and gauges of now.
+type Stats struct {
+	Segments     uint64 // committed
+	SegmentBytes uint64 // of them
+	QueuedBytes  int    // of batches that are durable and not cut yet
+	// Oldest is since when the oldest durable batch that is not committed has waited; zero if there is none.
+	Oldest time.Time
 }
 
 // New returns a flusher; [Flusher.Run] makes it work.
 func New(cfg Config, deps Deps) *Flusher {
-	return &Flusher{cfg: cfg, deps: deps, cut: make(chan struct{}, 1)}
+	return &Flusher{cfg: cfg, deps: deps, cut: make(chan struct{}, 1), advanced: make(chan struct{})}
 }
 
 var _ ingest.Flusher = (*Flusher)(nil)
@@ -84,38 +99,37 @@ func (f *Flusher) Durable(e ingest.Entry) {
 		Key: segment.Key{Shard: uint32(p.Shard), Topic: p.ID.Topic, Partition: p.ID.Partition},
 	})
 	f.bytes += len(e.Ref.Payload)
-	full := f.bytes >= f.cfg.SegmentBytes
+	f.last = int64(e.Ref.Entry)
+	due := first || f.full() || f.hurried()
 	f.mu.Unlock()
-	if first || full {
+	if due {
 		f.wake()
 	}
 }
 
-// Hurry cuts what there is without waiting for more: the WAL is short of memory.
-func (f *Flusher) Hurry() {
+// Hurry cuts entries up to that one, as soon as all of them are durable, without waiting for more: the WAL is short of memory.
+func (f *Flusher) Hurry(entry int64) {
 	f.mu.Lock()
-	f.forced = len(f.queue) > 0
+	f.hurry = max(f.hurry, entry)
 	f.mu.Unlock()
 	f.wake()
 }
 
 // Flush cuts what there is and waits until everything that was durable before the call is committed, or ctx ends.
 func (f *Flusher) Flush(ctx context.Context) error {
+	f.mu.Lock()
+	last := f.last
+	f.mu.Unlock()
+	f.Hurry(last)
 	for {
 		f.mu.Lock()
-		if len(f.queue) == 0 && f.open == 0 {
-			f.mu.Unlock()
+		done, advanced := f.committed >= last, f.advanced
+		f.mu.Unlock()
+		if done {
 			return nil
 		}
-		f.forced = true
-		if f.settled == nil {
-			f.settled = make(chan struct{})
-		}
-		settled := f.settled
-		f.mu.Unlock()
-		f.wake()
 		select {
-		case <-settled:
+		case <-advanced:
 		case <-ctx.Done():
 			return fmt.Errorf("flush: %w", ctx.Err())
 		}
@@ -129,15 +143,26 @@ func (f *Flusher) wake() {
 	}
 }
 
-// Unflushed returns the bytes of batches that are durable and not cut yet, and since when the oldest waits (zero time for none).
-func (f *Flusher) Unflushed() (bytes int, since time.Time) {
+// Stats returns the flusher's counters.
+func (f *Flusher) Stats() Stats {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if len(f.queue) == 0 {
-		return 0, time.Time{}
+	st := f.stats
+	st.QueuedBytes = f.bytes
+	switch {
+	case len(f.open) > 0:
+		st.Oldest = f.open[0]
+	case len(f.queue) > 0:
+		st.Oldest = f.since
 	}
-	return f.bytes, f.since
+	return st
 }
+
+// full reports whether a segment's worth has gathered.
+func (f *Flusher) full() bool { return f.bytes >= f.cfg.SegmentBytes || len(f.queue) >= recordsMax }
+
+// hurried reports whether the queue, which is not empty, has entries that must not wait for more.
+func (f *Flusher) hurried() bool { return f.queue[0].Entry <= f.hurry && f.hurry <= f.last }
 
 // job is a cut on its way.
 type job struct {
@@ -178,8 +203,8 @@ func (f *Flusher) cutAll(ctx context.Context, jobs chan<- *job, workers *sync.Wa
 	}
 	number := f.deps.Writer.NextCommit()
 	for {
-		records, wait := f.next()
-		if records == nil {
+		j, wait := f.next()
+		if j == nil {
 			select {
 			case <-f.cut:
 			case <-wait:
@@ -188,7 +213,6 @@ func (f *Flusher) cutAll(ctx context.Context, jobs chan<- *job, workers *sync.Wa
 			}
 			continue
 		}
-		j := &job{records: records, done: make(chan struct{})}
 		var builder *segment.Builder
 		select {
 		case builder = <-slots:
@@ -207,32 +231,31 @@ func (f *Flusher) cutAll(ctx context.Context, jobs chan<- *job, workers *sync.Wa
 }
 
 // next takes a cut from the queue, if one is due. Otherwise wait tells when the oldest batch will be old enough (nil: never).
-func (f *Flusher) next() (records []Record, wait <-chan time.Time) {
+func (f *Flusher) next() (j *job, wait <-chan time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(f.queue) == 0 {
-		f.forced = false
 		return nil, nil
 	}
 	age := f.deps.Now().Sub(f.since)
-	if !f.forced && f.bytes < f.cfg.SegmentBytes && age < f.cfg.AgeMax {
+	if !f.hurried() && !f.full() && age < f.cfg.AgeMax {
 		return nil, time.After(f.cfg.AgeMax - age)
 	}
 	n, bytes := 0, 0
-	for n < len(f.queue) && (n == 0 || bytes+len(f.queue[n].Batch) <= f.cfg.SegmentBytes) {
+	for n < min(len(f.queue), recordsMax) && (n == 0 || bytes+len(f.queue[n].Batch) <= f.cfg.SegmentBytes) {
 		bytes += len(f.queue[n].Batch)
 		n++
 	}
-	records = f.queue[:n:n]
+	j = &job{records: f.queue[:n:n], done: make(chan struct{})}
+	f.open = append(f.open, f.since)
 	f.queue = f.queue[n:]
 	f.bytes -= bytes
-	f.open++
 	if len(f.queue) == 0 {
-		f.queue, f.forced = nil, false
+		f.queue = nil
 	} else {
 		f.since = f.deps.Now()
 	}
-	return records, nil
+	return j, nil
 }
 
 // commit waits for a job's upload and makes it part of the log.
@@ -250,11 +273,12 @@ func (f *Flusher) commit(ctx context.Context, j *job) error {
 	}
 	f.deps.Trim(j.staged.Last)
 	f.mu.Lock()
-	f.open--
-	if f.open == 0 && len(f.queue) == 0 && f.settled != nil {
-		close(f.settled)
-		f.settled = nil
-	}
-	f.mu.Unlock()
+	defer f.mu.Unlock()
+	f.committed = j.staged.Last
+	f.stats.Segments++
+	f.stats.SegmentBytes += uint64(j.staged.Footer.ObjectSize)
+	f.open = f.open[1:]
+	close(f.advanced)
+	f.advanced = make(chan struct{})
 	return nil
 }

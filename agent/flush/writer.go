@@ -97,17 +97,9 @@ func (w *Writer) Upload(ctx context.Context, builder *segment.Builder, number ui
 		if err != nil {
 			return Staged{}, err
 		}
-		name := header.ID.Name()
-		err = w.put(ctx, name, objectstore.Body{Parts: parts, Size: footer.ObjectSize})
+		err = w.put(ctx, header.ID.Name(), parts, footer)
 		if errors.Is(err, objectstore.ErrExists) {
-			same, cerr := w.same(ctx, name, parts[len(parts)-1], footer)
-			if cerr != nil {
-				return Staged{}, cerr
-			}
-			if !same { // left by an attempt of an earlier owner of this fence; its name keeps its bytes
-				continue
-			}
-			err = nil
+			continue // left by an attempt of an earlier owner of this fence; its name keeps its bytes
 		}
 		if err != nil {
 			return Staged{}, err
@@ -116,29 +108,32 @@ func (w *Writer) Upload(ctx context.Context, builder *segment.Builder, number ui
 	}
 }
 
-// put tries until the object is stored, exists already, or ctx ends.
-func (w *Writer) put(ctx context.Context, name string, body objectstore.Body) error {
-	return w.retry(ctx, "put segment", name, func() error { return w.store.Put(ctx, name, body) })
+// put tries until the object is stored or ctx ends. ErrExists means that another object has the name.
+func (w *Writer) put(ctx context.Context, name string, parts [][]byte, footer *segment.Footer) error {
+	return w.retry(ctx, "put segment", name, func() error {
+		err := w.store.Put(ctx, name, objectstore.Body{Parts: parts, Size: footer.ObjectSize})
+		if !errors.Is(err, objectstore.ErrExists) {
+			return err
+		}
+		// Most likely it is an earlier try of this very put. A store may also have refused it because of one that then failed: not found is tried again.
+		same, err := w.same(ctx, name, parts[len(parts)-1], footer)
+		if err == nil && !same {
+			return objectstore.ErrExists
+		}
+		return err
+	})
 }
 
 // same reports whether the object of that name is the one that this writer meant to put: its footer, which has the checksums
 // of all sections, is the same to the byte.
 func (w *Writer) same(ctx context.Context, name string, want []byte, footer *segment.Footer) (bool, error) {
-	var same bool
-	err := w.retry(ctx, "compare segment", name, func() error {
-		info, err := w.store.Stat(ctx, name)
-		if err != nil {
-			return err
-		}
-		if same = info.Size == footer.ObjectSize; !same {
-			return nil
-		}
-		got := make([]byte, len(want))
-		err = w.store.Get(ctx, name, footer.Pos, got)
-		same = bytes.Equal(got, want)
-		return err
-	})
-	return same, err
+	info, err := w.store.Stat(ctx, name)
+	if err != nil || info.Size != footer.ObjectSize {
+		return false, err
+	}
+	got := make([]byte, len(want))
+	err = w.store.Get(ctx, name, footer.Pos, got)
+	return bytes.Equal(got, want), err
 }
 
 // retry calls do until it succeeds, says that the object exists, or ctx ends. While the bucket is away, flushing waits; the WAL
@@ -184,11 +179,24 @@ func (w *Writer) Close(ctx context.Context) error {
 
 func (w *Writer) apply(ctx context.Context, next coordinator.Log, ops []coordinator.Op) error {
 	w.guard.Next = coordinator.Encode(next)
-	if err := coordinator.Apply(ctx, w.kv, []*coordinator.Guard{&w.guard}, ops); err != nil {
-		return fmt.Errorf("commit %d of WAL log %s: %w", next.Commits, next.ID, err)
+	for {
+		err := coordinator.Apply(ctx, w.kv, []*coordinator.Guard{&w.guard}, ops)
+		if err == nil {
+			w.record = next
+			return nil
+		}
+		err = fmt.Errorf("commit %d of WAL log %s: %w", next.Commits, next.ID, err)
+		if !errors.Is(err, coordinator.ErrNoSpace) {
+			return err
+		}
+		// Nothing was applied. An operator makes room; until then the WAL gathers.
+		w.log.Error("waiting for room in etcd", "err", err)
+		select {
+		case <-time.After(retryPauses[len(retryPauses)-1]):
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", err, ctx.Err())
+		}
 	}
-	w.record = next
-	return nil
 }
 
 // newCommit describes a staged segment.

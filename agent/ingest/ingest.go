@@ -15,6 +15,8 @@ package ingest
 
 import (
 	"context"
+	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/varve-io/varve/agent/partition"
@@ -79,8 +81,10 @@ const (
 type Request struct {
 	Batches []Batch
 	Acks    Acks
+	// Refused: a batch was refused by the time that Produce returned; for a producer that gets no answers.
+	Refused bool
 
-	pending pendingCount
+	pending atomic.Int32 // batches without a result
 	done    chan struct{}
 }
 
@@ -95,7 +99,11 @@ func (r *Request) Done() <-chan struct{} { return r.done }
 // Produce appends the request's batches whose Result has no error yet. It blocks while the WAL has no room, until ctx ends; it does not wait for durability, of
 // which [Request.Done] tells. The batches' bytes are not used after it has returned.
 func (in *Ingest) Produce(ctx context.Context, r *Request) {
-	r.pending.start(len(r.Batches))
+	if len(r.Batches) == 0 {
+		close(r.done)
+		return
+	}
+	r.pending.Store(int32(len(r.Batches)))
 	total := 0
 	for i := range r.Batches {
 		if r.Batches[i].Result.Err == nil {
@@ -114,10 +122,9 @@ func (in *Ingest) Produce(ctx context.Context, r *Request) {
 		b.wait = wait{request: r, batch: b, ingest: in}
 		switch {
 		case b.Result.Err != nil:
-			r.finish()
+			r.refuse(b, b.Result.Err)
 		case refused != nil:
-			b.fail(protocol.KafkaStorageError.Errorf("append: %v", refused))
-			r.finish()
+			r.refuse(b, refusal(refused))
 		default:
 			in.append(nowMs, b)
 		}
@@ -132,8 +139,7 @@ func (in *Ingest) append(nowMs int64, b *Batch) {
 	if err != nil || placed.Duplicate {
 		p.mu.Unlock()
 		if err != nil {
-			b.fail(err)
-			b.wait.request.finish()
+			b.wait.request.refuse(b, err)
 		} else {
 			in.repeat(b, placed)
 		}
@@ -148,8 +154,7 @@ func (in *Ingest) append(nowMs int64, b *Batch) {
 	if err != nil {
 		// The log has failed for good, and with it this leadership; recovery rebuilds the state.
 		p.mu.Unlock()
-		b.fail(protocol.KafkaStorageError.Errorf("append: %v", err))
-		b.wait.request.finish()
+		b.wait.request.refuse(b, refusal(err))
 		return
 	}
 	b.wait.ref = ref
@@ -187,6 +192,21 @@ func (in *Ingest) repeat(b *Batch, placed partition.Placement) {
 	if durable {
 		b.wait.request.finish()
 	}
+}
+
+// refusal is the answer for a batch that the WAL does not take. A WAL that stays full for longer than the producer waits is a time-out to it.
+func refusal(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return protocol.RequestTimedOut.Errorf("append: %v", err)
+	}
+	return protocol.KafkaStorageError.Errorf("append: %v", err)
+}
+
+// refuse answers a batch that did not get into the WAL. Only the goroutine of Produce calls it.
+func (r *Request) refuse(b *Batch, err error) {
+	r.Refused = true
+	b.fail(err)
+	r.finish()
 }
 
 func (b *Batch) fail(err error) {

@@ -1,20 +1,12 @@
 package ingest
 
 import (
-	"sync/atomic"
-
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/wal"
 )
 
-// pendingCount counts the batches of a request that have no result yet.
-type pendingCount struct{ n atomic.Int32 }
-
-// start sets the count.
-func (c *pendingCount) start(n int) { c.n.Store(int32(n)) }
-
 func (r *Request) finish() {
-	if r.pending.n.Add(-1) == 0 {
+	if r.pending.Add(-1) == 0 {
 		close(r.done)
 	}
 }

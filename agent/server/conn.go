@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"runtime/pprof"
 	"sync"
 	"time"
@@ -20,31 +21,39 @@ type conn struct {
 	server *Server
 	nc     net.Conn
 	client Client
-	line   chan Answer   // in order of requests; closed by the reader
-	broken chan struct{} // closed by the writer if it cannot write
-	once   sync.Once
+	cancel context.CancelFunc // ends the handler's work for this connection
+	line   chan answer        // in order of requests; closed by the reader
+	sent   chan struct{}      // has capacity 1: the writer has written an answer that mutes
+	broken chan struct{}      // closed by the writer if it cannot write
 
 	mu       sync.Mutex
 	idle     bool // between requests
 	draining bool
 }
 
-func newConn(s *Server, nc net.Conn, ip string) *conn {
-	return &conn{
-		server: s, nc: nc, client: Client{Address: nc.RemoteAddr().String(), Host: "/" + ip},
-		line: make(chan Answer, s.cfg.PipelineMax), broken: make(chan struct{}),
+// answer is an Answer in line.
+type answer struct {
+	Answer
+	mutes bool // the reader waits until it is written
+}
+
+// newConn returns a connection whose handler's work ends with ctx, or when it is cut.
+func newConn(ctx context.Context, s *Server, nc net.Conn, ip string) (context.Context, *conn) {
+	ctx, cancel := context.WithCancel(ctx)
+	return ctx, &conn{
+		server: s, nc: nc, client: Client{Address: nc.RemoteAddr().String(), Host: "/" + ip}, cancel: cancel,
+		line: make(chan answer, s.cfg.PipelineMax), sent: make(chan struct{}, 1), broken: make(chan struct{}),
 	}
 }
 
 // run serves the connection to its end.
 func (c *conn) run(ctx context.Context) {
-	pprof.Do(ctx, pprof.Labels("room", "server", "side", "reader"), func(ctx context.Context) {
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		stop := context.AfterFunc(ctx, c.cut)
+	pprof.Do(ctx, pprof.Labels("varve", "connection-reader"), func(ctx context.Context) {
+		defer c.cancel()
+		stop := context.AfterFunc(ctx, func() { _ = c.nc.Close() })
 		defer stop()
 		written := make(chan struct{})
-		go pprof.Do(ctx, pprof.Labels("side", "writer"), func(ctx context.Context) {
+		go pprof.Do(ctx, pprof.Labels("varve", "connection-writer"), func(ctx context.Context) {
 			defer close(written)
 			c.write(ctx)
 		})
@@ -64,8 +73,8 @@ func quiet(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, context.Canceled)
 }
 
-// cut ends the connection now.
-func (c *conn) cut() { _ = c.nc.Close() }
+// cut ends the connection now, and whatever is done for it.
+func (c *conn) cut() { c.cancel() }
 
 // drain ends the connection once the request that it is at is served.
 func (c *conn) drain() {
@@ -99,6 +108,9 @@ func (c *conn) read(ctx context.Context) error {
 		}
 		var size [4]byte
 		if _, err := io.ReadFull(c.nc, size[:1]); err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				return nil // idle for too long, or draining
+			}
 			return err
 		}
 		c.setIdle(false)
@@ -128,10 +140,15 @@ func (c *conn) request(ctx context.Context, size int) error {
 		return fmt.Errorf("read frame: %w", err)
 	}
 	key := protocol.Key(binary.BigEndian.Uint16(prefix[:]))
-	if err := s.bytes.Acquire(ctx, int64(size)); err != nil {
+	// Produce has bytes of its own: while the WAL is full its requests stand here, and must not keep consumers and groups from being served.
+	bytes := s.otherBytes
+	if key == protocol.KeyProduce {
+		bytes = s.produceBytes
+	}
+	if err := bytes.Acquire(ctx, int64(size)); err != nil {
 		return err
 	}
-	defer s.bytes.Release(int64(size))
+	defer bytes.Release(int64(size))
 	var frame []byte
 	if key == protocol.KeyProduce { // the only large ones, and nothing of them is kept
 		var pooled *[]byte
@@ -155,41 +172,43 @@ func (c *conn) serve(ctx context.Context, frame []byte) error {
 	s := c.server
 	h, body, err := wire.ParseHeader(frame)
 	if wire.IsUnsupportedAPIVersions(h, err) {
-		return c.enqueue(ctx, Encoded(wire.AppendUnsupportedAPIVersions(nil, h.CorrelationID)), false)
+		return c.enqueue(ctx, answer{Encoded(wire.AppendUnsupportedAPIVersions(nil, h.CorrelationID)), true})
 	}
 	if err != nil {
 		return err
 	}
 	start := time.Now()
-	answer, err := s.handler.Serve(ctx, &Request{Header: h, Body: body, Client: c.client})
+	a, err := s.handler.Serve(ctx, &Request{Header: h, Body: body, Client: c.client, Leave: s.leave})
 	s.metrics.request(h.Key, time.Since(start))
 	if err != nil {
 		return fmt.Errorf("%v version %d: %w", h.Key, h.Version, err)
 	}
-	if answer == nil {
+	if a == nil {
 		return nil
 	}
-	return c.enqueue(ctx, answer, h.Key == protocol.KeyProduce)
+	return c.enqueue(ctx, answer{a, h.Key != protocol.KeyProduce})
 }
 
-// enqueue puts an answer in line; unless it is of a kind that may be overtaken by the next request, the caller's goroutine goes on
-// reading only when the answer is ready, which it is for all of that kind.
-func (c *conn) enqueue(ctx context.Context, a Answer, pipelined bool) error {
-	if ready := a.Ready(); !pipelined && ready != nil {
-		select {
-		case <-ready:
-		case <-ctx.Done():
-		}
-	}
+// enqueue puts an answer in line. One that mutes is written before the reader goes on: it may hold megabytes, and a peer that asks again
+// and again without reading must not make the agent hold many of them.
+func (c *conn) enqueue(ctx context.Context, a answer) error {
 	select {
 	case c.line <- a:
-		return nil
 	case <-c.broken:
 		a.Release()
 		return net.ErrClosed
 	case <-ctx.Done():
 		a.Release()
 		return ctx.Err()
+	}
+	if !a.mutes {
+		return nil
+	}
+	select {
+	case <-c.sent:
+		return nil
+	case <-c.broken:
+		return net.ErrClosed
 	}
 }
 
@@ -211,9 +230,12 @@ func (c *conn) write(ctx context.Context) {
 			}
 		}
 		a.Release()
+		if a.mutes {
+			c.sent <- struct{}{}
+		}
 		if !ok {
 			c.cut()
-			c.once.Do(func() { close(c.broken) })
+			close(c.broken)
 			for rest := range c.line {
 				rest.Release()
 			}
@@ -259,4 +281,4 @@ func (c *conn) send(bufs [][]byte) bool {
 }
 
 // sendBytes is how much is written under one deadline.
-const sendBytes = 4 << 20
+const sendBytes = 1 << 20

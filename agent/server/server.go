@@ -4,8 +4,8 @@
 //
 // Two goroutines serve a connection. The reader takes a frame, has the handler serve it, and puts the answer in line; the writer
 // writes answers in the order of the requests, as the protocol demands. An answer in line need not be ready: that is how a producer
-// has several batches on their way to the disk at once. All other requests are answered before the next one of the connection is read, as in Kafka's SocketServer,
-// which mutes the channel meanwhile.
+// has several batches on their way to the disk at once. The answers to all other requests are written before the next one of the connection is
+// read, as in Kafka's SocketServer, which mutes the channel meanwhile.
 //
 // # Limits
 //
@@ -33,7 +33,7 @@ type Config struct {
 	ConnectionsMax      int           // all together
 	ConnectionsPerIPMax int           // from one address
 	FrameBytesMax       int           // of one request (socket.request.max.bytes)
-	InFlightBytesMax    int64         // of frames that are read or served, over all connections
+	InFlightBytesMax    int64         // of frames that are read or served, over all connections: once for Produce, once for all others
 	PipelineMax         int           // answers in line per connection
 	IdleMax             time.Duration // without a request (connections.max.idle.ms)
 	StallMax            time.Duration // in the middle of a frame, or while an answer is written
@@ -55,6 +55,8 @@ type Request struct {
 	// other requests it is the handler's to keep.
 	Body   []byte
 	Client Client
+	// Leave is closed when the server drains: what only waits for news should answer now.
+	Leave <-chan struct{}
 }
 
 // Client tells who is at the other end.
@@ -87,8 +89,10 @@ type Server struct {
 	handler Handler
 	log     *slog.Logger
 	metrics *metrics
-	bytes   *semaphore.Weighted
 	buffers buffers
+	leave   chan struct{} // closed when the server drains
+
+	produceBytes, otherBytes *semaphore.Weighted // of frames that are read or served
 
 	mu        sync.Mutex
 	listeners map[net.Listener]struct{}
@@ -102,7 +106,7 @@ type Server struct {
 func New(cfg Config, handler Handler, log *slog.Logger, reg Registerer) *Server {
 	return &Server{
 		cfg: cfg, handler: handler, log: log, metrics: newMetrics(reg),
-		bytes:     semaphore.NewWeighted(cfg.InFlightBytesMax),
+		leave: make(chan struct{}), produceBytes: semaphore.NewWeighted(cfg.InFlightBytesMax), otherBytes: semaphore.NewWeighted(cfg.InFlightBytesMax),
 		listeners: make(map[net.Listener]struct{}), conns: make(map[*conn]struct{}), perIP: make(map[string]int),
 	}
 }
@@ -110,7 +114,8 @@ func New(cfg Config, handler Handler, log *slog.Logger, reg Registerer) *Server 
 // ErrDraining: the server takes no connections any more.
 var ErrDraining = errors.New("server is draining")
 
-// Serve accepts connections until ctx ends or the server drains (it returns nil), or the listener fails. It closes the listener.
+// Serve accepts connections until ctx ends or the server drains (it returns nil), or the listener fails. It closes the listener. When ctx ends it
+// cuts all connections and returns when nothing is done for them any more.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	s.mu.Lock()
 	if s.draining {
@@ -128,7 +133,11 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			s.mu.Lock()
 			draining := s.draining
 			s.mu.Unlock()
-			if draining || ctx.Err() != nil {
+			if ctx.Err() != nil {
+				s.wg.Wait()
+				return nil
+			}
+			if draining {
 				return nil
 			}
 			if temporary(err) {
@@ -160,7 +169,7 @@ func (s *Server) admit(ctx context.Context, nc net.Conn) {
 		_ = nc.Close()
 		return
 	}
-	c := newConn(s, nc, ip)
+	ctx, c := newConn(ctx, s, nc, ip)
 	s.conns[c] = struct{}{}
 	s.perIP[ip]++
 	s.metrics.connections.Inc()
@@ -180,6 +189,9 @@ func (s *Server) admit(ctx context.Context, nc net.Conn) {
 // what is left is cut off. It returns when no connection is left.
 func (s *Server) Drain(ctx context.Context) {
 	s.mu.Lock()
+	if !s.draining {
+		close(s.leave)
+	}
 	s.draining = true
 	for l := range s.listeners {
 		_ = l.Close()

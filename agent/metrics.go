@@ -1,0 +1,65 @@
+package agent
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/varve-io/varve/objectstore/cache"
+)
+
+// measure registers what the WAL, the flush and the caches count. The rooms count for themselves; this is where it gets its names.
+func (a *Agent) measure(blocks *cache.Cache) {
+	gauge := func(name, help string, value func() float64) {
+		a.deps.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+	}
+	counter := func(name, help string, value func() float64) {
+		a.deps.Metrics.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, value))
+	}
+
+	gauge("varve_wal_unflushed_bytes", "Memory of batches that are not in the bucket yet; producers wait when it reaches the WAL's limit.",
+		func() float64 { return float64(a.wal.Stats().UnflushedBytes) })
+	gauge("varve_wal_memory_bytes", "Memory of the WAL: unflushed batches, and flushed ones that are kept for consumers of the tail.",
+		func() float64 { return float64(a.wal.Stats().MemoryBytes) })
+	gauge("varve_wal_waiting_requests", "Produce requests that wait for room in the WAL.",
+		func() float64 { return float64(a.wal.Stats().Admitting) })
+	counter("varve_wal_batches_total", "Record batches that were appended to the WAL.",
+		func() float64 { return float64(a.wal.Stats().Entries) })
+	counter("varve_wal_batch_bytes_total", "Bytes of the record batches that were appended to the WAL.",
+		func() float64 { return float64(a.wal.Stats().Bytes) })
+	counter("varve_wal_written_bytes_total", "Bytes that the WAL wrote to its disk, with headers and padding.",
+		func() float64 { return float64(a.wal.Stats().WrittenBytes) })
+	counter("varve_wal_syncs_total", "Writes to the WAL's disk, each one sync; batches per sync tell how well they gather.",
+		func() float64 { return float64(a.wal.Stats().Syncs) })
+
+	counter("varve_flush_segments_total", "Segments that were put into the bucket and committed.",
+		func() float64 { return float64(a.flusher.Stats().Segments) })
+	counter("varve_flush_segment_bytes_total", "Bytes of the segments that were put into the bucket and committed.",
+		func() float64 { return float64(a.flusher.Stats().SegmentBytes) })
+	gauge("varve_flush_oldest_seconds", "Age of the oldest batch that is not committed; it grows while the bucket or etcd is away.",
+		func() float64 {
+			oldest := a.flusher.Stats().Oldest
+			if oldest.IsZero() {
+				return 0
+			}
+			return a.deps.Now().Sub(oldest).Seconds()
+		})
+
+	counter("varve_cache_hits_total", "Blocks of segments that a read found in memory or on their way.",
+		func() float64 { st := blocks.Stats(); return float64(st.Hits + st.Joins) })
+	counter("varve_cache_misses_total", "Blocks of segments that a read had to fetch from the bucket.",
+		func() float64 { return float64(blocks.Stats().Misses) })
+	counter("varve_cache_gets_total", "GET requests for blocks of segments, those ahead of reads included.",
+		func() float64 { return float64(blocks.Stats().Gets) })
+	counter("varve_cache_get_bytes_total", "Bytes that GET requests for blocks of segments brought.",
+		func() float64 { return float64(blocks.Stats().GetBytes) })
+	counter("varve_cache_failures_total", "GET requests for blocks of segments that failed.",
+		func() float64 { return float64(blocks.Stats().Failures) })
+	counter("varve_cache_waits_total", "Reads that had to wait until other consumers took their answers, because those held all blocks.",
+		func() float64 { return float64(blocks.Stats().Waits) })
+	gauge("varve_cache_bytes", "Memory of the cache of blocks.",
+		func() float64 { return float64(blocks.Stats().BlockBytes) })
+	gauge("varve_cache_pinned_bytes", "Memory of the cache of blocks that answers on their way and GET requests hold.",
+		func() float64 { return float64(blocks.Stats().PinnedBytes) })
+
+	gauge("varve_partitions", "Partitions that this agent leads and that were used since it started.",
+		func() float64 { return float64(a.partitions.Len()) })
+}
