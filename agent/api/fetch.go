@@ -27,8 +27,8 @@ func (b *Broker) fetch(ctx context.Context, r *server.Request, req *kmsg.FetchRe
 	}
 	asked := s.asked()
 	wants := make([]fetch.Want, len(asked))
-	for i, a := range asked {
-		wants[i] = b.want(req.Version, a)
+	for i := range asked {
+		wants[i] = b.want(req.Version, &asked[i])
 	}
 	limits := fetch.Limits{
 		BytesMin: int(req.MinBytes), BytesMax: min(int(req.MaxBytes), fetchBytesMax),
