@@ -9,7 +9,6 @@ package chaos
 import (
 	"bufio"
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -62,8 +61,9 @@ const (
 	underLoad moment = iota
 	atPut            // a segment has just been put, so it is not committed yet, or just so
 	starting         // while it comes up and recovers
-	moments
 )
+
+var moments = []moment{underLoad, atPut, starting}
 
 func (m moment) String() string { return [...]string{"under load", "at a put", "starting"}[m] }
 
@@ -117,7 +117,7 @@ func (c campaign) run(t *testing.T, o servers.VarveOptions, neighbours []*server
 
 	began, killed := time.Now(), make(map[moment]int)
 	for round := range c.rounds {
-		m := moment(c.rng.IntN(int(moments)))
+		m := moments[c.rng.IntN(len(moments))]
 		if len(neighbours) > 0 && c.rng.IntN(3) == 0 {
 			i := c.rng.IntN(len(neighbours))
 			neighbours[i] = c.restart(t, neighbours[i])
@@ -132,7 +132,7 @@ func (c campaign) run(t *testing.T, o servers.VarveOptions, neighbours []*server
 	}
 	t.Logf("killed %v in %v", killed, time.Since(began).Round(time.Second))
 	stop()
-	if err := errors.Join(writers.Wait()); err != nil {
+	if err := writers.Wait(); err != nil {
 		t.Fatal(err)
 	}
 	stopReader()

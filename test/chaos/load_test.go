@@ -103,27 +103,27 @@ func (l *load) write(ctx context.Context, writer int, seed uint64) error {
 	for i := range noise {
 		noise[i] = byte(rng.IntN(64)) // compresses a little
 	}
+	giveUpNever := context.WithoutCancel(ctx) // a record that is given up leaves a hole in the producer's sequence
 	for seq := int64(0); ctx.Err() == nil; seq++ {
 		size := 1 + rng.IntN(2*kind.valueBytes)
 		if rng.IntN(500) == 0 {
 			size = min(1+rng.IntN(recordBytesMax), int(kind.batchBytes)/2)
 		}
 		start := rng.IntN(len(noise) - size)
-		l.send(client, check.ID{Writer: int32(writer), Seq: seq}, int32(rng.IntN(partitions)), noise[start:start+size])
+		l.send(giveUpNever, client, check.ID{Writer: int32(writer), Seq: seq}, int32(rng.IntN(partitions)), noise[start:start+size])
 	}
-	return client.Flush(context.WithoutCancel(ctx))
+	return client.Flush(giveUpNever)
 }
 
 // send sends one record, and blocks while too many are under way.
-func (l *load) send(client *kgo.Client, id check.ID, partition int32, value []byte) {
+func (l *load) send(ctx context.Context, client *kgo.Client, id check.ID, partition int32, value []byte) {
 	log := &l.logs[partition]
 	log.mu.Lock()
 	at := len(log.sends)
 	log.sends = append(log.sends, check.Send{ID: id, Content: maphash.Bytes(l.seed, value), Floor: log.floor})
 	log.mu.Unlock()
 	record := &kgo.Record{Topic: topic, Partition: partition, Key: appendID(nil, id), Value: value}
-	// The context is none that ends: a record given up would leave a hole in the producer's sequence.
-	client.Produce(context.Background(), record, func(r *kgo.Record, err error) {
+	client.Produce(ctx, record, func(r *kgo.Record, err error) {
 		if err != nil { // the outcome stays unknown
 			l.fail(err)
 			return
@@ -145,7 +145,7 @@ func (l *load) follow(ctx context.Context) error {
 	defer client.Close()
 	for ctx.Err() == nil {
 		fetches := client.PollFetches(ctx)
-		fetches.EachError(func(_ string, p int32, err error) {
+		fetches.EachError(func(_ string, _ int32, err error) {
 			// Data loss is what a reader reports that was told of records that are gone.
 			if lost := (*kgo.ErrDataLoss)(nil); errors.As(err, &lost) {
 				l.fail(err)

@@ -93,7 +93,7 @@ func (c *checker) match(s *tracked, r *Record) {
 	case s.Outcome == Unknown && r.Offset <= s.Floor:
 		c.report(Stale, r.ID, r.Offset, "offset %d had been acknowledged when it was sent", s.Floor)
 	}
-	if last, any := c.last[r.ID.Writer]; any && r.ID.Seq < last {
+	if last, ok := c.last[r.ID.Writer]; ok && r.ID.Seq < last {
 		c.report(Reordered, r.ID, r.Offset, "after %v", ID{r.ID.Writer, last})
 	} else {
 		c.last[r.ID.Writer] = r.ID.Seq

@@ -171,7 +171,7 @@ func (d *digest) add(path string, value []byte) {
 func (d *digest) sum() string {
 	all := sha256.New()
 	for _, path := range slices.Sorted(maps.Keys(d.files)) {
-		fmt.Fprintf(all, "%s %x\n", path, d.files[path].Sum(nil))
+		all.Write(d.files[path].Sum([]byte(path)))
 	}
 	return fmt.Sprintf("%x", all.Sum(nil)[:8])
 }
