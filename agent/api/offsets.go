@@ -16,6 +16,7 @@ func (b *Broker) listOffsets(ctx context.Context, req *kmsg.ListOffsetsRequest) 
 	resp := kmsg.NewPtrListOffsetsResponse()
 	resp.Version = req.Version
 	resp.Topics = make([]kmsg.ListOffsetsResponseTopic, len(req.Topics))
+	repeated := repeatedPartitions(req)
 	for i := range req.Topics {
 		t, out := &req.Topics[i], &resp.Topics[i]
 		out.Topic = t.Topic
@@ -25,7 +26,12 @@ func (b *Broker) listOffsets(ctx context.Context, req *kmsg.ListOffsetsRequest) 
 			p.Partition, p.Offset, p.Timestamp = t.Partitions[j].Partition, -1, -1
 			perr := err
 			var live *ingest.Partition
-			if perr == nil {
+			switch {
+			case repeated[topicPartition{t.Topic, p.Partition}]:
+				perr = protocol.InvalidRequest.Err()
+			case !timestampServed(req.Version, t.Partitions[j].Timestamp):
+				perr = protocol.UnsupportedVersion.Err()
+			case perr == nil:
 				live, perr = b.deps.Partitions.Get(topic, p.Partition)
 			}
 			if perr == nil {
@@ -36,6 +42,43 @@ func (b *Broker) listOffsets(ctx context.Context, req *kmsg.ListOffsetsRequest) 
 		}
 	}
 	return resp
+}
+
+type topicPartition struct {
+	topic     string
+	partition int32
+}
+
+// repeatedPartitions returns those that stand in the request more than once: INVALID_REQUEST, as ReplicaManager.fetchOffset has it.
+func repeatedPartitions(req *kmsg.ListOffsetsRequest) map[topicPartition]bool {
+	var repeated map[topicPartition]bool
+	seen := make(map[topicPartition]struct{})
+	for i := range req.Topics {
+		for j := range req.Topics[i].Partitions {
+			key := topicPartition{req.Topics[i].Topic, req.Topics[i].Partitions[j].Partition}
+			if _, ok := seen[key]; ok {
+				if repeated == nil {
+					repeated = make(map[topicPartition]bool)
+				}
+				repeated[key] = true
+			}
+			seen[key] = struct{}{}
+		}
+	}
+	return repeated
+}
+
+// timestampServed reports whether a version of ListOffsets knows the timestamp: special ones came one by one.
+func timestampServed(version int16, timestamp int64) bool {
+	switch timestamp {
+	case protocol.MaxTimestamp:
+		return version >= 7
+	case protocol.EarliestLocalTimestamp:
+		return version >= 8
+	case protocol.LatestTieredTimestamp:
+		return version >= 9
+	}
+	return timestamp >= protocol.EarliestTimestamp
 }
 
 // listOffset answers for one partition.

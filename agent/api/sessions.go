@@ -17,7 +17,7 @@ import (
 const (
 	sessionsMax         = 10_000          // max.incremental.fetch.session.cache.slots is 1,000 in Kafka, for many more brokers
 	sessionIdle         = 2 * time.Minute // after which a session makes room for another (KIP-227)
-	sessionPartitionMax = 200_000         // of one session
+	sessionPartitionMax = 200_000         // of one session; one that grows beyond it ends, and its client begins anew
 )
 
 // sessions are the fetch sessions of all connections (KIP-227): a client that fetches the same partitions again and again names only what changed, and is
@@ -41,6 +41,7 @@ type session struct {
 	partitions list.List // of *askedPartition, in the order in which they take turns
 	byKey      map[partitionKey]*list.Element
 	full       bool // the answer lists every partition
+	byTopicID  bool // partitions are named by topic id
 }
 
 // partitionKey names a partition as the client does: by topic name or, from version 13 on, by topic id.
@@ -78,7 +79,7 @@ func (ss *sessions) open(req *kmsg.FetchRequest) (*session, protocol.ErrorCode) 
 		if req.Version >= 7 {
 			ss.close(req.SessionID)
 		}
-		s := &session{full: true, byKey: make(map[partitionKey]*list.Element)}
+		s := &session{full: true, byTopicID: req.Version >= 13, byKey: make(map[partitionKey]*list.Element)}
 		s.update(req)
 		if req.Version >= 7 && req.SessionEpoch == epochFull && len(s.byKey) > 0 {
 			ss.add(s)
@@ -101,9 +102,16 @@ func (ss *sessions) open(req *kmsg.FetchRequest) (*session, protocol.ErrorCode) 
 	if s.epoch != req.SessionEpoch {
 		return nil, protocol.InvalidFetchSessionEpoch
 	}
+	if s.byTopicID != (req.Version >= 13) {
+		return nil, protocol.FetchSessionTopicIDError
+	}
 	s.epoch = nextEpoch(s.epoch)
 	s.full = false
 	s.update(req)
+	if len(s.byKey) > sessionPartitionMax {
+		ss.close(s.id)
+		return nil, protocol.FetchSessionIDNotFound
+	}
 	return s, protocol.None
 }
 
@@ -183,30 +191,36 @@ func (s *session) update(req *kmsg.FetchRequest) {
 	}
 }
 
-// asked returns the session's partitions in the order of their turns.
-func (s *session) asked() []*askedPartition {
+// asked returns copies of the session's partitions, in the order of their turns: another request of the session must not change them while
+// this one waits.
+func (s *session) asked() []askedPartition {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	all := make([]*askedPartition, 0, s.partitions.Len())
+	all := make([]askedPartition, 0, s.partitions.Len())
 	for e := s.partitions.Front(); e != nil; e = e.Next() {
-		all = append(all, e.Value.(*askedPartition))
+		all = append(all, *e.Value.(*askedPartition))
 	}
 	return all
 }
 
 // answer fills the response. An incremental one leaves out partitions without news; those with records go to the back of the line, so that
 // all take fair turns.
-func (s *session) answer(resp *wire.FetchResponse, asked []*askedPartition, result *fetch.Result, readCommitted bool) {
+func (s *session) answer(resp *wire.FetchResponse, asked []askedPartition, result *fetch.Result, readCommitted bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for i, a := range asked {
+	for i := range asked {
+		a := &asked[i]
+		e := s.byKey[a.key]
+		if e != nil {
+			a = e.Value.(*askedPartition)
+		}
 		part := &result.Parts[i]
 		news := len(part.Records) > 0 || part.Err != nil || part.Diverging != nil ||
 			part.State.HighWatermark != a.toldHigh || part.State.Start != a.toldStart
 		if !s.full && !news {
 			continue
 		}
-		if e := s.byKey[a.key]; e != nil && len(part.Records) > 0 && s.id != 0 {
+		if e != nil && len(part.Records) > 0 && s.id != 0 {
 			s.partitions.MoveToBack(e)
 		}
 		p := wire.NewFetchPartition(a.key.partition, protocol.CodeOf(part.Err))

@@ -2,11 +2,13 @@ package api
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve-io/varve/agent/ingest"
+	"github.com/varve-io/varve/agent/ledger"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/protocol"
 )
@@ -134,9 +136,16 @@ func (b *Broker) startToDelete(t *coordinator.Topic, asked *kmsg.DeleteRecordsRe
 	return live, start, nil
 }
 
+// deleteCode is what a client is told when a log start offset was not, or not certainly, moved; trying again does no harm.
 func deleteCode(ctx context.Context, err error) protocol.ErrorCode {
-	if ctx.Err() != nil {
+	switch known, ok := errors.AsType[*protocol.Error](err); {
+	case ctx.Err() != nil:
 		return protocol.RequestTimedOut
+	case ok:
+		return known.Code
+	case errors.Is(err, coordinator.ErrFenced), errors.Is(err, ledger.ErrNotLed):
+		return protocol.NotLeaderOrFollower
+	default:
+		return protocol.KafkaStorageError
 	}
-	return protocol.CodeOf(err)
 }

@@ -111,9 +111,6 @@ func New(cfg Config, handler Handler, log *slog.Logger, reg Registerer) *Server 
 	}
 }
 
-// ErrDraining: the server takes no connections any more.
-var ErrDraining = errors.New("server is draining")
-
 // Serve accepts connections until ctx ends or the server drains (it returns nil), or the listener fails. It closes the listener. When ctx ends it
 // cuts all connections and returns when nothing is done for them any more.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
@@ -121,7 +118,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if s.draining {
 		s.mu.Unlock()
 		_ = l.Close()
-		return ErrDraining
+		return nil
 	}
 	s.listeners[l] = struct{}{}
 	s.mu.Unlock()

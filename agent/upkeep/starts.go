@@ -38,8 +38,11 @@ type Starts struct {
 
 // shard is the newest manifest of a shard.
 type shard struct {
-	mu       sync.Mutex // held while a manifest is installed: one at a time
-	record   coordinator.Shard
+	turn chan struct{} // of capacity 1: whoever installs a manifest has put a token in; the record is theirs
+
+	record coordinator.Shard
+
+	mu       sync.Mutex // of manifest; only who has the turn writes it
 	manifest manifest.Manifest
 }
 
@@ -50,7 +53,7 @@ func NewStarts(store objectstore.Store, ledger Ledger, cluster [16]byte, now fun
 
 // Adopt loads the newest manifest of a shard that this agent has just begun to lead.
 func (s *Starts) Adopt(ctx context.Context, id coordinator.ShardID, record coordinator.Shard) error {
-	sh := &shard{record: record, manifest: manifest.Manifest{Cluster: s.cluster, Shard: uint32(id)}}
+	sh := &shard{turn: make(chan struct{}, 1), record: record, manifest: manifest.Manifest{Cluster: s.cluster, Shard: uint32(id)}}
 	if record.Manifest != "" {
 		info, err := s.store.Stat(ctx, record.Manifest)
 		if err != nil {
@@ -115,33 +118,61 @@ func (s *Starts) DeleteBefore(ctx context.Context, starts map[*ingest.Partition]
 	return nil
 }
 
-// install writes the next manifest of a shard and waits until it is the newest.
+// install has the next manifest of a shard written and waits until it is the newest, or ctx ends; it is brought to its end then all the same, since
+// whether it applied must be known before the next one.
 func (s *Starts) install(ctx context.Context, id coordinator.ShardID, partitions []*ingest.Partition, starts map[*ingest.Partition]protocol.Offset) error {
 	sh := s.shard(id)
 	if sh == nil {
 		return protocol.NotLeaderOrFollower.Err()
 	}
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	next := sh.manifest
-	next.Partitions = slices.Clone(next.Partitions)
-	next.CreatedMs = s.now().UnixMilli()
-	for _, p := range partitions {
-		start := max(starts[p], next.LogStart(p.ID.Topic, p.ID.Partition))
-		next.Set(manifest.Partition{Topic: p.ID.Topic, TopicName: p.Name, Partition: p.ID.Partition, LogStartOffset: start})
+	select {
+	case sh.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	if err := s.put(ctx, sh, &next); err != nil {
+	next := sh.next(s.now().UnixMilli(), partitions, starts)
+	if err := s.put(ctx, sh, next); err != nil {
+		<-sh.turn
 		return err
 	}
 	record := sh.record
 	record.Manifest = next.Name()
 	done := make(chan error, 1)
-	s.ledger.Write(id, []coordinator.Op{{Key: coordinator.KeyShard(id), Value: coordinator.Encode(record)}}, func(err error) { done <- err })
-	// Not ctx: whether the write applied must be known before the next one.
-	if err := <-done; err != nil {
+	s.ledger.Write(id, []coordinator.Op{{Key: coordinator.KeyShard(id), Value: coordinator.Encode(record)}}, func(err error) {
+		if err == nil {
+			sh.record = record
+			err = sh.installed(next, partitions)
+		}
+		<-sh.turn
+		done <- err
+	})
+	select {
+	case err := <-done:
 		return err
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	sh.record, sh.manifest = record, next
+}
+
+// next returns a copy of the manifest with the partitions' new starts, without a generation of its own.
+func (sh *shard) next(nowMs int64, partitions []*ingest.Partition, starts map[*ingest.Partition]protocol.Offset) *manifest.Manifest {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	next := sh.manifest
+	next.Partitions = slices.Clone(next.Partitions)
+	next.CreatedMs = nowMs
+	for _, p := range partitions {
+		start := max(starts[p], next.LogStart(p.ID.Topic, p.ID.Partition))
+		next.Set(manifest.Partition{Topic: p.ID.Topic, TopicName: p.Name, Partition: p.ID.Partition, LogStartOffset: start})
+	}
+	return &next
+}
+
+// installed makes the manifest, which is durable, the one that readers see.
+func (sh *shard) installed(next *manifest.Manifest, partitions []*ingest.Partition) error {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	sh.manifest = *next
 	for _, p := range partitions {
 		if err := p.SetStart(next.LogStart(p.ID.Topic, p.ID.Partition)); err != nil {
 			return err
@@ -150,20 +181,32 @@ func (s *Starts) install(ctx context.Context, id coordinator.ShardID, partitions
 	return nil
 }
 
-// put writes the manifest under the next free generation. A generation whose outcome is unknown is not used again, so that a name
-// stands for fixed bytes.
+// putPause is the wait between two tries to write a manifest.
+const putPause = 200 * time.Millisecond
+
+// put writes the manifest under the next free generation; it tries until ctx ends. A generation whose outcome is unknown is not used again, so that a
+// name stands for fixed bytes.
 func (s *Starts) put(ctx context.Context, sh *shard, next *manifest.Manifest) error {
 	for {
+		sh.mu.Lock()
 		sh.manifest.Generation++
 		next.Generation = sh.manifest.Generation
+		sh.mu.Unlock()
 		b, err := next.Encode()
 		if err != nil {
 			return err
 		}
 		err = s.store.Put(ctx, next.Name(), objectstore.Bytes(b))
-		if errors.Is(err, objectstore.ErrExists) {
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, objectstore.ErrExists):
 			continue
 		}
-		return err
+		select {
+		case <-time.After(putPause):
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", err, ctx.Err())
+		}
 	}
 }
