@@ -51,9 +51,10 @@ func (l *Log) allocate(n int) ([]byte, error) {
 	return mem, err
 }
 
-// unflushed is the memory from the first chunk that is not trimmed to the end of the current one's entries.
+// unflushed is the memory from the first chunk that is not trimmed to the end of the current one's entries. Proofs alone count nothing: no
+// trim would free them.
 func (l *Log) unflushed() int64 {
-	if l.trimmed == l.next-1 && l.open == nil {
+	if l.trimmed == l.next-1 {
 		return 0
 	}
 	return l.current.base + int64(l.current.fill) - l.unready[0].base

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
@@ -172,6 +173,34 @@ func TestProofsShareAnAppend(t *testing.T) {
 	}
 	if err := l.Prove(t.Context()); !errors.Is(err, wal.ErrClosed) {
 		t.Errorf("proof after the end: %v", err)
+	}
+}
+
+// TestProofsTakeNoRoom: a proof holds no entry that a trim could free, so that nobody may wait for its room.
+func TestProofsTakeNoRoom(t *testing.T) {
+	d := disktest.New(1)
+	_, l := simulated(t, d, wal.Config{BytesMax: 1 << 20})
+	d.Hold()
+	proved := make(chan error, 1)
+	go func() { proved <- l.Prove(context.Background()) }()
+	d.AwaitHeld(1)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	_ = l.Prove(ended) // stays open while the first one is written
+	admitted := make(chan error, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	go func() {
+		a, err := l.Admit(ctx, 1<<20)
+		a.Done()
+		admitted <- err
+	}()
+	for l.Stats().Admitting == 0 && len(admitted) == 0 {
+		runtime.Gosched()
+	}
+	d.Go()
+	if err := errors.Join(<-proved, <-admitted, l.Close(t.Context())); err != nil {
+		t.Fatal(err)
 	}
 }
 

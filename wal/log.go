@@ -149,7 +149,8 @@ func (l *Log) gather(n int) (*group, error) {
 	}
 	if frame.HeaderBytes+n > l.current.room() {
 		if err := l.nextChunk(frame.HeaderBytes + n); err != nil {
-			return nil, err
+			l.fail(fmt.Errorf("allocate memory for %d bytes: %w", n, err)) // for the caller the entry has its place already
+			return nil, l.err
 		}
 	}
 	g := l.newGroup()
