@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -31,7 +32,7 @@ var (
 )
 
 // TestCrash kills Varve with SIGKILL at random moments and starts it again, while producers and a consumer live on: under
-// load, just when a segment has been put into the bucket, and while it recovers from the crash before. In the end every
+// load, just when an acknowledgement has arrived or a segment has been put into the bucket, and while it recovers from the crash before. In the end every
 // acknowledged record must be there, at its offset, once.
 func TestCrash(t *testing.T) {
 	t.Run("dev", func(t *testing.T) {
@@ -59,13 +60,16 @@ type moment int
 
 const (
 	underLoad moment = iota
+	atAck            // an acknowledgement has just arrived, so that the disk must have it already
 	atPut            // a segment has just been put, so it is not committed yet, or just so
 	starting         // while it comes up and recovers
 )
 
-var moments = []moment{underLoad, atPut, starting}
+var moments = []moment{underLoad, atAck, atPut, starting}
 
-func (m moment) String() string { return [...]string{"under load", "at a put", "starting"}[m] }
+func (m moment) String() string {
+	return [...]string{"under load", "at an acknowledgement", "at a put", "starting"}[m]
+}
 
 // Bounds on waiting. What exceeds them is a failure.
 const (
@@ -163,6 +167,10 @@ func (c *campaign) crash(ctx context.Context, m moment) error {
 			return err
 		}
 		pause(c.rng, 300*time.Millisecond)
+	case atAck:
+		if err := c.ack(ctx); err != nil {
+			return err
+		}
 	case atPut:
 		if err := c.put(ctx); err != nil {
 			return err
@@ -183,7 +191,7 @@ func (c *campaign) crash(ctx context.Context, m moment) error {
 	}
 	select {
 	case <-c.varve.Exited():
-		if m != starting {
+		if m != starting && m != atAck {
 			return fmt.Errorf("varve ended by itself:\n%s", c.varve.Output())
 		}
 	default:
@@ -209,6 +217,22 @@ func (c *campaign) start(ctx context.Context) error {
 func (c *campaign) progress(ctx context.Context, n int64) error {
 	goal := c.load.acked.Load() + n
 	return c.await(ctx, fmt.Sprintf("%d more records acknowledged", n), func() (bool, error) { return c.load.acked.Load() >= goal, nil })
+}
+
+// ack kills Varve in the callback of an acknowledgement, without a moment's delay.
+func (c *campaign) ack(ctx context.Context) error {
+	if err := c.progress(ctx, 1+c.rng.Int64N(2000)); err != nil {
+		return err
+	}
+	killed := make(chan error, 1)
+	kill := func() { killed <- c.varve.Signal(syscall.SIGKILL) }
+	c.load.onAck.Store(&kill)
+	select {
+	case err := <-killed:
+		return err
+	case <-time.After(progressWithin):
+		return fmt.Errorf("no acknowledgement within %v", progressWithin)
+	}
 }
 
 // put waits until one more object is put into the bucket.

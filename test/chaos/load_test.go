@@ -33,6 +33,8 @@ type load struct {
 	seed    maphash.Seed
 	logs    [partitions]logHistory
 	acked   atomic.Int64 // records, all logs together
+	// onAck is called, once, by the next acknowledgement that arrives, and before anything else; nil for nothing.
+	onAck atomic.Pointer[func()]
 
 	mu     sync.Mutex
 	errors []error
@@ -124,6 +126,9 @@ func (l *load) send(ctx context.Context, client *kgo.Client, id check.ID, partit
 	log.mu.Unlock()
 	record := &kgo.Record{Topic: topic, Partition: partition, Key: appendID(nil, id), Value: value}
 	client.Produce(ctx, record, func(r *kgo.Record, err error) {
+		if f := l.onAck.Swap(nil); f != nil {
+			(*f)()
+		}
 		if err != nil { // the outcome stays unknown
 			l.fail(err)
 			return
