@@ -1,0 +1,541 @@
+package flush
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/varve-io/varve/agent/ingest"
+	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/coordinator"
+	memkv "github.com/varve-io/varve/coordinator/mem"
+	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/objectstore/fault"
+	"github.com/varve-io/varve/objectstore/mem"
+	"github.com/varve-io/varve/objectstore/segment"
+	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/batch"
+	"github.com/varve-io/varve/wal"
+)
+
+// world is a WAL log's record in etcd and a bucket, with a flusher between them. Tests play the WAL.
+type world struct {
+	t        *testing.T
+	kv       *memkv.Store
+	objects  *mem.Store
+	bucket   *fault.Store
+	record   coordinator.Log
+	revision int64
+	part     *ingest.Partition
+
+	flusher *Flusher
+	ended   chan error
+	cancel  context.CancelFunc
+
+	mu      sync.Mutex
+	commits []coordinator.Commit
+	trims   []int64
+	broken  error // what Committed says
+
+	entry  int64 // last that was durable
+	offset int64
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{t: t, kv: memkv.New(memkv.Config{ClusterID: 1, Start: time.Now()}), objects: mem.New()}
+	w.bucket = fault.New(w.objects)
+	w.record = coordinator.Log{
+		ID: 3, Node: 1, Fence: 1, Segments: []coordinator.WALSegment{{First: 1, Last: -1, Stores: []string{"s"}, Quorum: 1}},
+	}
+	w.revision = w.put(coordinator.KeyLog(3), coordinator.Encode(w.record))
+	w.part = ingest.NewPartition(partition.ID{Topic: protocol.TopicID{1}}, "t", 0, partition.New(1))
+	return w
+}
+
+func (w *world) put(key string, value []byte) int64 {
+	w.t.Helper()
+	res, err := w.kv.Txn(w.t.Context(), nil, []coordinator.Op{{Key: key, Value: value}})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return res.Revision
+}
+
+func (w *world) writer() *Writer {
+	return NewWriter(WriterConfig{
+		KV: w.kv, Store: w.bucket, Record: w.record, Revision: w.revision, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+	})
+}
+
+// run starts a flusher.
+func (w *world) run(cfg Config) {
+	w.flusher = New(cfg, Deps{
+		Writer: w.writer(), Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		Committed: func(c coordinator.Commit, f *segment.Footer) error {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if f.Header.ID.Name() != c.Object {
+				return errors.New("the footer is of another segment")
+			}
+			w.commits = append(w.commits, c)
+			return w.broken
+		},
+		Trim: func(entry int64) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.trims = append(w.trims, entry)
+		},
+	})
+	ctx, cancel := context.WithCancel(w.t.Context())
+	w.cancel, w.ended = cancel, make(chan error, 1)
+	go func() { w.ended <- w.flusher.Run(ctx) }()
+	w.t.Cleanup(w.end)
+}
+
+// end ends the flusher and returns why it did.
+func (w *world) end() {
+	w.cancel()
+	<-w.ended
+	w.ended <- nil
+}
+
+// durable gives the flusher the next batch, of one record with that many bytes.
+func (w *world) durable(bytes int) {
+	w.t.Helper()
+	b := batch.NewBuilder(batch.None)
+	b.BaseOffset, b.LeaderEpoch = protocol.Offset(w.offset), 1
+	b.Append(1, nil, make([]byte, bytes))
+	raw, err := b.AppendTo(nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.offset++
+	w.entry++
+	w.flusher.Durable(ingest.Entry{Partition: w.part, Ref: wal.Ref{Payload: raw, Entry: wal.EntryID(w.entry)}})
+}
+
+func (w *world) flush() {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), time.Hour)
+	defer cancel()
+	if err := w.flusher.Flush(ctx); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// check holds that etcd has n commits which continue each other, that what they name is in the bucket, and that the flusher told of them in order.
+func (w *world) check(n int) {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	items, _, err := w.kv.List(w.t.Context(), coordinator.PrefixCommits, 0)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if len(items) != n || len(w.commits) != n || len(w.trims) != n {
+		w.t.Fatalf("etcd has %d commits, %d were told and %d trims, want %d", len(items), len(w.commits), len(w.trims), n)
+	}
+	next, entry := protocol.Offset(0), int64(1)
+	for i, it := range items {
+		c, err := coordinator.DecodeCommit(it.Value)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		p := c.Partitions[0]
+		if c.Number != uint64(i+1) || c.FirstEntry != entry || p.FirstOffset != next {
+			w.t.Errorf("commit %d is number %d of entries from %d and offsets from %d, want entry %d and offset %d",
+				i+1, c.Number, c.FirstEntry, p.FirstOffset, entry, next)
+		}
+		next, entry = p.NextOffset, c.LastEntry+1
+		if w.commits[i].Object != c.Object || w.trims[i] != c.LastEntry {
+			w.t.Errorf("commit %d was told as %s and trimmed to %d", i+1, w.commits[i].Object, w.trims[i])
+		}
+		info, err := w.objects.Stat(w.t.Context(), c.Object)
+		if err != nil || info.Size != c.ObjectSize {
+			w.t.Errorf("the object of commit %d: %+v, %v, want %d bytes", i+1, info, err, c.ObjectSize)
+		}
+	}
+	item, _, err := w.kv.Get(w.t.Context(), coordinator.KeyLog(3))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	record, err := coordinator.Decode[coordinator.Log](item)
+	if err != nil || record.Commits != uint64(n) || record.Flushed != entry-1 {
+		w.t.Errorf("the log's record has %d commits up to entry %d (%v), want %d up to %d", record.Commits, record.Flushed, err, n, entry-1)
+	}
+}
+
+// objectsHeld returns how many objects are in the bucket.
+func (w *world) objectsHeld() int {
+	n := 0
+	for _, err := range w.objects.List(w.t.Context(), "", "") {
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		n++
+	}
+	return n
+}
+
+// eachBatch cuts a segment for each batch.
+var eachBatch = Config{SegmentBytes: 1, AgeMax: time.Hour, UploadsMax: 4}
+
+// TestCommitsInOrder lets uploads end in the opposite order.
+func TestCommitsInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		var gates []*fault.Gate
+		for n := range 3 {
+			gates = append(gates, fault.NewGate())
+			w.bucket.Add(fault.Rule{Op: fault.Put, Nth: n + 1, Gate: gates[n]})
+		}
+		w.run(eachBatch)
+		for range 3 {
+			w.durable(10)
+			synctest.Wait() // so that uploads begin in order
+		}
+		gates[2].Open()
+		gates[1].Open()
+		synctest.Wait()
+		if got := w.objectsHeld(); got != 2 {
+			t.Fatalf("%d objects are in the bucket, want 2", got)
+		}
+		w.check(0)
+		gates[0].Open()
+		synctest.Wait()
+		w.check(3)
+	})
+}
+
+// TestCutTriggers holds when a cut is made: by bytes, by age, by force.
+func TestCutTriggers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.run(Config{SegmentBytes: 1000, AgeMax: 5 * time.Second, UploadsMax: 2})
+		w.durable(100)
+		time.Sleep(4 * time.Second)
+		w.durable(100)
+		synctest.Wait()
+		w.check(0)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		w.check(1) // the first batch is old enough, and takes the second along
+
+		for range 6 {
+			w.durable(100)
+		}
+		synctest.Wait()
+		w.check(2) // six of 169 bytes are a segment's worth
+
+		begin := time.Now()
+		w.durable(10)
+		w.flush()
+		if took := time.Since(begin); took > time.Second {
+			t.Errorf("a flush took %v", took)
+		}
+		w.check(len(w.trims))
+		if w.trims[len(w.trims)-1] != w.entry {
+			t.Errorf("flushed up to entry %d, want %d", w.trims[len(w.trims)-1], w.entry)
+		}
+	})
+}
+
+// TestHurry holds that a full WAL is flushed as soon as all of it is durable, and in one segment.
+func TestHurry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.run(Config{SegmentBytes: 1 << 20, AgeMax: time.Hour, UploadsMax: 2})
+		w.flusher.Hurry(3)
+		w.durable(10)
+		w.durable(10)
+		synctest.Wait()
+		w.check(0)
+		w.durable(10)
+		synctest.Wait()
+		w.check(1)
+		w.durable(10)
+		synctest.Wait()
+		w.check(1) // the hurry is over
+	})
+}
+
+// TestFlushUnderLoad holds that Flush ends though batches never stop to come.
+func TestFlushUnderLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.run(Config{SegmentBytes: 1 << 20, AgeMax: time.Second, UploadsMax: 2})
+		gate := fault.NewGate()
+		w.bucket.Add(fault.Rule{Op: fault.Put, Gate: gate})
+		w.durable(10)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			w.flush()
+		}()
+		synctest.Wait()
+		w.durable(10) // of the next segment, which nobody waits for
+		gate.Open()
+		synctest.Wait()
+		select {
+		case <-done:
+		default:
+			t.Error("Flush waits for what came after it")
+		}
+		w.check(1)
+	})
+}
+
+// TestFlushEnds holds that Flush returns when its context does, and at once when there is nothing.
+func TestFlushEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.bucket.Add(fault.Rule{Op: fault.Put, Times: fault.Always, Effect: fault.Unavailable})
+		w.run(eachBatch)
+		w.flush()
+		w.durable(10)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := w.flusher.Flush(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("a flush without a bucket: %v", err)
+		}
+	})
+}
+
+func TestBucketAwayAndBack(t *testing.T) {
+	for _, effect := range []fault.Effect{
+		fault.Unavailable, fault.Denied, fault.UnknownApplied, fault.UnknownNotApplied, fault.UnknownLate,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.bucket.Add(fault.Rule{Op: fault.Put, Times: 20, Effect: effect})
+			w.run(eachBatch)
+			for range 10 {
+				w.durable(10)
+			}
+			w.flush()
+			w.check(10)
+			for _, err := range w.bucket.ApplyLate(t.Context()) {
+				if !errors.Is(err, objectstore.ErrExists) {
+					t.Errorf("a put that comes late: %v", err)
+				}
+			}
+			if got := w.objectsHeld(); got != 10 {
+				t.Errorf("effect %d: %d objects, want 10", effect, got)
+			}
+		})
+	}
+}
+
+// TestNameTaken holds that a name stands for fixed bytes: what has it keeps it, and the segment takes the next.
+func TestNameTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		id := segment.ID{Log: 3, Fence: 1, Commit: 1}
+		if err := w.objects.Put(t.Context(), id.Name(), objectstore.Bytes([]byte("of another attempt"))); err != nil {
+			t.Fatal(err)
+		}
+		w.run(eachBatch)
+		w.durable(10)
+		w.flush()
+		w.check(1)
+		id.Attempt = 1
+		if got := w.commits[0].Object; got != id.Name() {
+			t.Errorf("the commit names %s, want %s", got, id.Name())
+		}
+	})
+}
+
+// refusing says once that an object exists which does not: another put of the name was under way, and failed.
+type refusing struct {
+	objectstore.Store
+	once sync.Once
+}
+
+func (r *refusing) Put(ctx context.Context, name string, body objectstore.Body) error {
+	err := error(nil)
+	r.once.Do(func() { err = objectstore.ErrExists })
+	if err != nil {
+		return err
+	}
+	return r.Store.Put(ctx, name, body)
+}
+
+func TestNameTakenByNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.bucket = fault.New(&refusing{Store: w.objects})
+		w.run(eachBatch)
+		w.durable(10)
+		w.flush()
+		w.check(1)
+	})
+}
+
+func TestCommitOutcomes(t *testing.T) {
+	for _, kind := range []memkv.FaultKind{
+		memkv.Unavailable, memkv.UnknownApplied, memkv.UnknownLost, memkv.UnknownLate, memkv.NoSpace, memkv.NoSpaceApplied,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.run(eachBatch)
+			w.kv.Inject(memkv.Fault{Call: memkv.CallTxn, Skip: 1, Times: 2, Kind: kind})
+			for range 4 {
+				w.durable(10)
+			}
+			w.flush()
+			w.check(4)
+			w.kv.Settle() // what comes late finds the guard changed
+			w.check(4)
+		})
+	}
+}
+
+// TestFenced holds that a log which another agent has claimed gets no further commit, and that the flusher says why it ends.
+func TestFenced(t *testing.T) {
+	for _, kind := range []memkv.FaultKind{0, memkv.UnknownLate, memkv.UnknownLost} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.run(eachBatch)
+			w.durable(10)
+			w.flush()
+			if kind != 0 {
+				w.kv.Inject(memkv.Fault{Call: memkv.CallTxn, Kind: kind})
+				w.durable(10)
+				synctest.Wait() // the commit is in doubt, and will be sent again
+			}
+			claimed := w.record
+			claimed.Fence, claimed.Commits, claimed.Flushed = 2, 1, 1
+			w.put(coordinator.KeyLog(3), coordinator.Encode(claimed))
+			for range 20 { // more than there are places in line
+				w.durable(10)
+			}
+			err := <-w.ended
+			w.ended <- err
+			if !errors.Is(err, coordinator.ErrFenced) {
+				t.Errorf("the flusher ended with %v", err)
+			}
+			w.kv.Settle()
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			items, _, err := w.kv.List(t.Context(), coordinator.PrefixCommits, 0)
+			if err != nil || len(items) != 1 || len(w.trims) != 1 {
+				t.Errorf("%d commits (%v) and %d trims, want 1", len(items), err, len(w.trims))
+			}
+		})
+	}
+}
+
+// TestBrokenInvariant holds that the flusher ends when what it has committed does not continue what readers know, and that a segment with a gap
+// cannot be built.
+func TestBrokenInvariant(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.broken = errors.New("leaves a gap")
+		w.run(eachBatch)
+		w.durable(10)
+		w.durable(10)
+		err := <-w.ended
+		w.ended <- err
+		if !errors.Is(err, w.broken) || len(w.trims) != 0 {
+			t.Errorf("the flusher ended with %v and %d trims", err, len(w.trims))
+		}
+		records := []Record{record(t, 1, 5), record(t, 2, 3)}
+		if _, err := w.writer().Upload(t.Context(), new(segment.Builder), 1, records); !errors.Is(err, segment.ErrGap) {
+			t.Errorf("a segment with a gap: %v", err)
+		}
+	})
+}
+
+func record(t *testing.T, entry, offset int64) Record {
+	t.Helper()
+	b := batch.NewBuilder(batch.None)
+	b.BaseOffset, b.LeaderEpoch = protocol.Offset(offset), 1
+	b.Append(1, nil, nil)
+	raw, err := b.AppendTo(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Record{Entry: entry, Key: segment.Key{Topic: protocol.TopicID{1}}, Name: "t", Batch: raw}
+}
+
+// TestTinyBatches holds that a segment's worth of bytes in tiny batches is cut before the format's limits.
+func TestTinyBatches(t *testing.T) {
+	w := newWorld(t)
+	w.run(Config{SegmentBytes: 1 << 30, AgeMax: time.Hour, UploadsMax: 2})
+	for range recordsMax + 10 {
+		w.durable(0)
+	}
+	w.flush()
+	w.check(2)
+}
+
+// TestWriterOrder holds that commits are numbered without gaps and never go back.
+func TestWriterOrder(t *testing.T) {
+	w := newWorld(t)
+	wr := w.writer()
+	staged, err := wr.Upload(t.Context(), new(segment.Builder), 2, []Record{record(t, 1, 0)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := wr.Commit(t.Context(), staged); err == nil {
+		t.Error("commit 2 is accepted before commit 1")
+	}
+	staged.number = 1
+	if _, err := wr.Commit(t.Context(), staged); err != nil {
+		t.Fatal(err)
+	}
+	staged.number = 2
+	if _, err := wr.Commit(t.Context(), staged); err == nil {
+		t.Error("entries are committed twice")
+	}
+	if err := wr.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	item, _, err := w.kv.Get(t.Context(), coordinator.KeyLog(3))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l, err := coordinator.Decode[coordinator.Log](item); err != nil || !l.Closed || l.Flushed != 1 {
+		t.Errorf("the closed log is %+v, %v", l, err)
+	}
+}
+
+func TestStats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		gate := fault.NewGate()
+		w.bucket.Add(fault.Rule{Op: fault.Put, Gate: gate})
+		w.run(Config{SegmentBytes: 1 << 20, AgeMax: time.Second, UploadsMax: 2})
+		if st := w.flusher.Stats(); st != (Stats{}) {
+			t.Errorf("a new flusher has %+v", st)
+		}
+		begin := time.Now()
+		w.durable(10)
+		if st := w.flusher.Stats(); st.QueuedBytes == 0 || !st.Oldest.Equal(begin) {
+			t.Errorf("with a batch in line: %+v", st)
+		}
+		time.Sleep(2 * time.Second)
+		second := time.Now()
+		w.durable(10)
+		if st := w.flusher.Stats(); !st.Oldest.Equal(begin) {
+			t.Errorf("with a batch on its way: %+v", st)
+		}
+		gate.Open()
+		synctest.Wait()
+		if st := w.flusher.Stats(); st.Segments != 1 || st.SegmentBytes == 0 || !st.Oldest.Equal(second) {
+			t.Errorf("with one committed: %+v", st)
+		}
+		w.flush()
+		if st := w.flusher.Stats(); st.Segments != 2 || !st.Oldest.IsZero() || st.QueuedBytes != 0 {
+			t.Errorf("with all committed: %+v", st)
+		}
+		if !slices.IsSorted(w.trims) {
+			t.Errorf("trims went back: %v", w.trims)
+		}
+	})
+}
