@@ -9,6 +9,7 @@ import (
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/wal"
 )
 
 // leaseSeconds is how long an agent counts as alive after its last sign of life. It is a hint, never a proof: fences decide.
@@ -95,7 +96,7 @@ func (a *Agent) closeLog(ctx context.Context) error {
 	if err := a.wal.Close(ctx); err != nil {
 		return fmt.Errorf("close WAL: %w", err)
 	}
-	return a.dropClosed()
+	return a.deps.Disk.Drop(wal.SegmentID{Log: wal.LogID(a.id), Number: 1})
 }
 
 // resign stops leading a shard that another agent has taken.

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -36,8 +37,8 @@ type recovery struct {
 	log     *slog.Logger
 }
 
-// openLogs returns the logs that are not closed, oldest first, and the revision that says so.
-func openLogs(ctx context.Context, kv coordinator.KV) (open []coordinator.Log, revision int64, err error) {
+// listLogs returns all logs, oldest first, and the revision that says so.
+func listLogs(ctx context.Context, kv coordinator.KV) (logs []coordinator.Log, revision int64, err error) {
 	items, revision, err := kv.List(ctx, coordinator.PrefixLogs, 0)
 	if err != nil {
 		return nil, 0, err
@@ -47,11 +48,9 @@ func openLogs(ctx context.Context, kv coordinator.KV) (open []coordinator.Log, r
 		if err != nil {
 			return nil, 0, err
 		}
-		if !l.Closed {
-			open = append(open, l)
-		}
+		logs = append(logs, l)
 	}
-	return open, revision, nil
+	return logs, revision, nil
 }
 
 // recoverable reports whether the store at hand suffices to seal the log's open segment.
@@ -192,4 +191,38 @@ func (r *recovery) flush(ctx context.Context, w *flush.Writer, sealed *wal.Seale
 		return err
 	}
 	return cut()
+}
+
+// errEntries says that a segment has entries.
+var errEntries = errors.New("it holds entries")
+
+// dropClosed frees what a disk holds of logs that are closed, given all logs that the coordinator lists. A log that is not listed has never served,
+// because its agent died before; if it holds entries all the same, this is another cluster's coordinator, or one that has lost its data, and they may be
+// the only copy of what was acknowledged.
+func dropClosed(d *disk.Store, logs []coordinator.Log) error {
+	closed := make(map[wal.LogID]bool, len(logs))
+	for _, l := range logs {
+		closed[wal.LogID(l.ID)] = l.Closed
+	}
+	for _, s := range d.Segments() {
+		isClosed, listed := closed[s.ID.Log]
+		if listed && !isClosed {
+			continue
+		}
+		var err error
+		if !listed {
+			err = d.Read(s.ID, s.First, func(wal.EntryID, []byte) error { return errEntries })
+		}
+		if errors.Is(err, errEntries) {
+			return fmt.Errorf("WAL log %s is on this disk and not in the coordinator, and %w: is this the right cluster? To lose them, move the WAL's folder away",
+				coordinator.LogID(s.ID.Log), err)
+		}
+		if err == nil {
+			err = d.Drop(s.ID)
+		}
+		if err != nil {
+			return fmt.Errorf("drop closed WAL segment %s: %w", s.ID, err)
+		}
+	}
+	return nil
 }

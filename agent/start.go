@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"net"
 	"strconv"
@@ -127,18 +126,22 @@ func (a *Agent) recoverLogs(ctx context.Context, store string) error {
 		kv: a.deps.KV, store: a.deps.Store, disk: a.deps.Disk, cluster: a.clusterID, claimer: a.id, now: a.deps.Now, log: a.log,
 	}
 	for {
-		var open []coordinator.Log
+		var logs []coordinator.Log
 		var revision int64
 		err := forever(ctx, a.log, "list WAL logs", func(ctx context.Context) (err error) {
-			open, revision, err = openLogs(ctx, a.deps.KV)
+			logs, revision, err = listLogs(ctx, a.deps.KV)
 			return err
 		})
 		if err != nil {
 			return err
 		}
 		waits := false
-		for _, l := range open {
-			if !recoverable(l, store) {
+		for i := range logs {
+			l := &logs[i]
+			if l.Closed {
+				continue
+			}
+			if !recoverable(*l, store) {
 				a.log.Warn("waiting for another agent to close its WAL log", "log", l.ID, "node", l.Node,
 					"stores", l.Segments[len(l.Segments)-1].Stores)
 				waits = true
@@ -147,9 +150,10 @@ func (a *Agent) recoverLogs(ctx context.Context, store string) error {
 			if err := r.run(ctx, l.ID); err != nil {
 				return err
 			}
+			l.Closed = true
 		}
 		if !waits {
-			return a.dropClosed()
+			return dropClosed(a.deps.Disk, logs)
 		}
 		if err := a.logsChanged(ctx, revision); err != nil {
 			return err
@@ -172,16 +176,6 @@ func (a *Agent) logsChanged(ctx context.Context, revision int64) error {
 	if watch.Err() == nil {
 		a.log.Warn("watching WAL logs", "err", err)
 		return pause(ctx)
-	}
-	return nil
-}
-
-// dropClosed frees what the disk holds of logs that are closed: after recovery, that is everything.
-func (a *Agent) dropClosed() error {
-	for _, s := range a.deps.Disk.Segments() {
-		if err := a.deps.Disk.Drop(s.ID); err != nil {
-			return fmt.Errorf("drop closed WAL segment %s: %w", s.ID, err)
-		}
 	}
 	return nil
 }

@@ -110,7 +110,7 @@ func (w *Writer) Upload(ctx context.Context, builder *segment.Builder, number ui
 
 // put tries until the object is stored or ctx ends. ErrExists means that another object has the name.
 func (w *Writer) put(ctx context.Context, name string, parts [][]byte, footer *segment.Footer) error {
-	return w.retry(ctx, "put segment", name, func() error {
+	return w.retry(ctx, "put segment", name, func(ctx context.Context) error {
 		err := w.store.Put(ctx, name, objectstore.Body{Parts: parts, Size: footer.ObjectSize})
 		if !errors.Is(err, objectstore.ErrExists) {
 			return err
@@ -136,11 +136,17 @@ func (w *Writer) same(ctx context.Context, name string, want []byte, footer *seg
 	return bytes.Equal(got, want), err
 }
 
+// attemptMax bounds one attempt to put an object: a connection whose other end is gone may be silent for ever. The largest object
+// takes half of it at a megabyte per second.
+const attemptMax = 2 * time.Minute
+
 // retry calls do until it succeeds, says that the object exists, or ctx ends. While the bucket is away, flushing waits; the WAL
 // slows producers down when it is full.
-func (w *Writer) retry(ctx context.Context, what, name string, do func() error) error {
+func (w *Writer) retry(ctx context.Context, what, name string, do func(context.Context) error) error {
 	for attempt := 0; ; attempt++ {
-		err := do()
+		limited, cancel := context.WithTimeout(ctx, attemptMax)
+		err := do(limited)
+		cancel()
 		if err == nil || errors.Is(err, objectstore.ErrExists) {
 			return err
 		}

@@ -1,0 +1,84 @@
+package agent_test
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/varve-io/varve/agent"
+	"github.com/varve-io/varve/wal"
+	"github.com/varve-io/varve/wal/disk"
+	"github.com/varve-io/varve/wal/quorum"
+)
+
+// leave puts a log that no coordinator knows on the world's disk, with so many entries.
+func (w *world) leave(t *testing.T, log wal.LogID, entries int) {
+	t.Helper()
+	d, err := disk.Open(disk.Config{Dir: w.dir, FileBytes: 8 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := wal.SegmentID{Log: log, Number: 1}
+	a, err := d.Create(id, 1, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := wal.New(wal.Config{Segment: id, Fence: 1, First: 1, Size: quorum.Size{Copies: 1, Quorum: 1}}, a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range entries {
+		if _, err := l.Append(nil, []byte("acknowledged"), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestUnknownLog: an agent that finds entries of a log that its coordinator has never heard of, because it is given another cluster's, or one
+// that has lost its data, refuses to start instead of freeing the only copy of them.
+func TestUnknownLog(t *testing.T) {
+	w := newWorld(t)
+	w.leave(t, 77, 1)
+	d, err := disk.Open(disk.Config{Dir: w.dir, FileBytes: 8 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close() //nolint:errcheck // only read from
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	err = agent.New(agent.Defaults(), agent.Deps{
+		KV: w.kv, Store: w.store, Disk: d, Listener: l, Metrics: prometheus.NewRegistry(),
+		Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Now: time.Now,
+	}).Run(ctx)
+	if err == nil || !strings.Contains(err.Error(), "4d") || ctx.Err() != nil {
+		t.Errorf("start with entries of an unknown log: %v, want an error that names log 4d", err)
+	}
+	if held := d.Segments(); len(held) != 1 || held[0].ID.Log != 77 {
+		t.Errorf("the disk holds %+v, want log 77 alone", held)
+	}
+}
+
+// TestLogThatNeverOpened: a crash between the making of a log and its record leaves an empty one, which nobody misses.
+func TestLogThatNeverOpened(t *testing.T) {
+	w := newWorld(t)
+	w.leave(t, 77, 0)
+	r := w.start(t, nil)
+	produce(t, r, "t", 0, 10)
+	consume(t, r, "t", 10)
+}
