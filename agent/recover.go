@@ -200,9 +200,13 @@ var errEntries = errors.New("it holds entries")
 // because its agent died before; if it holds entries all the same, this is another cluster's coordinator, or one that has lost its data, and they may be
 // the only copy of what was acknowledged.
 func dropClosed(d *disk.Store, logs []coordinator.Log) error {
+	store := d.Identity().String()
 	closed := make(map[wal.LogID]bool, len(logs))
 	for _, l := range logs {
-		closed[wal.LogID(l.ID)] = l.Closed
+		// Another cluster has logs of the same numbers, but on other disks.
+		if slices.ContainsFunc(l.Segments, func(s coordinator.WALSegment) bool { return slices.Contains(s.Stores, store) }) {
+			closed[wal.LogID(l.ID)] = l.Closed
+		}
 	}
 	for _, s := range d.Segments() {
 		isClosed, listed := closed[s.ID.Log]

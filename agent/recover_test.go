@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/varve-io/varve/agent"
+	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/quorum"
@@ -49,7 +50,20 @@ func (w *world) leave(t *testing.T, log wal.LogID, entries int) {
 // TestUnknownLog: an agent that finds entries of a log that its coordinator has never heard of, because it is given another cluster's, or one
 // that has lost its data, refuses to start instead of freeing the only copy of them.
 func TestUnknownLog(t *testing.T) {
-	w := newWorld(t)
+	t.Run("new coordinator", func(t *testing.T) { testUnknownLog(t, newWorld(t)) })
+	t.Run("another cluster", func(t *testing.T) {
+		w := newWorld(t)
+		other := coordinator.Log{ID: 77, Fence: 1, Closed: true, Segments: []coordinator.WALSegment{{First: 1, Stores: []string{"another disk"}, Quorum: 1}}}
+		ops := []coordinator.Op{{Key: coordinator.KeyLog(77), Value: coordinator.Encode(other)}}
+		if _, err := w.kv.Txn(t.Context(), nil, ops); err != nil {
+			t.Fatal(err)
+		}
+		testUnknownLog(t, w)
+	})
+}
+
+func testUnknownLog(t *testing.T, w *world) {
+	t.Helper()
 	w.leave(t, 77, 1)
 	d, err := disk.Open(disk.Config{Dir: w.dir, FileBytes: 8 << 20})
 	if err != nil {
