@@ -137,8 +137,8 @@ func (a *Agent) Node() int32 { return a.node }
 var errStopped = errors.New("stopped")
 
 // Run joins the cluster, serves, and, when ctx ends, drains: it answers what it has, flushes the WAL, closes its log and leaves. It returns
-// nil after that, and otherwise what ended the incarnation: a disk that failed, a log that another agent has claimed, a broken
-// invariant. Whatever it leaves behind then, the next incarnation recovers.
+// nil after that, and otherwise what ended the incarnation, or kept it from draining in time: a disk that failed, a log that another agent has claimed, a
+// broken invariant. Whatever it leaves behind then, the next incarnation recovers.
 func (a *Agent) Run(ctx context.Context) error {
 	// What runs outlives ctx until it is drained.
 	run, fatal := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -152,7 +152,6 @@ func (a *Agent) Run(ctx context.Context) error {
 	stop()
 	cancel()
 	if err != nil {
-		_ = a.deps.Listener.Close()
 		if cause := context.Cause(run); cause != nil {
 			err = cause
 		} else if ctx.Err() != nil {
@@ -163,14 +162,14 @@ func (a *Agent) Run(ctx context.Context) error {
 	close(a.ready)
 	select {
 	case <-ctx.Done():
-		a.drain(run)
+		err = a.drain(run)
 	case <-run.Done():
 	}
 	fatal(errStopped)
 	if cause := context.Cause(run); !errors.Is(cause, errStopped) {
 		return cause
 	}
-	return nil
+	return err
 }
 
 // endLog ends the goroutines of the WAL and lets go of its memory, if a drain has not. It changes nothing about what is in the log.

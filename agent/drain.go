@@ -63,7 +63,7 @@ func (a *Agent) deregister(lease int64) error {
 
 // drain leaves in order: out of metadata, answer what is here, flush, close the log. What cannot be done in time is left to the
 // next incarnation's recovery, and said.
-func (a *Agent) drain(run context.Context) {
+func (a *Agent) drain(run context.Context) error {
 	start := a.deps.Now()
 	a.log.Info("draining")
 	ctx, cancel := context.WithTimeout(run, a.cfg.DrainMax)
@@ -74,10 +74,10 @@ func (a *Agent) drain(run context.Context) {
 	a.server.Drain(answer)
 	cut()
 	if err := a.closeLog(ctx); err != nil {
-		a.log.Error("the WAL log stays open; the next start recovers it", "log", a.id, "err", err)
-		return
+		return fmt.Errorf("drain: WAL log %s stays open, and the next start recovers it: %w", a.id, err)
 	}
 	a.log.Info("drained", "took", a.deps.Now().Sub(start).Round(time.Millisecond))
+	return nil
 }
 
 // closeLog flushes everything and closes the log, so that nothing is to be recovered.

@@ -28,6 +28,8 @@ import (
 
 // start brings the agent to where it serves. What it spawns lives until run ends; waiting ends with ctx.
 func (a *Agent) start(run, ctx context.Context) error {
+	a.server = server.New(a.cfg.Server, a.log, a.deps.Metrics)
+	a.spawn(run, "serve", func(ctx context.Context) error { return a.server.Serve(ctx, a.deps.Listener) })
 	store := a.deps.Disk.Identity().String()
 	if err := a.join(ctx, store); err != nil {
 		return err
@@ -312,7 +314,7 @@ func (a *Agent) brokerConfigs() map[string]string {
 	}
 }
 
-// serve opens the door to clients.
+// serve lets clients in.
 func (a *Agent) serve(run context.Context) error {
 	blocks, err := cache.New(cache.Config{BytesMax: a.cfg.CacheBytesMax}, a.deps.Store)
 	if err != nil {
@@ -323,8 +325,7 @@ func (a *Agent) serve(run context.Context) error {
 	reader := fetch.NewReader(a.index, a.footers, blocks, a.cfg.CacheBytesMax)
 	handler := a.broker(fetch.New(reader), fetch.NewLookup(a.index, reader, a.cfg.Server.FrameBytesMax),
 		api.Deps{Ingest: ingest.New(a.wal, a.flusher, a.deps.Now)})
-	a.server = server.New(a.cfg.Server, handler, a.log, a.deps.Metrics)
-	a.spawn(run, "serve", func(ctx context.Context) error { return a.server.Serve(ctx, a.deps.Listener) })
+	a.server.Open(handler)
 	a.spawn(run, "forget idle producers", a.expireProducers)
 	return nil
 }

@@ -155,7 +155,7 @@ func behaviourSettings() []setting {
 		},
 		{
 			name: "wal-bytes-max", value: formatSize(walBytesChosen),
-			usage: "`size` of what may wait for the object store, in memory and on disk; beyond it producers are slowed down",
+			usage: "`size` of what may wait for the object store, in memory; on disk it takes as much and up to 200 MiB more; beyond it producers are slowed down",
 			parse: func(c *Config, v string) (err error) {
 				c.WALBytesMax, err = parseSize(v, walBytesMin, walBytesMax)
 				return err

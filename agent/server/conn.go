@@ -18,13 +18,14 @@ import (
 
 // conn is one connection.
 type conn struct {
-	server *Server
-	nc     net.Conn
-	client Client
-	cancel context.CancelFunc // ends the handler's work for this connection
-	line   chan answer        // in order of requests; closed by the reader
-	sent   chan struct{}      // has capacity 1: the writer has written an answer that mutes
-	broken chan struct{}      // closed by the writer if it cannot write
+	server  *Server
+	handler Handler
+	nc      net.Conn
+	client  Client
+	cancel  context.CancelFunc // ends the handler's work for this connection
+	line    chan answer        // in order of requests; closed by the reader
+	sent    chan struct{}      // has capacity 1: the writer has written an answer that mutes
+	broken  chan struct{}      // closed by the writer if it cannot write
 
 	mu       sync.Mutex
 	idle     bool // between requests
@@ -37,11 +38,11 @@ type answer struct {
 	mutes bool // the reader waits until it is written
 }
 
-// newConn returns a connection whose handler's work ends with ctx, or when it is cut.
+// newConn returns a connection, under the server's mutex, whose handler's work ends with ctx, or when it is cut.
 func newConn(ctx context.Context, s *Server, nc net.Conn, ip string) (context.Context, *conn) {
 	ctx, cancel := context.WithCancel(ctx)
 	return ctx, &conn{
-		server: s, nc: nc, client: Client{Address: nc.RemoteAddr().String(), Host: "/" + ip}, cancel: cancel,
+		server: s, handler: s.handler, nc: nc, client: Client{Address: nc.RemoteAddr().String(), Host: "/" + ip}, cancel: cancel,
 		line: make(chan answer, s.cfg.PipelineMax), sent: make(chan struct{}, 1), broken: make(chan struct{}),
 	}
 }
@@ -178,7 +179,7 @@ func (c *conn) serve(ctx context.Context, frame []byte) error {
 		return err
 	}
 	start := time.Now()
-	a, err := s.handler.Serve(ctx, &Request{Header: h, Body: body, Client: c.client, Leave: s.leave})
+	a, err := c.handler.Serve(ctx, &Request{Header: h, Body: body, Client: c.client, Leave: s.leave})
 	s.metrics.request(h.Key, time.Since(start))
 	if err != nil {
 		return fmt.Errorf("%v version %d: %w", h.Key, h.Version, err)

@@ -86,7 +86,6 @@ type Answer interface {
 // Server serves Kafka connections.
 type Server struct {
 	cfg     Config
-	handler Handler
 	log     *slog.Logger
 	metrics *metrics
 	buffers buffers
@@ -95,6 +94,7 @@ type Server struct {
 	produceBytes, otherBytes *semaphore.Weighted // of frames that are read or served
 
 	mu        sync.Mutex
+	handler   Handler // nil until Open
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
 	perIP     map[string]int
@@ -102,13 +102,21 @@ type Server struct {
 	wg        sync.WaitGroup
 }
 
-// New returns a server that serves nothing yet.
-func New(cfg Config, handler Handler, log *slog.Logger, reg Registerer) *Server {
+// New returns a server that refuses everybody until [Server.Open].
+func New(cfg Config, log *slog.Logger, reg Registerer) *Server {
 	return &Server{
-		cfg: cfg, handler: handler, log: log, metrics: newMetrics(reg),
+		cfg: cfg, log: log, metrics: newMetrics(reg),
 		leave: make(chan struct{}), produceBytes: semaphore.NewWeighted(cfg.InFlightBytesMax), otherBytes: semaphore.NewWeighted(cfg.InFlightBytesMax),
 		listeners: make(map[net.Listener]struct{}), conns: make(map[*conn]struct{}), perIP: make(map[string]int),
 	}
+}
+
+// Open lets connections in, which handler serves from now on. Until then they are closed at once: a client that is refused tries elsewhere or again,
+// one that is let in and not answered waits until its own patience ends.
+func (s *Server) Open(handler Handler) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.handler = handler
 }
 
 // Serve accepts connections until ctx ends or the server drains (it returns nil), or the listener fails. It closes the listener. When ctx ends it
@@ -161,7 +169,7 @@ func (s *Server) admit(ctx context.Context, nc net.Conn) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.draining || len(s.conns) >= s.cfg.ConnectionsMax || s.perIP[ip] >= s.cfg.ConnectionsPerIPMax {
+	if s.handler == nil || s.draining || len(s.conns) >= s.cfg.ConnectionsMax || s.perIP[ip] >= s.cfg.ConnectionsPerIPMax {
 		s.metrics.refused.Inc()
 		_ = nc.Close()
 		return

@@ -20,6 +20,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/config"
 	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/smithy-go"
+	"github.com/aws/smithy-go/logging"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"github.com/varve-io/varve/objectstore"
@@ -53,7 +54,8 @@ const defaultRegion = "us-east-1"
 // Open returns the store. It sends no request. Credentials come from the library's default chain: environment, shared
 // files, web identity, the role of the container or machine.
 func Open(ctx context.Context, c Config) (*Store, error) {
-	aws, err := config.LoadDefaultConfig(ctx)
+	// The library would write to standard error by itself; what matters comes back as errors.
+	aws, err := config.LoadDefaultConfig(ctx, config.WithLogger(logging.Nop{}))
 	if err != nil {
 		return nil, fmt.Errorf("open bucket %s: %w", c.Bucket, err)
 	}

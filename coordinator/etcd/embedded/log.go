@@ -27,9 +27,12 @@ func (c slogCore) With(fields []zapcore.Field) zapcore.Core {
 	return slogCore{logger: c.logger, closing: c.closing, fields: append(slices.Clip(c.fields), fields...)}
 }
 
+// startRace is what etcd says when it looks for its storage version before there is one; it looks again after some seconds.
+const startRace = "failed to update storage version"
+
 // Check implements [zapcore.Core].
 func (c slogCore) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	if c.Enabled(entry.Level) {
+	if c.Enabled(entry.Level) && entry.Message != startRace {
 		return checked.AddCore(entry, c)
 	}
 	return checked
