@@ -118,13 +118,16 @@ func ensureNode(ctx context.Context, kv coordinator.KV, store string) (int32, er
 }
 
 // openLog writes the record of a new WAL log of this agent, with an ensemble of its own store alone.
-func openLog(ctx context.Context, kv coordinator.KV, id coordinator.LogID, node int32, store string) (coordinator.Log, int64, error) {
+func openLog(ctx context.Context, kv coordinator.KV, log *slog.Logger, id coordinator.LogID, node int32, store string) (coordinator.Log, int64, error) {
 	record := coordinator.Log{
 		ID: id, Node: node, Fence: 1,
 		Segments: []coordinator.WALSegment{{First: 1, Last: -1, Stores: []string{store}, Quorum: 1}},
 	}
 	guard := coordinator.Guard{Key: coordinator.KeyLog(id), Next: coordinator.Encode(record)}
-	if err := coordinator.Apply(ctx, kv, []*coordinator.Guard{&guard}, nil); err != nil {
+	err := coordinator.Insist(ctx, kv, []*coordinator.Guard{&guard}, nil, func(err error) {
+		log.Error("waiting for room in etcd", "to", "open a WAL log", "log", id, "err", err)
+	})
+	if err != nil {
 		return coordinator.Log{}, 0, fmt.Errorf("open WAL log %s: %w", id, err)
 	}
 	return record, guard.Revision, nil

@@ -109,7 +109,10 @@ func (r *recovery) claim(ctx context.Context, id coordinator.LogID) (coordinator
 	record.Fence++
 	record.Claimer = r.claimer
 	guard.Next = coordinator.Encode(record)
-	if err := coordinator.Apply(ctx, r.kv, []*coordinator.Guard{&guard}, nil); err != nil {
+	err = coordinator.Insist(ctx, r.kv, []*coordinator.Guard{&guard}, nil, func(err error) {
+		r.log.Error("waiting for room in etcd", "to", "claim a WAL log", "log", id, "err", err)
+	})
+	if err != nil {
 		return record, 0, fmt.Errorf("claim WAL log %s: %w", id, err)
 	}
 	return record, guard.Revision, nil

@@ -189,7 +189,7 @@ func (a *Agent) openLog(ctx context.Context, store string) (coordinator.Log, int
 	if err != nil {
 		return coordinator.Log{}, 0, err
 	}
-	record, revision, err := openLog(ctx, a.deps.KV, a.id, a.node, store)
+	record, revision, err := openLog(ctx, a.deps.KV, a.log, a.id, a.node, store)
 	if err != nil {
 		return coordinator.Log{}, 0, err
 	}

@@ -44,9 +44,20 @@ func Apply(ctx context.Context, kv KV, guards []*Guard, ops []Op) error {
 			return nil
 		case err == nil:
 			return settle(guards, res.Failed)
+		case errors.Is(err, ErrNoSpace):
+			// Settled, as the guards tell; but for attempts before it.
+			now, readErr := current(ctx, kv, guards)
+			switch {
+			case readErr != nil:
+				doubt = true
+			case moved(guards, now):
+				return settle(guards, now)
+			case !doubt:
+				return fmt.Errorf("write under guard %s: %w", guards[0].Key, ErrNoSpace)
+			}
 		case errors.Is(err, ErrUnknownOutcome):
 			doubt = true
-		case errors.Is(err, ErrLimit), errors.Is(err, ErrNoSpace):
+		case errors.Is(err, ErrLimit):
 			if !doubt {
 				return err
 			}
@@ -62,6 +73,48 @@ func Apply(ctx context.Context, kv KV, guards []*Guard, ops []Op) error {
 		case <-time.After(retryPause):
 		}
 	}
+}
+
+// roomPause is how long Insist waits for room.
+const roomPause = 3 * time.Second
+
+// Insist is [Apply] for what must be written however long it takes: while the store has no room, it waits for an operator to make some. It
+// gives what it waits for to tell, each time that it tries.
+func Insist(ctx context.Context, kv KV, guards []*Guard, ops []Op, tell func(error)) error {
+	for {
+		err := Apply(ctx, kv, guards, ops)
+		if !errors.Is(err, ErrNoSpace) {
+			return err
+		}
+		tell(err)
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", err, ctx.Err())
+		case <-time.After(roomPause):
+		}
+	}
+}
+
+// current reads the guards' present items.
+func current(ctx context.Context, kv KV, guards []*Guard) ([]Item, error) {
+	now := make([]Item, len(guards))
+	for i, g := range guards {
+		var err error
+		if now[i], _, err = kv.Get(ctx, g.Key); err != nil {
+			return nil, err
+		}
+	}
+	return now, nil
+}
+
+// moved reports whether a guard is not as its writer knows it.
+func moved(guards []*Guard, now []Item) bool {
+	for i, g := range guards {
+		if now[i].ModRevision != g.Revision {
+			return true
+		}
+	}
+	return false
 }
 
 // settle decides from the guards' present items whether an earlier attempt of the same transaction applied. A

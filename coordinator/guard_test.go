@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/varve-io/varve/coordinator"
@@ -28,7 +29,13 @@ const (
 	appliedAndLost               // applied, and the caller cannot know
 	takenOver                    // another writer takes the first guard; then as works
 	appliedThenTakenOver         // applied, the caller cannot know, and then another writer takes the guard
+	full                         // not applied for want of room, and the answer does not say whether it was
+	appliedAndFull               // applied, and answered like full: etcd does that
 )
+
+func (s *scripted) Get(_ context.Context, key string) (coordinator.Item, int64, error) {
+	return s.items[key], s.revision, nil
+}
 
 func (s *scripted) Txn(_ context.Context, compares []coordinator.Compare, ops []coordinator.Op) (coordinator.TxnResult, error) {
 	var o outcome
@@ -41,6 +48,8 @@ func (s *scripted) Txn(_ context.Context, compares []coordinator.Compare, ops []
 		return coordinator.TxnResult{}, fmt.Errorf("down: %w", coordinator.ErrUnavailable)
 	case lost:
 		return coordinator.TxnResult{}, fmt.Errorf("timed out: %w", coordinator.ErrUnknownOutcome)
+	case full:
+		return coordinator.TxnResult{}, fmt.Errorf("%w: %w", coordinator.ErrUnknownOutcome, coordinator.ErrNoSpace)
 	case takenOver:
 		s.put(compares[0].Key, "somebody else")
 	}
@@ -64,8 +73,11 @@ func (s *scripted) Txn(_ context.Context, compares []coordinator.Compare, ops []
 	if o == appliedThenTakenOver {
 		s.put(compares[0].Key, "somebody else")
 	}
-	if o == appliedAndLost || o == appliedThenTakenOver {
+	switch o {
+	case appliedAndLost, appliedThenTakenOver:
 		return coordinator.TxnResult{}, fmt.Errorf("timed out: %w", coordinator.ErrUnknownOutcome)
+	case appliedAndFull:
+		return coordinator.TxnResult{}, fmt.Errorf("%w: %w", coordinator.ErrUnknownOutcome, coordinator.ErrNoSpace)
 	}
 	return res, nil
 }
@@ -90,6 +102,9 @@ func TestApply(t *testing.T) {
 		"taken over before":                {[]outcome{takenOver}, true, false},
 		"lost, then taken over":            {[]outcome{lost, takenOver}, true, false},
 		"applied and lost, then unreached": {[]outcome{appliedAndLost, lost, works}, false, true},
+		"applied, and said to be full":     {[]outcome{appliedAndFull, full, full, full}, false, true},
+		"lost, then no room, then room":    {[]outcome{lost, full, works}, false, true},
+		"applied, lost, then no room":      {[]outcome{appliedAndLost, full}, false, true},
 		"applied, lost, taken over":        {[]outcome{appliedThenTakenOver}, true, true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -119,6 +134,40 @@ func TestApply(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestApplyWithoutRoom holds that a writer hears of an etcd without room, rather than wait for it in silence, and can go on with the same guard.
+func TestApplyWithoutRoom(t *testing.T) {
+	kv := &scripted{items: make(map[string]coordinator.Item), script: []outcome{full, full}}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	guard := coordinator.Guard{Key: "a", Next: []byte("1")}
+	for range 2 {
+		err := coordinator.Apply(ctx, kv, []*coordinator.Guard{&guard}, nil)
+		if !errors.Is(err, coordinator.ErrNoSpace) || errors.Is(err, coordinator.ErrUnknownOutcome) {
+			t.Fatalf("error %v, want ErrNoSpace, whose outcome is known", err)
+		}
+	}
+	if err := coordinator.Apply(ctx, kv, []*coordinator.Guard{&guard}, nil); err != nil {
+		t.Errorf("with room again: %v", err)
+	}
+}
+
+// TestInsist holds that what must be written waits for room, and says so.
+func TestInsist(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kv := &scripted{items: make(map[string]coordinator.Item), script: []outcome{full, full, appliedAndFull}}
+		told := 0
+		err := coordinator.Insist(t.Context(), kv, []*coordinator.Guard{{Key: "a", Next: []byte("1")}}, nil, func(err error) {
+			if !errors.Is(err, coordinator.ErrNoSpace) {
+				t.Errorf("told %v, want ErrNoSpace", err)
+			}
+			told++
+		})
+		if err != nil || told != 2 || string(kv.items["a"].Value) != "1" {
+			t.Errorf("%v, told %d times, holds %q; want it written after two waits", err, told, kv.items["a"].Value)
+		}
+	})
 }
 
 func TestApplyEndsWithContext(t *testing.T) {

@@ -185,24 +185,14 @@ func (w *Writer) Close(ctx context.Context) error {
 
 func (w *Writer) apply(ctx context.Context, next coordinator.Log, ops []coordinator.Op) error {
 	w.guard.Next = coordinator.Encode(next)
-	for {
-		err := coordinator.Apply(ctx, w.kv, []*coordinator.Guard{&w.guard}, ops)
-		if err == nil {
-			w.record = next
-			return nil
-		}
-		err = fmt.Errorf("commit %d of WAL log %s: %w", next.Commits, next.ID, err)
-		if !errors.Is(err, coordinator.ErrNoSpace) {
-			return err
-		}
-		// Nothing was applied. An operator makes room; until then the WAL gathers.
-		w.log.Error("waiting for room in etcd", "err", err)
-		select {
-		case <-time.After(retryPauses[len(retryPauses)-1]):
-		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", err, ctx.Err())
-		}
+	err := coordinator.Insist(ctx, w.kv, []*coordinator.Guard{&w.guard}, ops, func(err error) {
+		w.log.Error("waiting for room in etcd; until then the WAL gathers", "log", next.ID, "commit", next.Commits, "err", err)
+	})
+	if err != nil {
+		return fmt.Errorf("commit %d of WAL log %s: %w", next.Commits, next.ID, err)
 	}
+	w.record = next
+	return nil
 }
 
 // newCommit describes a staged segment.

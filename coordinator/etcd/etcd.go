@@ -35,7 +35,7 @@ import (
 )
 
 const (
-	callTimeout     = 5 * time.Second // of a call whose context has no deadline
+	callTimeout     = 5 * time.Second // of a call, or a page of a list, whose context has no deadline
 	attemptTimeout  = 2 * time.Second // of one attempt of a read
 	retryDelay      = 100 * time.Millisecond
 	reconnectMax    = 2 * time.Second  // longest pause between attempts to connect; gRPC's default is two minutes

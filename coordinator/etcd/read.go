@@ -35,10 +35,9 @@ func (s *Store) Get(ctx context.Context, key string) (coordinator.Item, int64, e
 	return s.item(resp.Kvs[0]), resp.Header.Revision, nil
 }
 
-// List implements [coordinator.KV]. A list of the newest revision starts again if that is compacted on the way.
+// List implements [coordinator.KV]. A list of the newest revision starts again if that is compacted on the way. Without a deadline of the caller
+// each page has one of its own, so that a list may be as long as it is.
 func (s *Store) List(ctx context.Context, prefix string, rev int64) ([]coordinator.Item, int64, error) {
-	ctx, cancel := withDeadline(ctx)
-	defer cancel()
 	for {
 		items, at, err := s.list(ctx, prefix, rev)
 		if err == nil {
