@@ -68,10 +68,13 @@ func (l *Ledger) Adopt(id coordinator.ShardID, w coordinator.Write, revision int
 // goroutine and in order of the calls: nil when they are durable; an error that wraps coordinator.ErrFenced or is [ErrNotLed] if this agent no
 // longer leads the shard, and nothing was written; another if the store refused them. done must not block.
 func (l *Ledger) Write(id coordinator.ShardID, ops []coordinator.Op, done func(error)) {
+	limits := coordinator.CheckTxn(nil, ops) // the store would refuse the whole transaction, and with it the writes of others
 	l.mu.Lock()
 	err := l.ended
 	switch {
 	case err != nil:
+	case limits != nil:
+		err = fmt.Errorf("write to shard %d: %w", id, limits)
 	case l.shards[id] == nil:
 		err = fmt.Errorf("write to shard %d: %w", id, ErrNotLed)
 	case len(l.pending) >= writesMax:

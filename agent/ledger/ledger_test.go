@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -144,6 +145,27 @@ func TestRefusals(t *testing.T) {
 	if err := wait(t, done); !errors.Is(err, coordinator.ErrLimit) {
 		t.Errorf("write of too many keys: %v", err)
 	}
+}
+
+// TestBadWriteFailsAlone holds that a write that the store would refuse takes no other write with it.
+func TestBadWriteFailsAlone(t *testing.T) {
+	f := &fixture{kv: mem.New(mem.Config{ClusterID: 1})}
+	f.ledger = New(f.kv, nil)
+	f.adopt(t, 0, coordinator.Write{Owner: 1, Epoch: 1})
+	before := f.write(0, "good/1", "v")
+	bad := f.write(0, "bad", strings.Repeat("v", coordinator.ValueBytesMax+1))
+	after := f.write(0, "good/2", "v")
+	ctx, cancel := context.WithCancel(t.Context()) // begins only now, so that all three would be one transaction
+	var running sync.WaitGroup
+	running.Go(func() { f.ledger.Run(ctx) })
+	if err := wait(t, bad); !errors.Is(err, coordinator.ErrLimit) {
+		t.Errorf("write of a value that is too large: %v", err)
+	}
+	if err := errors.Join(wait(t, before), wait(t, after)); err != nil {
+		t.Errorf("writes beside it: %v", err)
+	}
+	cancel()
+	running.Wait()
 }
 
 func TestPrefixDeletesStandAlone(t *testing.T) {
