@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -276,8 +277,21 @@ func (p *process) makeFolders() error {
 		return fail(err)
 	}
 	p.data = data
+	// What is acknowledged must not be lost with the folder that it lies in: where a folder is new, the one above is synced.
+	changed := []string{data}
+	for folder := data; ; folder = filepath.Dir(folder) {
+		if _, err := os.Stat(folder); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		changed = append(changed, filepath.Dir(folder))
+	}
 	if err := os.MkdirAll(filepath.Join(data, walFolder), 0o750); err != nil {
 		return fail(err)
+	}
+	for _, folder := range changed {
+		if err := disk.Folder(folder).SyncFolder(); err != nil {
+			return fail(err)
+		}
 	}
 	return nil
 }

@@ -74,7 +74,9 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	select {
 	case g := <-s.registered: // not before the member is ready
 		s.registered <- g
-		return s, nil
+		if err = syncDirs(cfg.Dir, etcdConfig.Dir); err == nil {
+			return s, nil
+		}
 	case err = <-s.etcd.Err():
 	case <-s.etcd.Server.StopNotify():
 		err = errors.New("stopped while starting")
@@ -150,6 +152,20 @@ func (s *Server) Close() error {
 	})
 	if err != nil {
 		return fmt.Errorf("close lock file: %w", err)
+	}
+	return nil
+}
+
+// syncDirs makes the directories' entries durable, which etcd does for its files and not for the directories that it made.
+func syncDirs(dirs ...string) error {
+	for _, dir := range dirs {
+		f, err := os.Open(dir)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return fmt.Errorf("sync %s: %w", dir, err)
+		}
 	}
 	return nil
 }
