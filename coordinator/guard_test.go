@@ -52,6 +52,7 @@ func (s *scripted) Txn(_ context.Context, compares []coordinator.Compare, ops []
 		return coordinator.TxnResult{}, fmt.Errorf("%w: %w", coordinator.ErrUnknownOutcome, coordinator.ErrNoSpace)
 	case takenOver:
 		s.put(compares[0].Key, "somebody else")
+	default:
 	}
 	res := coordinator.TxnResult{Succeeded: true}
 	for _, c := range compares {
@@ -78,8 +79,9 @@ func (s *scripted) Txn(_ context.Context, compares []coordinator.Compare, ops []
 		return coordinator.TxnResult{}, fmt.Errorf("timed out: %w", coordinator.ErrUnknownOutcome)
 	case appliedAndFull:
 		return coordinator.TxnResult{}, fmt.Errorf("%w: %w", coordinator.ErrUnknownOutcome, coordinator.ErrNoSpace)
+	default:
+		return res, nil
 	}
-	return res, nil
 }
 
 func (s *scripted) put(key, value string) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -86,7 +87,7 @@ func TestFailure(t *testing.T) {
 	appendOne(4)
 	appendOne(5)
 	proved := make(chan error)
-	go func() { proved <- l.Prove(context.Background()) }()
+	go func() { proved <- l.Prove(t.Context()) }()
 	d.Go()
 	<-l.Failed()
 	if err := <-proved; !errors.Is(err, wal.ErrFailed) && !errors.Is(err, syscall.EIO) {
@@ -96,7 +97,7 @@ func TestFailure(t *testing.T) {
 	if !slices.Equal(o.told, []int{1, -2, -3, -4, -5}) {
 		t.Errorf("told %v", o.told)
 	}
-	for _, err := range append(o.errs, l.Err(), l.Close(context.Background())) {
+	for _, err := range append(o.errs, l.Err(), l.Close(t.Context())) {
 		if !errors.Is(err, wal.ErrFailed) || !errors.Is(err, syscall.EIO) {
 			t.Errorf("error %v", err)
 		}
@@ -123,7 +124,7 @@ func TestProveNeedsALaterAppend(t *testing.T) {
 	d.AwaitHeld(1)
 	proved := make(chan error, 1)
 	asked := make(chan struct{})
-	go func() { close(asked); proved <- l.Prove(context.Background()) }()
+	go func() { close(asked); proved <- l.Prove(t.Context()) }()
 	<-asked
 	// Somebody seals while that sync is in flight; it is acknowledged, and the proof, sent later, must fail.
 	sealed := make(chan error)
@@ -152,7 +153,7 @@ func TestProofsShareAnAppend(t *testing.T) {
 	before := l.Stats().Appends
 	d.Hold()
 	first := make(chan error, 1)
-	go func() { first <- l.Prove(context.Background()) }()
+	go func() { first <- l.Prove(t.Context()) }()
 	d.AwaitHeld(1)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -182,7 +183,7 @@ func TestProofsTakeNoRoom(t *testing.T) {
 	_, l := simulated(t, d, wal.Config{BytesMax: 1 << 20})
 	d.Hold()
 	proved := make(chan error, 1)
-	go func() { proved <- l.Prove(context.Background()) }()
+	go func() { proved <- l.Prove(t.Context()) }()
 	d.AwaitHeld(1)
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -209,7 +210,7 @@ func TestAdmission(t *testing.T) {
 	_, l := simulated(t, disktest.New(1), wal.Config{BytesMax: 1 << 20})
 	admit := func(n int) (chan wal.Admission, context.CancelFunc) {
 		waiting := l.Stats().Admitting
-		ctx, cancel := context.WithCancel(context.Background())
+		ctx, cancel := context.WithCancel(t.Context())
 		got := make(chan wal.Admission, 1)
 		go func() {
 			defer close(got)
@@ -480,9 +481,7 @@ func crashRun(t *testing.T, seed uint64) {
 		told.mu.Lock()
 		defer told.mu.Unlock()
 		ackedAtCrash = make(map[wal.EntryID]uint64, len(told.acked))
-		for k, v := range told.acked {
-			ackedAtCrash[k] = v
-		}
+		maps.Copy(ackedAtCrash, told.acked)
 	})
 	var writers sync.WaitGroup
 	for w := range uint64(4) {
@@ -504,7 +503,9 @@ func crashRun(t *testing.T, seed uint64) {
 				<-a.done
 				if rng.IntN(8) == 0 {
 					through := l.Durable() / 2
-					for old := trimmed.Load(); old < uint64(through) && !trimmed.CompareAndSwap(old, uint64(through)); old = trimmed.Load() {
+					old := trimmed.Load()
+					for old < uint64(through) && !trimmed.CompareAndSwap(old, uint64(through)) {
+						old = trimmed.Load()
 					}
 					l.Trim(through)
 				}

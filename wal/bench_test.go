@@ -1,7 +1,6 @@
 package wal_test
 
 import (
-	"context"
 	"fmt"
 	"sync"
 	"syscall"
@@ -33,7 +32,7 @@ func benchmarkAppend(b *testing.B, entry, writers int) {
 	s := openStore(b, b.TempDir(), 0)
 	l := newLog(b, s, wal.Config{BytesMax: 64 << 20})
 	defer func() {
-		if err := l.Close(context.Background()); err != nil {
+		if err := l.Close(b.Context()); err != nil {
 			b.Error(err)
 		}
 	}()
@@ -44,7 +43,7 @@ func benchmarkAppend(b *testing.B, entry, writers int) {
 		running.Go(func() {
 			durable := make(signal, 1)
 			for range appends {
-				admission, err := l.Admit(context.Background(), entry)
+				admission, err := l.Admit(b.Context(), entry)
 				if err != nil {
 					b.Error(err)
 					return

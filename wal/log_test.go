@@ -2,7 +2,6 @@ package wal_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"math/rand/v2"
 	"sync"
@@ -88,7 +87,7 @@ func TestAppendCloseSealRead(t *testing.T) {
 	if l.Durable() != 2000 {
 		t.Fatalf("durable %d", l.Durable())
 	}
-	if err := l.Close(context.Background()); err != nil {
+	if err := l.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	sealed, err := wal.Seal(wal.SegmentID{Log: 1, Number: 1}, 2, one, []wal.Sealer{s})

@@ -84,9 +84,18 @@ func TestListOffsets(t *testing.T) {
 	p.mustProduce("t", 0, timed(t, batch.Gzip, base+40, base+50))          // 5, 6
 	p.mustProduce("t", 0, timed(t, batch.LZ4, base+1, base+2))             // 7, 8
 	lookups := []lookup{
-		{-1, 9, -1}, {-2, 0, -1}, {-3, 4, base + 50}, {-4, 0, -1}, {-5, -1, -1},
-		{0, 0, base + 10}, {base + 10, 0, base + 10}, {base + 11, 1, base + 30}, {base + 30, 1, base + 30},
-		{base + 31, 4, base + 50}, {base + 50, 4, base + 50}, {base + 51, -1, -1},
+		{-1, 9, -1},
+		{-2, 0, -1},
+		{-3, 4, base + 50},
+		{-4, 0, -1},
+		{-5, -1, -1},
+		{0, 0, base + 10},
+		{base + 10, 0, base + 10},
+		{base + 11, 1, base + 30},
+		{base + 30, 1, base + 30},
+		{base + 31, 4, base + 50},
+		{base + 50, 4, base + 50},
+		{base + 51, -1, -1},
 	}
 	checkLookups(t, p, "in memory", lookups)
 	w.restart(t)

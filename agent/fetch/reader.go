@@ -66,7 +66,7 @@ func (r *Reader) read(ctx context.Context, id partition.ID, want readRange, got 
 			return err
 		}
 		if err != nil || !more {
-			return nil // what is there is good; the next read meets the error
+			return nil //nolint:nilerr // what is there is good; the next read meets the error
 		}
 	}
 }

@@ -176,8 +176,7 @@ func (l *Ledger) next() batch {
 func (l *Ledger) apply(ctx context.Context, b batch) {
 	guards := l.guards(b.shards)
 	err := coordinator.Apply(ctx, l.kv, guards, b.ops)
-	var fenced *coordinator.FencedError
-	if errors.As(err, &fenced) {
+	if fenced, ok := errors.AsType[*coordinator.FencedError](err); ok {
 		l.drop(b, fenced)
 		return
 	}

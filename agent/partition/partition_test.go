@@ -141,7 +141,12 @@ func TestEpochs(t *testing.T) {
 		end          protocol.Offset
 		ok           bool
 	}{
-		{1, 1, 0, true}, {2, 2, 20, true}, {3, 2, 20, true}, {4, 4, 30, true}, {5, 4, 30, true}, {6, 6, 35, true},
+		{1, 1, 0, true},
+		{2, 2, 20, true},
+		{3, 2, 20, true},
+		{4, 4, 30, true},
+		{5, 4, 30, true},
+		{6, 6, 35, true},
 		{7, protocol.NoLeaderEpoch, protocol.NoOffset, false},
 	} {
 		epoch, end, ok := l.EpochEnd(c.asked)

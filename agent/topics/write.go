@@ -19,7 +19,7 @@ const (
 	// retryPause is the wait before that.
 	retryPause = 50 * time.Millisecond
 	// Bounds of the time that a request may ask for, and the time of those that cannot ask.
-	timeoutMin, timeoutDefault, timeoutMax = time.Second, 30 * time.Second, 5 * time.Minute
+	timeoutLeast, timeoutDefault, timeoutMost = time.Second, 30 * time.Second, 5 * time.Minute
 	// writesLive is how many topics of one request are written at the same time.
 	writesLive = 16
 )
@@ -30,7 +30,7 @@ func deadline(ctx context.Context, timeoutMs int32) (context.Context, context.Ca
 	if timeoutMs == 0 {
 		timeout = timeoutDefault
 	}
-	return context.WithTimeout(ctx, min(max(timeout, timeoutMin), timeoutMax))
+	return context.WithTimeout(ctx, min(max(timeout, timeoutLeast), timeoutMost))
 }
 
 // concurrently calls do for 0 to n-1, some at the same time, and returns when all have returned.

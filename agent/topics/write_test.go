@@ -1,7 +1,6 @@
 package topics_test
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"sync"
@@ -115,7 +114,7 @@ func TestAgentsCreateOneTopic(t *testing.T) {
 		a := start(t, kv, topics.Defaults())
 		a.lastID = byte(10 * (i + 1))
 		wg.Go(func() {
-			codes <- protocol.ErrorCode(a.CreateTopics(context.Background(), creation(topic("t", 1))).Topics[0].ErrorCode)
+			codes <- protocol.ErrorCode(a.CreateTopics(t.Context(), creation(topic("t", 1))).Topics[0].ErrorCode)
 		})
 	}
 	wg.Wait()

@@ -1,7 +1,6 @@
 package mem_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -172,7 +171,7 @@ func TestCursor(t *testing.T) {
 func TestDeterminism(t *testing.T) {
 	run := func() string {
 		s := mem.New(mem.Config{})
-		ctx := context.Background()
+		ctx := t.Context()
 		var trace string
 		for i := range 20 {
 			lease, _ := s.Grant(ctx, int64(2+i%3))

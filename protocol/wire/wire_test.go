@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -80,7 +81,7 @@ func TestDecodeEveryVersion(t *testing.T) {
 				if h != want {
 					t.Fatalf("header %+v, want %+v", h, want)
 				}
-				got, err := wire.DecodeRequest(h, append(body[:len(body):len(body)], "trailing"...))
+				got, err := wire.DecodeRequest(h, append(slices.Clip(body), "trailing"...))
 				if err != nil {
 					t.Fatalf("%v version %d: %v", api.Key, version, err)
 				}

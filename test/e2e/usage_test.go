@@ -20,7 +20,7 @@ func TestBadUsage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer used.Close() //nolint:errcheck // the end of the test
+	defer used.Close()
 	agent := []string{"agent", "--etcd", "http://127.0.0.1:1", "--bucket", "mem://"}
 	tests := []struct {
 		args, env []string

@@ -71,14 +71,14 @@ func ParseFileHeader(block []byte) (FileHeader, error) {
 	case errFirst != nil && errSecond != nil:
 		return FileHeader{}, errFirst
 	case errFirst != nil:
-		return second, nil
+		return second, nil //nolint:nilerr // one whole copy suffices
 	case errSecond != nil:
-		return first, nil
+		return first, nil //nolint:nilerr // as above
 	}
 	// Whole but different: a write that was torn between the copies, hence acknowledged to nobody. A free header
 	// keeps the number of the use that it ends, so on a tie the free one is the newer.
 	if second.File > first.File || second.File == first.File && second.Free() {
-		return second, nil
+		return second, nil //nolint:nilerr // one whole copy suffices
 	}
 	return first, nil
 }

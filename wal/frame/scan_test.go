@@ -116,21 +116,33 @@ func TestScan(t *testing.T) {
 		{"empty", newImage, 0, 0, 0, ""},
 		{"torn at the end", func() *image { im := small(); im.spoil(0, 5); return im }, 0, 3, 0, ""},
 		{"torn with a hole", func() *image { im := small(); im.spoil(0, 4); return im }, 0, 2, 1, ""},
-		{"damaged in the middle", func() *image { im := small(); im.spoil(0, 2); return im }, 0, 1, 0,
-			"entries 2 to 2 unreadable at file0 byte 8192"},
-		{"damaged at the start", func() *image { im := small(); im.spoil(0, 1); return im }, 0, 0, 0,
-			"entries 1 to 1 unreadable at file0 byte 4096"},
+		{
+			"damaged in the middle", func() *image { im := small(); im.spoil(0, 2); return im }, 0, 1, 0,
+			"entries 2 to 2 unreadable at file0 byte 8192",
+		},
+		{
+			"damaged at the start", func() *image { im := small(); im.spoil(0, 1); return im }, 0, 0, 0,
+			"entries 1 to 1 unreadable at file0 byte 4096",
+		},
 		{"damaged, the loss accepted", func() *image { im := small(); im.spoil(0, 2); return im }, 2, 1, 0, ""},
-		{"torn before what is known", func() *image { im := small(); im.spoil(0, 4); return im }, 4, 2, 1,
-			"entries 3 to 3 unreadable"},
-		{"a proof damaged", func() *image { im := small(); im.files[0][3*BlockBytes] ^= 1; return im }, 0, 2, 0,
-			"unreadable at file0 byte 12288"},
-		{"last acknowledged entry damaged, closed", func() *image { im := small(); im.round(0); im.spoil(0, 5); return im }, 0, 3, 0,
-			"entries 4 to 4"},
+		{
+			"torn before what is known", func() *image { im := small(); im.spoil(0, 4); return im }, 4, 2, 1,
+			"entries 3 to 3 unreadable",
+		},
+		{
+			"a proof damaged", func() *image { im := small(); im.files[0][3*BlockBytes] ^= 1; return im }, 0, 2, 0,
+			"unreadable at file0 byte 12288",
+		},
+		{
+			"last acknowledged entry damaged, closed", func() *image { im := small(); im.round(0); im.spoil(0, 5); return im }, 0, 3, 0,
+			"entries 4 to 4",
+		},
 		{"two files", func() *image { im := small(); im.roll(); im.round(1); return im }, 0, 5, 0, ""},
 		{"the second file empty", func() *image { im := small(); im.roll(); return im }, 0, 4, 0, ""},
-		{"end of the first file damaged", func() *image { im := small(); im.roll(); im.round(1); im.spoil(0, 5); return im }, 0, 3, 0,
-			"entries 4 to 4 unreadable at file0 byte 20480"},
+		{
+			"end of the first file damaged", func() *image { im := small(); im.roll(); im.round(1); im.spoil(0, 5); return im }, 0, 3, 0,
+			"entries 4 to 4 unreadable at file0 byte 20480",
+		},
 		{"stale frames of an earlier use", func() *image {
 			im := newImage()
 			h := Header{Segment: imageSegment, Fence: 1, First: 1, Place: Place{File: 55, Block: 1, Synced: 1}}

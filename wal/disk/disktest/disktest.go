@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -185,9 +186,7 @@ func (d *Disk) Kill() *Disk {
 func (d *Disk) cut() *Disk {
 	after := newDisk(d.rng, d.boot+1)
 	folder := make(map[string]*inode, len(d.durable))
-	for name, i := range d.durable {
-		folder[name] = i
-	}
+	maps.Copy(folder, d.durable)
 	for _, c := range d.pending[:d.rng.IntN(len(d.pending)+1)] {
 		c.apply(folder)
 	}
