@@ -1,6 +1,7 @@
 package index
 
 import (
+	"sync"
 	"testing"
 
 	"github.com/varve-io/varve/agent/partition"
@@ -64,5 +65,56 @@ func TestFind(t *testing.T) {
 	x.DropTopic(id.Topic, 4)
 	if len(x.Partitions()) != 0 {
 		t.Error("partitions are left after the topic was dropped")
+	}
+}
+
+// TestConcurrentUse lets one goroutine add to two partitions while others read: what they see is always contiguous.
+func TestConcurrentUse(t *testing.T) {
+	x := New()
+	const n = 2000
+	ids := []partition.ID{{Topic: protocol.TopicID{1}}, {Topic: protocol.TopicID{1}, Partition: 1}}
+	var wg sync.WaitGroup
+	done := make(chan struct{})
+	for range 4 {
+		wg.Go(func() {
+			for {
+				for _, id := range ids {
+					end := x.End(id)
+					if end > 0 {
+						if e, ok := x.Find(id, end-1); !ok || e.Next < end {
+							t.Errorf("offset %d is not found below the end %d: %+v", end-1, end, e)
+						}
+					}
+					next := protocol.Offset(0)
+					for _, e := range x.Extents(id) {
+						if e.First != next {
+							t.Errorf("extent %+v, want offset %d", e, next)
+						}
+						next = e.Next
+					}
+					_ = x.Size(id, 0)
+					_ = x.Partitions()
+				}
+				select {
+				case <-done:
+					return
+				default:
+				}
+			}
+		})
+	}
+	for i := range protocol.Offset(n) {
+		o := &Object{Name: "o"}
+		for _, id := range ids {
+			if err := x.Add(id, Extent{First: i * 3, Next: i*3 + 3, Size: 1, Object: o}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	close(done)
+	wg.Wait()
+	x.DropTopic(ids[0].Topic, 2)
+	if got := x.Partitions(); len(got) != 0 {
+		t.Errorf("after the topic is dropped: %v", got)
 	}
 }
