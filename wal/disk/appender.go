@@ -78,7 +78,8 @@ func (s *Store) fenced(log frame.LogID, fence frame.Fence) error {
 // continue the segment's entries without a gap. Append stamps them, so their memory belongs to it until it returns.
 //
 // Any error is final: what is on disk is unknown then, and a later append could leave a hole, so every later call gets the
-// same error. ErrFenced says that the segment was sealed, ErrFull that the disk has no room for another file.
+// same error. ErrFenced says that the segment was sealed. A disk that has no room for another file is waited for, which the log says, until a
+// trim or somebody else makes room, the segment is sealed, or the store closed: nothing is lost by it.
 func (a *Appender) Append(bufs [][]byte) error {
 	if err := a.begin(); err != nil {
 		return err
@@ -202,7 +203,7 @@ func (a *Appender) flush(pos int64) error {
 
 // roll takes a new file for entries from a.next on. Its header goes out with the first frames.
 func (a *Appender) roll() error {
-	f, err := a.store.take()
+	f, err := a.store.take(a)
 	if err != nil {
 		return err
 	}

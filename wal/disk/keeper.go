@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 	"unsafe"
 
 	"github.com/varve-io/varve/wal/frame"
@@ -162,18 +163,30 @@ func (s *Store) fill(f *walFile, zeros []byte) error {
 	return f.file.Sync()
 }
 
-// take gives a free file to an appender, waiting for one that is being prepared.
-func (s *Store) take() (*walFile, error) {
+// roomPause is how often a full disk is tried again for an append that waits. Other files may shrink at any time, and none tells.
+const roomPause = 3 * time.Second
+
+// take gives a free file to an appender, waiting for one that is being prepared. On a full disk an append waits until trims free a file, or
+// somebody makes room; a segment is not begun.
+func (s *Store) take(a *Appender) (*walFile, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.prepareErr = nil
 	s.cond.Broadcast()
 	for len(s.ready) == 0 {
+		fenced := s.fenced(a.seg.id.Log, a.fence)
 		switch {
 		case s.closing:
 			return nil, ErrClosed
-		case s.prepareErr != nil && len(s.retired) == 0:
+		case fenced != nil:
+			return nil, fenced
+		case s.prepareErr == nil || len(s.retired) > 0 || s.retrying:
+		case a.file == nil || !errors.Is(s.prepareErr, ErrFull):
 			return nil, s.prepareErr
+		default:
+			s.log.Error("WAL waits for room on its disk", "segment", a.seg.id, "error", s.prepareErr)
+			s.retrying = true
+			time.AfterFunc(roomPause, s.retry)
 		}
 		s.cond.Wait()
 	}
@@ -184,6 +197,14 @@ func (s *Store) take() (*walFile, error) {
 	f.written = false
 	s.cond.Broadcast()
 	return f, nil
+}
+
+// retry has the keeper prepare a file again.
+func (s *Store) retry() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.prepareErr, s.retrying = nil, false
+	s.cond.Broadcast()
 }
 
 // alignedBytes gives n zero bytes at an address that direct I/O accepts.

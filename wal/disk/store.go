@@ -94,6 +94,7 @@ type Store struct {
 	ready      []*walFile // free, in first-in order
 	retired    []*walFile // to be freed, in this order
 	prepareErr error      // why no file could be prepared; cleared when somebody asks again or a file is freed
+	retrying   bool       // a timer will clear it
 	nextName   uint64
 	uses       uint32 // of files since the store was opened
 	closing    bool

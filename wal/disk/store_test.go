@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/disk/disktest"
@@ -258,25 +260,66 @@ func TestFailureIsFinal(t *testing.T) {
 	}
 }
 
+// TestFullDisk: an append for which the disk has no room for another file waits until there is, or the store needs none any more.
 func TestFullDisk(t *testing.T) {
-	d := disktest.New(1)
+	const entries = 100
+	for name, c := range map[string]struct {
+		end  func(d *disktest.Disk, s *disk.Store, a *disk.Appender) error
+		want error
+	}{
+		"room": {func(d *disktest.Disk, _ *disk.Store, _ *disk.Appender) error { d.Capacity(0); return nil }, nil},
+		"seal": {func(_ *disktest.Disk, s *disk.Store, _ *disk.Appender) error {
+			_, err := s.Seal(segment, 6)
+			return err
+		}, disk.ErrFenced},
+		"close": {func(_ *disktest.Disk, s *disk.Store, _ *disk.Appender) error { return s.Close() }, disk.ErrClosed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := disktest.New(1)
+				d.Capacity(6*fileBytes + 8192)
+				s := open(t, d, fileBytes)
+				a := create(t, s, 5)
+				appended, ended := 0, make(chan error, 1)
+				go func() {
+					err := error(nil)
+					for ; err == nil && appended < entries; appended++ {
+						err = a.Append([][]byte{framed(5, frame.EntryID(appended+1), 12000)})
+					}
+					ended <- err
+				}()
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				if len(ended) > 0 {
+					t.Fatalf("ended at entry %d: %v", appended, <-ended)
+				}
+				if appended < 20 || appended >= entries {
+					t.Errorf("%d entries fit, want more than 20 and less than %d", appended, entries)
+				}
+				must(t, c.end(d, s, a))
+				if err := <-ended; !errors.Is(err, c.want) {
+					t.Errorf("append after the wait: %v, want %v", err, c.want)
+				}
+				_ = a.Close() // reported before, if it failed
+				must(t, s.Close())
+			})
+		})
+	}
+	// A segment is not begun without room: its writer has nothing yet that must not be lost.
+	d := disktest.New(3)
+	d.Capacity(fileBytes)
+	s := open(t, d, fileBytes)
+	if _, err := s.Create(segment, 5, 1); !errors.Is(err, disk.ErrFull) {
+		t.Errorf("create on a full disk: %v, want ErrFull", err)
+	}
+	must(t, s.Close())
+}
+
+func TestTrimsMakeRoom(t *testing.T) {
+	d := disktest.New(2)
 	d.Capacity(6*fileBytes + 8192)
 	s := open(t, d, fileBytes)
 	a := create(t, s, 5)
-	first, err := frame.EntryID(1), error(nil)
-	for ; err == nil; first++ {
-		err = a.Append([][]byte{framed(5, first, 12000)})
-	}
-	if !errors.Is(err, disk.ErrFull) || first < 20 {
-		t.Errorf("entry %d: %v", first-1, err)
-	}
-	must(t, a.Close(), s.Close())
-
-	// With trims the same disk serves for ever.
-	d = disktest.New(2)
-	d.Capacity(6*fileBytes + 8192)
-	s = open(t, d, fileBytes)
-	a = create(t, s, 5)
 	for first := frame.EntryID(1); first < 500; first++ {
 		must(t, a.Append([][]byte{framed(5, first, 12000)}), a.Trim(first))
 	}
