@@ -24,7 +24,9 @@ import (
 	"github.com/varve-io/varve/agent/flush"
 	"github.com/varve-io/varve/agent/groups"
 	"github.com/varve-io/varve/agent/index"
+	"github.com/varve-io/varve/agent/lead"
 	"github.com/varve-io/varve/agent/ledger"
+	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/agent/server"
 	"github.com/varve-io/varve/agent/topics"
 	"github.com/varve-io/varve/agent/upkeep"
@@ -93,7 +95,7 @@ type Agent struct {
 	id        coordinator.LogID // of its WAL log, and so of the incarnation
 
 	view       *coordinator.View
-	follower   *follower
+	follower   *lead.Follower
 	index      *index.Index
 	footers    *fetch.Footers
 	partitions *Partitions
@@ -143,7 +145,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	// What runs outlives ctx until it is drained.
 	run, fatal := context.WithCancelCause(context.WithoutCancel(ctx))
 	a.fatal = fatal
-	defer a.endLog()
+	defer a.endLog(run)
 	defer a.tasks.Wait()
 	defer fatal(errStopped)
 	starting, cancel := context.WithCancel(run)
@@ -173,11 +175,11 @@ func (a *Agent) Run(ctx context.Context) error {
 }
 
 // endLog ends the goroutines of the WAL and lets go of its memory, if a drain has not. It changes nothing about what is in the log.
-func (a *Agent) endLog() {
+func (a *Agent) endLog(run context.Context) {
 	if a.wal == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(run), retry.CallTimeout)
 	defer cancel()
 	if err := a.wal.Close(ctx); err != nil && !errors.Is(err, wal.ErrFailed) {
 		a.log.Warn("the WAL did not end", "err", err)

@@ -2,13 +2,11 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
+	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
-	"github.com/varve-io/varve/objectstore"
-	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/wal"
 )
 
@@ -25,7 +23,7 @@ func (a *Agent) register(run, ctx context.Context) error {
 		for {
 			err := a.deps.KV.KeepAlive(ctx, lease)
 			if ctx.Err() != nil {
-				return a.deregister(lease)
+				return a.deregister(context.WithoutCancel(ctx), lease)
 			}
 			a.log.Warn("registration lost; registering again", "err", err)
 			if lease, _, err = a.registerOnce(ctx); err != nil {
@@ -38,7 +36,7 @@ func (a *Agent) register(run, ctx context.Context) error {
 
 func (a *Agent) registerOnce(ctx context.Context) (lease, revision int64, err error) {
 	me := coordinator.Agent{Node: a.node, Log: a.id, Host: a.cfg.AdvertiseHost, Port: a.cfg.AdvertisePort, Zone: a.cfg.Zone}
-	err = forever(ctx, a.log, "register", func(ctx context.Context) (err error) {
+	err = retry.Coordinator(ctx, a.log, "register", func(ctx context.Context) (err error) {
 		if lease, err = a.deps.KV.Grant(ctx, leaseSeconds); err != nil {
 			return err
 		}
@@ -52,8 +50,8 @@ func (a *Agent) registerOnce(ctx context.Context) (lease, revision int64, err er
 }
 
 // deregister ends the lease, and with it the registration; if etcd is away it ends by itself.
-func (a *Agent) deregister(lease int64) error {
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+func (a *Agent) deregister(ctx context.Context, lease int64) error {
+	ctx, cancel := context.WithTimeout(ctx, retry.CallTimeout)
 	defer cancel()
 	if err := a.deps.KV.Revoke(ctx, lease); err != nil {
 		a.log.Warn("registration stays until its lease ends", "err", err)
@@ -131,11 +129,4 @@ func (a *Agent) expireProducers(ctx context.Context) error {
 			p.ExpireProducers(before, producersMax)
 		}
 	}
-}
-
-// transient reports whether a failed read of the bucket may succeed later.
-func transient(err error) bool {
-	var known *protocol.Error
-	return errors.Is(err, objectstore.ErrUnavailable) || errors.Is(err, objectstore.ErrDenied) ||
-		errors.Is(err, context.DeadlineExceeded) || errors.As(err, &known) && known.Code.Retriable()
 }

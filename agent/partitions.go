@@ -1,21 +1,11 @@
 package agent
 
 import (
-	"cmp"
-	"context"
-	"fmt"
-	"slices"
 	"sync"
-	"time"
 
-	"golang.org/x/sync/errgroup"
-
-	"github.com/varve-io/varve/agent/fetch"
-	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/ingest"
 	"github.com/varve-io/varve/agent/partition"
 	"github.com/varve-io/varve/coordinator"
-	"github.com/varve-io/varve/objectstore/segment"
 	"github.com/varve-io/varve/protocol"
 )
 
@@ -46,7 +36,7 @@ func (p *Partitions) Leads(id coordinator.ShardID) (epoch int32, ok bool) {
 }
 
 // Get returns a partition of the topic that this agent leads. It makes the partition, empty, when it is asked for the first time: one that has
-// records was made by [restore]. Errors are UNKNOWN_TOPIC_OR_PARTITION and NOT_LEADER_OR_FOLLOWER.
+// records was restored. Errors are UNKNOWN_TOPIC_OR_PARTITION and NOT_LEADER_OR_FOLLOWER.
 func (p *Partitions) Get(t *coordinator.Topic, number int32) (*ingest.Partition, error) {
 	if number < 0 || number >= t.Partitions {
 		return nil, protocol.UnknownTopicOrPartition.Errorf("topic %s has %d partitions, asked for %d", t.Name, t.Partitions, number)
@@ -134,117 +124,4 @@ func (p *Partitions) resign(id coordinator.ShardID) {
 			delete(p.live, pid)
 		}
 	}
-}
-
-// footersAhead is how many footers are read at once while partitions are restored.
-const footersAhead = 8
-
-// restorer rebuilds the state of partitions from what is committed.
-type restorer struct {
-	index   *index.Index
-	footers *fetch.Footers
-	now     func() time.Time
-	// producerIdle is how long a producer may have been idle to be remembered (producer.id.expiration.ms).
-	producerIdle time.Duration
-}
-
-// run rebuilds every partition that has records: offsets and epochs from the index, idempotent producers from the footers of segments that are
-// young enough. The index must hold all commits of the logs that came before. epoch gives the leader epoch of a shard, start a partition's log start offset.
-func (r *restorer) run(ctx context.Context, epoch func(shard uint32) protocol.LeaderEpoch,
-	start func(partition.ID) protocol.Offset,
-) (map[partition.ID]*partition.Log, error) {
-	logs := make(map[partition.ID]*partition.Log)
-	objects := make(map[*index.Object]struct{})
-	oldest := r.now().Add(-r.producerIdle).UnixMilli()
-	for _, id := range r.index.Partitions() {
-		extents := r.index.Extents(id)
-		l := partition.New(epoch(extents[0].Shard))
-		l.RestoreStart(max(start(id), extents[0].First))
-		for i := range extents {
-			e := &extents[i]
-			l.RestoreEnd(e.Epoch, e.First, e.Next)
-			if e.Object.CreatedMs >= oldest {
-				objects[e.Object] = struct{}{}
-			}
-		}
-		logs[id] = l
-	}
-	return logs, r.producers(ctx, objects, logs)
-}
-
-// producers reads the footers of the objects, several at once, and applies them in the order of the log.
-func (r *restorer) producers(ctx context.Context, objects map[*index.Object]struct{}, logs map[partition.ID]*partition.Log) error {
-	ordered := make([]*index.Object, 0, len(objects))
-	for o := range objects {
-		ordered = append(ordered, o)
-	}
-	slices.SortFunc(ordered, func(a, b *index.Object) int {
-		return cmp.Or(cmp.Compare(a.Log, b.Log), cmp.Compare(a.Commit, b.Commit))
-	})
-	type ahead struct{ footer chan *segment.Footer }
-	queue := make([]ahead, len(ordered))
-	for i := range queue {
-		queue[i].footer = make(chan *segment.Footer, 1)
-	}
-	g, ctx := errgroup.WithContext(ctx)
-	slots := make(chan struct{}, footersAhead)
-	g.Go(func() error {
-		for i, o := range ordered {
-			select {
-			case slots <- struct{}{}:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-			g.Go(func() error {
-				footer, err := r.footers.Get(ctx, o)
-				if err != nil {
-					return err
-				}
-				queue[i].footer <- footer
-				return nil
-			})
-		}
-		return nil
-	})
-	g.Go(func() error {
-		for i := range queue {
-			select {
-			case footer := <-queue[i].footer:
-				<-slots
-				if err := r.apply(footer, logs); err != nil {
-					return err
-				}
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-		return nil
-	})
-	if err := g.Wait(); err != nil {
-		return fmt.Errorf("restore producers: %w", err)
-	}
-	return nil
-}
-
-func (r *restorer) apply(footer *segment.Footer, logs map[partition.ID]*partition.Log) error {
-	for i := range footer.Sections {
-		s := &footer.Sections[i]
-		l := logs[partition.ID{Topic: s.Topic, Partition: s.Partition}]
-		if l == nil {
-			continue
-		}
-		for b, err := range s.All() {
-			if err != nil {
-				return err
-			}
-			if b.ProducerID < 0 {
-				continue
-			}
-			l.Restore(footer.Header.CreatedMs, b.LeaderEpoch, b.Offset, partition.Batch{
-				ProducerID: b.ProducerID, ProducerEpoch: b.ProducerEpoch, BaseSequence: b.BaseSequence,
-				Records: b.LastOffsetDelta + 1, MaxTimestamp: b.MaxTimestamp, Transactional: b.Flags&segment.FlagTransactional != 0,
-			})
-		}
-	}
-	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 
+	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/protocol"
 )
@@ -25,7 +26,7 @@ func (p *producerIDs) Next(ctx context.Context) (protocol.ProducerID, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.next == p.end {
-		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		ctx, cancel := context.WithTimeout(ctx, retry.CallTimeout)
 		defer cancel()
 		first, err := take(ctx, p.kv, coordinator.KeyNextPID, producerIDsPerBlock)
 		if err != nil {

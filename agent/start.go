@@ -2,7 +2,7 @@ package agent
 
 import (
 	"context"
-	"log/slog"
+	"errors"
 	"net"
 	"strconv"
 
@@ -14,8 +14,11 @@ import (
 	"github.com/varve-io/varve/agent/groups"
 	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/ingest"
+	"github.com/varve-io/varve/agent/lead"
 	"github.com/varve-io/varve/agent/ledger"
 	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/agent/recovery"
+	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/agent/server"
 	"github.com/varve-io/varve/agent/topics"
 	"github.com/varve-io/varve/agent/upkeep"
@@ -47,7 +50,7 @@ func (a *Agent) start(run, ctx context.Context) error {
 	if err := a.startFlush(run, record, revision); err != nil {
 		return err
 	}
-	if err := a.lead(run, ctx); err != nil {
+	if err := a.lead(ctx); err != nil {
 		return err
 	}
 	a.startGroups(run)
@@ -63,7 +66,7 @@ func (a *Agent) join(ctx context.Context, store string) error {
 	create := coordinator.Cluster{
 		ID: protocol.TopicID(newID()).String(), Shards: a.cfg.Shards, Generation: 1, CreatedMs: a.deps.Now().UnixMilli(),
 	}
-	err := forever(ctx, a.log, "join the cluster", func(ctx context.Context) (err error) {
+	err := retry.Coordinator(ctx, a.log, "join the cluster", func(ctx context.Context) (err error) {
 		if a.cluster, err = ensureCluster(ctx, kv, create); err != nil {
 			return err
 		}
@@ -86,18 +89,19 @@ func (a *Agent) join(ctx context.Context, store string) error {
 func (a *Agent) follow(run, ctx context.Context) error {
 	a.index = index.New()
 	a.footers = fetch.NewFooters(a.deps.Store, a.cfg.FooterBytesMax)
-	a.follower = newFollower(a.index, a.footers, a.log)
-	a.view = coordinator.NewView(a.deps.KV, coordinator.ViewConfig{OnCommit: a.follower.onCommit, OnTopic: a.follower.onTopic, Log: a.log})
+	a.follower = lead.NewFollower(lead.FollowerConfig{
+		Index: a.index, Footers: a.footers, Dropped: a.dropTopic, Log: a.log,
+		Known: func(id [16]byte) bool {
+			_, ok := a.view.TopicByID(id)
+			return ok
+		},
+	})
+	a.view = coordinator.NewView(a.deps.KV, coordinator.ViewConfig{OnCommit: a.follower.OnCommit, OnTopic: a.follower.OnTopic, Log: a.log})
 	a.partitions = newPartitions(a.view, a.cluster.Shards)
-	a.follower.known = func(id [16]byte) bool {
-		_, ok := a.view.TopicByID(id)
-		return ok
-	}
-	a.follower.dropped = a.dropTopic
 	a.ledger = ledger.New(a.deps.KV, a.resign)
 	a.starts = upkeep.NewStarts(a.deps.Store, a.ledger, a.clusterID, a.deps.Now)
 	a.spawn(run, "follow the coordinator", a.view.Run)
-	a.spawn(run, "index commits", a.follower.run)
+	a.spawn(run, "index commits", a.follower.Run)
 	a.spawn(run, "write to the coordinator", func(ctx context.Context) error {
 		a.ledger.Run(ctx)
 		return nil
@@ -108,7 +112,7 @@ func (a *Agent) follow(run, ctx context.Context) error {
 // catchUp waits until view and index have seen everything up to now.
 func (a *Agent) catchUp(ctx context.Context) error {
 	var revision int64
-	err := forever(ctx, a.log, "read the revision", func(ctx context.Context) (err error) {
+	err := retry.Coordinator(ctx, a.log, "read the revision", func(ctx context.Context) (err error) {
 		_, revision, err = a.deps.KV.Get(ctx, coordinator.KeyCluster)
 		return err
 	})
@@ -118,20 +122,20 @@ func (a *Agent) catchUp(ctx context.Context) error {
 	if err := a.view.Wait(ctx, revision); err != nil {
 		return err
 	}
-	return a.follower.wait(ctx)
+	return a.follower.Wait(ctx)
 }
 
 // recoverLogs brings every log that is open to its end: those on this agent's disk by itself; for others, of agents that live or whose
 // disk is elsewhere, it waits.
 func (a *Agent) recoverLogs(ctx context.Context, store string) error {
-	r := &recovery{
-		kv: a.deps.KV, store: a.deps.Store, disk: a.deps.Disk, cluster: a.clusterID, claimer: a.id, now: a.deps.Now, log: a.log,
+	r := &recovery.Recovery{
+		KV: a.deps.KV, Store: a.deps.Store, WAL: a.deps.Disk, Cluster: a.clusterID, Claimer: a.id, Now: a.deps.Now, Log: a.log,
 	}
 	for {
 		var logs []coordinator.Log
 		var revision int64
-		err := forever(ctx, a.log, "list WAL logs", func(ctx context.Context) (err error) {
-			logs, revision, err = listLogs(ctx, a.deps.KV)
+		err := retry.Coordinator(ctx, a.log, "list WAL logs", func(ctx context.Context) (err error) {
+			logs, revision, err = recovery.List(ctx, a.deps.KV)
 			return err
 		})
 		if err != nil {
@@ -140,22 +144,22 @@ func (a *Agent) recoverLogs(ctx context.Context, store string) error {
 		waits := false
 		for i := range logs {
 			l := &logs[i]
-			if l.Closed {
+			if l.Closed || l.ID == a.id {
 				continue
 			}
-			if !recoverable(*l, store) {
+			if !recovery.Recoverable(*l, store) {
 				a.log.Warn("waiting for another agent to close its WAL log", "log", l.ID, "node", l.Node,
 					"stores", l.Segments[len(l.Segments)-1].Stores)
 				waits = true
 				continue
 			}
-			if err := r.run(ctx, l.ID); err != nil {
+			if err := r.Run(ctx, l.ID); err != nil {
 				return err
 			}
 			l.Closed = true
 		}
 		if !waits {
-			return dropClosed(a.deps.Disk, logs)
+			return recovery.DropClosed(a.deps.Disk, logs)
 		}
 		if err := a.logsChanged(ctx, revision); err != nil {
 			return err
@@ -177,7 +181,7 @@ func (a *Agent) logsChanged(ctx context.Context, revision int64) error {
 	}
 	if watch.Err() == nil {
 		a.log.Warn("watching WAL logs", "err", err)
-		return pause(ctx)
+		return retry.Pause(ctx)
 	}
 	return nil
 }
@@ -193,7 +197,7 @@ func (a *Agent) openLog(ctx context.Context, store string) (coordinator.Log, int
 	if err != nil {
 		return coordinator.Log{}, 0, err
 	}
-	a.wal, err = wal.New(wal.Config{
+	a.wal, err = wal.New(wal.Config{ //nolint:contextcheck // the log ends by Close, after the drain
 		Segment: id, Fence: 1, First: 1, Size: quorum.Size{Copies: 1, Quorum: 1}, BytesMax: a.cfg.WALBytesMax,
 		CacheBytes: a.cfg.WALCacheBytes,
 		OnFull:     func(last wal.EntryID) { a.flusher.Hurry(int64(last)) },
@@ -207,7 +211,7 @@ func (a *Agent) startFlush(run context.Context, record coordinator.Log, revision
 		KV: a.deps.KV, Store: a.deps.Store, Cluster: a.clusterID, Record: record, Revision: revision, Now: a.deps.Now, Log: a.log,
 	})
 	a.flusher = flush.New(a.cfg.Flush, flush.Deps{
-		Writer: a.writer, Committed: a.follower.committed, Now: a.deps.Now, Log: a.log,
+		Writer: a.writer, Committed: a.follower.Committed, Now: a.deps.Now, Log: a.log,
 		Trim: func(entry int64) { a.wal.Trim(wal.EntryID(entry)) },
 	})
 	a.flushing = a.spawn(run, "flush", a.flusher.Run)
@@ -222,13 +226,26 @@ func (a *Agent) startFlush(run context.Context, record coordinator.Log, revision
 	return nil
 }
 
+// claim claims the shards. Two agents that start at once both find no log open; the one that claims later then waits for the other's.
+func (a *Agent) claim(ctx context.Context) (all []lead.Claimed, err error) {
+	for {
+		err = retry.Coordinator(ctx, a.log, "claim shards", func(ctx context.Context) (err error) {
+			all, err = lead.Claim(ctx, a.deps.KV, a.cluster, a.id, a.node)
+			return err
+		})
+		if !errors.Is(err, lead.ErrLed) {
+			return all, err
+		}
+		a.log.Warn("another agent was faster", "err", err)
+		if err := a.recoverLogs(ctx, a.deps.Disk.Identity().String()); err != nil {
+			return nil, err
+		}
+	}
+}
+
 // lead claims the shards and restores their partitions.
-func (a *Agent) lead(run, ctx context.Context) error {
-	var all []claimed
-	err := forever(ctx, a.log, "claim shards", func(ctx context.Context) (err error) {
-		all, err = claimShards(ctx, a.deps.KV, a.cluster, a.id, a.node)
-		return err
-	})
+func (a *Agent) lead(ctx context.Context) error {
+	all, err := a.claim(ctx)
 	if err != nil {
 		return err
 	}
@@ -238,16 +255,16 @@ func (a *Agent) lead(run, ctx context.Context) error {
 	}
 	epochs := make(map[uint32]protocol.LeaderEpoch, len(all))
 	for _, c := range all {
-		a.ledger.Adopt(c.id, c.write, c.revision)
-		epochs[uint32(c.id)] = protocol.LeaderEpoch(c.shard.Epoch)
-		if err := patiently(ctx, a.log, "read manifests", func() error { return a.starts.Adopt(ctx, c.id, c.shard) }); err != nil {
+		a.ledger.Adopt(c.ID, c.Write, c.Revision)
+		epochs[uint32(c.ID)] = protocol.LeaderEpoch(c.Shard.Epoch)
+		if err := retry.Bucket(ctx, a.log, "read manifests", func() error { return a.starts.Adopt(ctx, c.ID, c.Shard) }); err != nil {
 			return err
 		}
 	}
-	r := &restorer{index: a.index, footers: a.footers, now: a.deps.Now, producerIdle: a.cfg.ProducerIdleMax}
+	r := &lead.Restorer{Index: a.index, Footers: a.footers, Now: a.deps.Now, ProducerIdle: a.cfg.ProducerIdleMax}
 	var logs map[partition.ID]*partition.Log
-	err = patiently(ctx, a.log, "restore partitions", func() (err error) {
-		logs, err = r.run(ctx, func(shard uint32) protocol.LeaderEpoch { return epochs[shard] }, a.logStart)
+	err = retry.Bucket(ctx, a.log, "restore partitions", func() (err error) {
+		logs, err = r.Run(ctx, func(shard uint32) protocol.LeaderEpoch { return epochs[shard] }, a.logStart)
 		return err
 	})
 	if err != nil {
@@ -264,20 +281,6 @@ func (a *Agent) logStart(id partition.ID) protocol.Offset {
 		return 0
 	}
 	return a.starts.Start(t.ShardOf(id.Partition, a.cluster.Shards), id)
-}
-
-// patiently repeats do while the bucket is away.
-func patiently(ctx context.Context, log *slog.Logger, what string, do func() error) error {
-	for {
-		err := do()
-		if err == nil || !transient(err) {
-			return err
-		}
-		log.Warn("waiting for the bucket", "to", what, "err", err)
-		if err := pause(ctx); err != nil {
-			return err
-		}
-	}
 }
 
 // startGroups starts the coordinator of the consumer groups.

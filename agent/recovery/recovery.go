@@ -1,4 +1,12 @@
-package agent
+// Package recovery brings WAL logs whose agent is gone to their end:
+//
+//	claim      raise the fence in etcd: the old writer can commit nothing any more
+//	seal       the stores refuse the old writer's appends; their answer holds every entry that was acknowledged
+//	flush      what is not committed, by ordinary commits under the claim
+//	close      no entry of the log is missing in the bucket; its shards may get a new leader
+//
+// A recoverer that dies is followed by another, which claims the log anew and continues after the last commit.
+package recovery
 
 import (
 	"context"
@@ -10,6 +18,7 @@ import (
 
 	"github.com/varve-io/varve/agent/flush"
 	"github.com/varve-io/varve/agent/ingest"
+	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/segment"
@@ -19,26 +28,19 @@ import (
 	"github.com/varve-io/varve/wal/quorum"
 )
 
-// recovery brings WAL logs whose agent is gone to their end (DESIGN.md, "Recovery"):
-//
-//	claim      raise the fence in etcd: the old writer can commit nothing any more
-//	seal       the stores refuse the old writer's appends; their answer holds every entry that was acknowledged
-//	flush      what is not committed, by ordinary commits under the claim
-//	close      no entry of the log is missing in the bucket; its shards may get a new leader
-//
-// A recoverer that dies is followed by another, which claims the log anew and continues after the last commit.
-type recovery struct {
-	kv      coordinator.KV
-	store   objectstore.Store
-	disk    *disk.Store
-	cluster [16]byte
-	claimer coordinator.LogID
-	now     func() time.Time
-	log     *slog.Logger
+// Recovery is a recoverer of logs whose only store is at hand.
+type Recovery struct {
+	KV      coordinator.KV
+	Store   objectstore.Store
+	WAL     wal.Sealer // the store that holds the logs
+	Cluster [16]byte
+	Claimer coordinator.LogID // incarnation that recovers
+	Now     func() time.Time
+	Log     *slog.Logger
 }
 
-// listLogs returns all logs, oldest first, and the revision that says so.
-func listLogs(ctx context.Context, kv coordinator.KV) (logs []coordinator.Log, revision int64, err error) {
+// List returns all logs, oldest first, and the revision that says so.
+func List(ctx context.Context, kv coordinator.KV) (logs []coordinator.Log, revision int64, err error) {
 	items, revision, err := kv.List(ctx, coordinator.PrefixLogs, 0)
 	if err != nil {
 		return nil, 0, err
@@ -53,14 +55,14 @@ func listLogs(ctx context.Context, kv coordinator.KV) (logs []coordinator.Log, r
 	return logs, revision, nil
 }
 
-// recoverable reports whether the store at hand suffices to seal the log's open segment.
-func recoverable(l coordinator.Log, store string) bool {
+// Recoverable reports whether the store at hand suffices to seal the log's open segment.
+func Recoverable(l coordinator.Log, store string) bool {
 	s := l.Segments[len(l.Segments)-1]
 	return slices.Equal(s.Stores, []string{store})
 }
 
-// run recovers one log and returns its closed record.
-func (r *recovery) run(ctx context.Context, id coordinator.LogID) error {
+// Run recovers one log, unless it is closed by now.
+func (r *Recovery) Run(ctx context.Context, id coordinator.LogID) error {
 	record, revision, err := r.claim(ctx, id)
 	if err != nil {
 		return err
@@ -72,9 +74,9 @@ func (r *recovery) run(ctx context.Context, id coordinator.LogID) error {
 	if err != nil {
 		return err
 	}
-	r.log.Info("recovering WAL log", "log", id, "flushed", record.Flushed, "last", sealed.Last)
+	r.Log.Info("recovering WAL log", "log", id, "flushed", record.Flushed, "last", sealed.Last)
 	w := flush.NewWriter(flush.WriterConfig{
-		KV: r.kv, Store: r.store, Cluster: r.cluster, Record: record, Revision: revision, Now: r.now, Log: r.log,
+		KV: r.KV, Store: r.Store, Cluster: r.Cluster, Record: record, Revision: revision, Now: r.Now, Log: r.Log,
 	})
 	topics, err := r.topics(ctx)
 	if err != nil {
@@ -86,16 +88,16 @@ func (r *recovery) run(ctx context.Context, id coordinator.LogID) error {
 	if err := w.Close(ctx); err != nil {
 		return err
 	}
-	r.log.Info("recovered WAL log", "log", id, "commits", w.NextCommit()-1)
+	r.Log.Info("recovered WAL log", "log", id, "commits", w.NextCommit()-1)
 	return nil
 }
 
 // claim raises the log's fence in etcd. From then on only this recoverer can commit to it, until another claims it.
-func (r *recovery) claim(ctx context.Context, id coordinator.LogID) (coordinator.Log, int64, error) {
+func (r *Recovery) claim(ctx context.Context, id coordinator.LogID) (coordinator.Log, int64, error) {
 	var record coordinator.Log
 	var guard coordinator.Guard
-	err := forever(ctx, r.log, "read WAL log record", func(ctx context.Context) error {
-		item, _, err := r.kv.Get(ctx, coordinator.KeyLog(id))
+	err := retry.Coordinator(ctx, r.Log, "read WAL log record", func(ctx context.Context) error {
+		item, _, err := r.KV.Get(ctx, coordinator.KeyLog(id))
 		if err != nil {
 			return err
 		}
@@ -107,10 +109,10 @@ func (r *recovery) claim(ctx context.Context, id coordinator.LogID) (coordinator
 		return record, 0, err
 	}
 	record.Fence++
-	record.Claimer = r.claimer
+	record.Claimer = r.Claimer
 	guard.Next = coordinator.Encode(record)
-	err = coordinator.Insist(ctx, r.kv, []*coordinator.Guard{&guard}, nil, func(err error) {
-		r.log.Error("waiting for room in etcd", "to", "claim a WAL log", "log", id, "err", err)
+	err = coordinator.Insist(ctx, r.KV, []*coordinator.Guard{&guard}, nil, func(err error) {
+		r.Log.Error("waiting for room in etcd", "to", "claim a WAL log", "log", id, "err", err)
 	})
 	if err != nil {
 		return record, 0, fmt.Errorf("claim WAL log %s: %w", id, err)
@@ -119,11 +121,11 @@ func (r *recovery) claim(ctx context.Context, id coordinator.LogID) (coordinator
 }
 
 // seal fences the log's open segment on its stores, of which this version has one.
-func (r *recovery) seal(record coordinator.Log) (*wal.Sealed, error) {
+func (r *Recovery) seal(record coordinator.Log) (*wal.Sealed, error) {
 	n := len(record.Segments)
 	s := record.Segments[n-1]
 	sealed, err := wal.Seal(wal.SegmentID{Log: wal.LogID(record.ID), Number: uint32(n)}, wal.Fence(record.Fence),
-		quorum.Size{Copies: len(s.Stores), Quorum: s.Quorum}, []wal.Sealer{r.disk})
+		quorum.Size{Copies: len(s.Stores), Quorum: s.Quorum}, []wal.Sealer{r.WAL})
 	if err != nil {
 		return nil, fmt.Errorf("recover WAL log %s: %w", record.ID, err)
 	}
@@ -132,10 +134,10 @@ func (r *recovery) seal(record coordinator.Log) (*wal.Sealed, error) {
 
 // topics reads the topics' names by id. A batch is only ever appended to a topic that is in etcd already, so that a topic that is not there now was deleted,
 // and its batches with it.
-func (r *recovery) topics(ctx context.Context) (map[protocol.TopicID]string, error) {
+func (r *Recovery) topics(ctx context.Context) (map[protocol.TopicID]string, error) {
 	names := make(map[protocol.TopicID]string)
-	err := forever(ctx, r.log, "list topics", func(ctx context.Context) error {
-		items, _, err := r.kv.List(ctx, coordinator.PrefixTopics, 0)
+	err := retry.Coordinator(ctx, r.Log, "list topics", func(ctx context.Context) error {
+		items, _, err := r.KV.List(ctx, coordinator.PrefixTopics, 0)
 		for _, it := range items {
 			t, err := coordinator.Decode[coordinator.Topic](it)
 			if err != nil {
@@ -149,7 +151,7 @@ func (r *recovery) topics(ctx context.Context) (map[protocol.TopicID]string, err
 }
 
 // flush commits what the sealed log has beyond its flushed position, a segment at a time.
-func (r *recovery) flush(ctx context.Context, w *flush.Writer, sealed *wal.Sealed, topics map[protocol.TopicID]string) error {
+func (r *Recovery) flush(ctx context.Context, w *flush.Writer, sealed *wal.Sealed, topics map[protocol.TopicID]string) error {
 	var records []flush.Record
 	var builder segment.Builder
 	size := 0
@@ -199,10 +201,10 @@ func (r *recovery) flush(ctx context.Context, w *flush.Writer, sealed *wal.Seale
 // errEntries says that a segment has entries.
 var errEntries = errors.New("it holds entries")
 
-// dropClosed frees what a disk holds of logs that are closed, given all logs that the coordinator lists. A log that is not listed has never served,
+// DropClosed frees what a disk holds of logs that are closed, given all logs that the coordinator lists. A log that is not listed has never served,
 // because its agent died before; if it holds entries all the same, this is another cluster's coordinator, or one that has lost its data, and they may be
 // the only copy of what was acknowledged.
-func dropClosed(d *disk.Store, logs []coordinator.Log) error {
+func DropClosed(d *disk.Store, logs []coordinator.Log) error {
 	store := d.Identity().String()
 	closed := make(map[wal.LogID]bool, len(logs))
 	for _, l := range logs {

@@ -1,4 +1,9 @@
-package agent
+// Package lead is how an agent comes to lead shards: it follows the commits of all agents, claims shards, and rebuilds their partitions from what is
+// committed.
+//
+// The order matters: the index must have seen the revision of the claim before partitions are restored, or the last commit of the old leader could
+// be missing, and its offsets would be given again.
+package lead
 
 import (
 	"context"
@@ -10,67 +15,74 @@ import (
 	"github.com/varve-io/varve/agent/flush"
 	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore/segment"
 )
 
-// follower takes the commits and topic deletions that the view sees, in order, to the index. It has a goroutine of its own because the view must not
+// Follower takes the commits and topic deletions that the view sees, in order, to the index. It has a goroutine of its own because the view must not
 // wait: a commit whose details are in its segment's footer costs a GET.
-type follower struct {
-	index   *index.Index
-	footers *fetch.Footers
-	known   func(id [16]byte) bool // whether the topic exists
-	dropped func(coordinator.Topic)
-	log     *slog.Logger
+type Follower struct {
+	cfg FollowerConfig
 
 	mu    sync.Mutex
 	more  sync.Cond // for the goroutine: something is queued, or it is over
-	less  sync.Cond // for wait: something was done
+	less  sync.Cond // for Wait: something was done
 	queue []func(context.Context) error
 	busy  bool
 	over  bool
 	err   error
 }
 
-func newFollower(x *index.Index, footers *fetch.Footers, log *slog.Logger) *follower {
-	f := &follower{index: x, footers: footers, log: log}
+// FollowerConfig is what a [Follower] works with.
+type FollowerConfig struct {
+	Index   *index.Index
+	Footers *fetch.Footers
+	Known   func(id [16]byte) bool  // whether the topic exists
+	Dropped func(coordinator.Topic) // is told of a topic that was deleted, once it is out of the index
+	Log     *slog.Logger
+}
+
+// NewFollower returns a follower that has seen nothing; [Follower.Run] makes it work.
+func NewFollower(cfg FollowerConfig) *Follower {
+	f := &Follower{cfg: cfg}
 	f.more.L, f.less.L = &f.mu, &f.mu
 	return f
 }
 
-func (f *follower) push(do func(context.Context) error) {
+func (f *Follower) push(do func(context.Context) error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.queue = append(f.queue, do)
 	f.more.Signal()
 }
 
-// onCommit takes a commit that appeared. One that left was merged, and its extents stay good until the merged ones replace them.
-func (f *follower) onCommit(item coordinator.CommitItem) {
+// OnCommit takes a commit that appeared. One that left was merged, and its extents stay good until the merged ones replace them.
+func (f *Follower) OnCommit(item coordinator.CommitItem) {
 	if item.Deleted {
 		return
 	}
 	f.push(func(ctx context.Context) error { return f.add(ctx, item.Commit) })
 }
 
-// onTopic takes a change of a topic.
-func (f *follower) onTopic(t coordinator.Topic, deleted bool) {
+// OnTopic takes a change of a topic.
+func (f *Follower) OnTopic(t coordinator.Topic, deleted bool) {
 	if !deleted {
 		return
 	}
 	f.push(func(context.Context) error {
-		f.index.DropTopic(t.ID, t.Partitions)
-		f.dropped(t)
+		f.cfg.Index.DropTopic(t.ID, t.Partitions)
+		f.cfg.Dropped(t)
 		return nil
 	})
 }
 
 // add brings a commit into the index; of topics that were deleted meanwhile nothing.
-func (f *follower) add(ctx context.Context, c coordinator.Commit) error {
+func (f *Follower) add(ctx context.Context, c coordinator.Commit) error {
 	if c.InFooter && len(c.Partitions) == 0 {
 		var footer *segment.Footer
-		err := patiently(ctx, f.log, "read the footer of a commit", func() (err error) {
-			footer, err = f.footers.Get(ctx, &index.Object{Name: c.Object, Size: c.ObjectSize, FooterPos: c.FooterPos})
+		err := retry.Bucket(ctx, f.cfg.Log, "read the footer of a commit", func() (err error) {
+			footer, err = f.cfg.Footers.Get(ctx, &index.Object{Name: c.Object, Size: c.ObjectSize, FooterPos: c.FooterPos})
 			return err
 		})
 		if err != nil {
@@ -79,10 +91,10 @@ func (f *follower) add(ctx context.Context, c coordinator.Commit) error {
 		c.Partitions = flush.CommitPartitions(footer)
 	}
 	err := flush.Extents(c, func(id partition.ID, e index.Extent) error {
-		if !f.known(id.Topic) {
+		if !f.cfg.Known(id.Topic) {
 			return nil
 		}
-		return f.index.Add(id, e)
+		return f.cfg.Index.Add(id, e)
 	})
 	if err != nil {
 		return fmt.Errorf("commit %d of WAL log %s: %w", c.Number, c.Log, err)
@@ -90,14 +102,14 @@ func (f *follower) add(ctx context.Context, c coordinator.Commit) error {
 	return nil
 }
 
-// committed takes a commit of this agent itself, at once.
-func (f *follower) committed(c coordinator.Commit, footer *segment.Footer) error {
-	f.footers.Put(footer)
+// Committed takes a commit of this agent itself, at once.
+func (f *Follower) Committed(c coordinator.Commit, footer *segment.Footer) error {
+	f.cfg.Footers.Put(footer)
 	return f.add(context.Background(), c)
 }
 
-// run works off the queue until ctx ends or something fails.
-func (f *follower) run(ctx context.Context) error {
+// Run works off the queue until ctx ends or something fails.
+func (f *Follower) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -131,8 +143,8 @@ func (f *follower) run(ctx context.Context) error {
 	}
 }
 
-// wait returns when everything that was queued is in the index, or ctx ends.
-func (f *follower) wait(ctx context.Context) error {
+// Wait returns when everything that was queued is in the index, or ctx ends.
+func (f *Follower) Wait(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()

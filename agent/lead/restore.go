@@ -1,0 +1,130 @@
+package lead
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/varve-io/varve/agent/fetch"
+	"github.com/varve-io/varve/agent/index"
+	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/objectstore/segment"
+	"github.com/varve-io/varve/protocol"
+)
+
+// footersAhead is how many footers are read at once while partitions are restored.
+const footersAhead = 8
+
+// Restorer rebuilds the state of partitions from what is committed.
+type Restorer struct {
+	Index   *index.Index
+	Footers *fetch.Footers
+	Now     func() time.Time
+	// ProducerIdle is how long a producer may have been idle to be remembered (producer.id.expiration.ms).
+	ProducerIdle time.Duration
+}
+
+// Run rebuilds every partition that has records: offsets and epochs from the index, idempotent producers from the footers of segments that are
+// young enough. The index must hold all commits of the logs that came before. epoch gives the leader epoch of a shard, start a partition's log start offset.
+func (r *Restorer) Run(ctx context.Context, epoch func(shard uint32) protocol.LeaderEpoch,
+	start func(partition.ID) protocol.Offset,
+) (map[partition.ID]*partition.Log, error) {
+	logs := make(map[partition.ID]*partition.Log)
+	objects := make(map[*index.Object]struct{})
+	oldest := r.Now().Add(-r.ProducerIdle).UnixMilli()
+	for _, id := range r.Index.Partitions() {
+		extents := r.Index.Extents(id)
+		l := partition.New(epoch(extents[0].Shard))
+		l.RestoreStart(max(start(id), extents[0].First))
+		for i := range extents {
+			e := &extents[i]
+			l.RestoreEnd(e.Epoch, e.First, e.Next)
+			if e.Object.CreatedMs >= oldest {
+				objects[e.Object] = struct{}{}
+			}
+		}
+		logs[id] = l
+	}
+	return logs, r.producers(ctx, objects, logs)
+}
+
+// producers reads the footers of the objects, several at once, and applies them in the order of the log.
+func (r *Restorer) producers(ctx context.Context, objects map[*index.Object]struct{}, logs map[partition.ID]*partition.Log) error {
+	ordered := make([]*index.Object, 0, len(objects))
+	for o := range objects {
+		ordered = append(ordered, o)
+	}
+	slices.SortFunc(ordered, func(a, b *index.Object) int {
+		return cmp.Or(cmp.Compare(a.Log, b.Log), cmp.Compare(a.Commit, b.Commit))
+	})
+	type ahead struct{ footer chan *segment.Footer }
+	queue := make([]ahead, len(ordered))
+	for i := range queue {
+		queue[i].footer = make(chan *segment.Footer, 1)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	slots := make(chan struct{}, footersAhead)
+	g.Go(func() error {
+		for i, o := range ordered {
+			select {
+			case slots <- struct{}{}:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			g.Go(func() error {
+				footer, err := r.Footers.Get(ctx, o)
+				if err != nil {
+					return err
+				}
+				queue[i].footer <- footer
+				return nil
+			})
+		}
+		return nil
+	})
+	g.Go(func() error {
+		for i := range queue {
+			select {
+			case footer := <-queue[i].footer:
+				<-slots
+				if err := r.apply(footer, logs); err != nil {
+					return err
+				}
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		return nil
+	})
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("restore producers: %w", err)
+	}
+	return nil
+}
+
+func (r *Restorer) apply(footer *segment.Footer, logs map[partition.ID]*partition.Log) error {
+	for i := range footer.Sections {
+		s := &footer.Sections[i]
+		l := logs[partition.ID{Topic: s.Topic, Partition: s.Partition}]
+		if l == nil {
+			continue
+		}
+		for b, err := range s.All() {
+			if err != nil {
+				return err
+			}
+			if b.ProducerID < 0 {
+				continue
+			}
+			l.Restore(footer.Header.CreatedMs, b.LeaderEpoch, b.Offset, partition.Batch{
+				ProducerID: b.ProducerID, ProducerEpoch: b.ProducerEpoch, BaseSequence: b.BaseSequence,
+				Records: b.LastOffsetDelta + 1, MaxTimestamp: b.MaxTimestamp, Transactional: b.Flags&segment.FlagTransactional != 0,
+			})
+		}
+	}
+	return nil
+}
