@@ -16,8 +16,11 @@ import (
 	"github.com/varve-io/varve/protocol"
 )
 
-// Object is a segment in the bucket. It is shared by the extents in it and never changes.
+// Object is a segment in the bucket. It is shared by the extents in it and never changes once it is in an index.
 type Object struct {
+	// Order counts the objects as [Index.Add] first saw them, from 1. Of two that have a partition in common, the one with the earlier offsets
+	// comes first; their logs and commits say nothing about that, since an older log may get the shards after a younger one.
+	Order     uint64
 	Name      string
 	Size      int64 // bytes
 	FooterPos int64 // where its footer begins; the footer ends at Size
@@ -41,6 +44,7 @@ type Extent struct {
 // Index is the index of all partitions.
 type Index struct {
 	mu         sync.RWMutex
+	objects    uint64 // that were added
 	partitions map[partition.ID][]Extent // ascending, contiguous
 }
 
@@ -66,6 +70,10 @@ func (x *Index) Add(id partition.ID, e Extent) error {
 			return fmt.Errorf("index %s/%d: offsets [%d,%d) of %s leave a gap, the log ends at %d",
 				id.Topic, id.Partition, e.First, e.Next, e.Object.Name, end)
 		}
+	}
+	if e.Object.Order == 0 {
+		x.objects++
+		e.Object.Order = x.objects
 	}
 	x.partitions[id] = append(list, e)
 	return nil

@@ -52,15 +52,13 @@ func (r *Restorer) Run(ctx context.Context, epoch func(shard uint32) protocol.Le
 	return logs, r.producers(ctx, objects, logs)
 }
 
-// producers reads the footers of the objects, several at once, and applies them in the order of the log.
+// producers reads the footers of the objects, several at once, and applies them in the order of offsets.
 func (r *Restorer) producers(ctx context.Context, objects map[*index.Object]struct{}, logs map[partition.ID]*partition.Log) error {
 	ordered := make([]*index.Object, 0, len(objects))
 	for o := range objects {
 		ordered = append(ordered, o)
 	}
-	slices.SortFunc(ordered, func(a, b *index.Object) int {
-		return cmp.Or(cmp.Compare(a.Log, b.Log), cmp.Compare(a.Commit, b.Commit))
-	})
+	slices.SortFunc(ordered, func(a, b *index.Object) int { return cmp.Compare(a.Order, b.Order) })
 	type ahead struct{ footer chan *segment.Footer }
 	queue := make([]ahead, len(ordered))
 	for i := range queue {
