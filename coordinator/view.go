@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -116,7 +117,8 @@ func (v *View) load(ctx context.Context) (int64, error) {
 	}
 }
 
-// replace makes the view equal to items: what is gone is told as deleted, what is new or changed as usual.
+// replace makes the view equal to items: what is gone is told as deleted, what is new or changed as usual, in the order in which it was written. A
+// younger log may have committed before an older one, so that the order of keys would show the commits of a partition with gaps.
 func (v *View) replace(items []Item, rev int64) error {
 	seen := make(map[string]struct{}, len(items))
 	for _, it := range items {
@@ -130,6 +132,7 @@ func (v *View) replace(items []Item, rev int64) error {
 		}
 	}
 	v.mu.RUnlock()
+	slices.SortStableFunc(items, func(a, b Item) int { return cmp.Compare(a.ModRevision, b.ModRevision) })
 	for _, it := range items {
 		b.Events = append(b.Events, Event{Item: it})
 	}
