@@ -36,7 +36,7 @@ type world struct {
 }
 
 // start makes a world and starts its agent. The tests' requests go through TCP and the whole agent.
-func start(t *testing.T, config func(*agent.Config)) *world {
+func start(t testing.TB, config func(*agent.Config)) *world {
 	t.Helper()
 	w := &world{
 		kv: memkv.New(memkv.Config{ClusterID: 1, Start: time.Now()}), bucket: fault.New(mem.New()), dir: t.TempDir(), config: config,
@@ -46,7 +46,7 @@ func start(t *testing.T, config func(*agent.Config)) *world {
 	return w
 }
 
-func (w *world) run(t *testing.T) {
+func (w *world) run(t testing.TB) {
 	t.Helper()
 	d, err := disk.Open(disk.Config{Dir: w.dir, FileBytes: 8 << 20})
 	if err != nil {
@@ -96,7 +96,7 @@ func (w *world) run(t *testing.T) {
 }
 
 // restart drains the agent and starts another: everything is in the bucket then, and nothing in memory.
-func (w *world) restart(t *testing.T) {
+func (w *world) restart(t testing.TB) {
 	t.Helper()
 	w.stop()
 	w.run(t)
@@ -104,12 +104,12 @@ func (w *world) restart(t *testing.T) {
 
 // peer is a connection to the agent.
 type peer struct {
-	t    *testing.T
+	t    testing.TB
 	conn net.Conn
 	next int32
 }
 
-func (w *world) dial(t *testing.T) *peer {
+func (w *world) dial(t testing.TB) *peer {
 	t.Helper()
 	var d net.Dialer
 	conn, err := d.DialContext(t.Context(), "tcp", w.addr)
@@ -208,12 +208,12 @@ func (p *peer) create(topic string, partitions int32, configs ...string) protoco
 }
 
 // plain returns a batch of records with those values, all of timestamp ts.
-func plain(t *testing.T, ts int64, values ...string) []byte {
+func plain(t testing.TB, ts int64, values ...string) []byte {
 	t.Helper()
 	return built(t, batch.NewBuilder(batch.None), ts, values...)
 }
 
-func built(t *testing.T, b *batch.Builder, ts int64, values ...string) []byte {
+func built(t testing.TB, b *batch.Builder, ts int64, values ...string) []byte {
 	t.Helper()
 	for _, v := range values {
 		b.Append(ts, nil, []byte(v))

@@ -25,7 +25,7 @@ import (
 
 // Config says when to flush.
 type Config struct {
-	SegmentBytes int           // cut when this much has gathered
+	SegmentBytes int           // cut when this much has gathered; at most SegmentBytesMax
 	AgeMax       time.Duration // cut when the oldest batch has waited this long
 	UploadsMax   int           // segments in upload at once
 }
@@ -36,6 +36,10 @@ const (
 	AgeMaxDefault       = 5 * time.Second
 	UploadsMaxDefault   = 4
 )
+
+// SegmentBytesMax bounds [Config.SegmentBytes]: with the footer of as many batches and partitions as one segment takes, an object is below
+// [objectstore.ObjectBytesMax].
+const SegmentBytesMax = 32 << 20
 
 // recordsMax bounds the batches of one segment, below the limits of its format ([segment.SectionsMax], [segment.BatchesMax]).
 const recordsMax = segment.SectionsMax
@@ -81,6 +85,7 @@ type Stats struct {
 
 // New returns a flusher; [Flusher.Run] makes it work.
 func New(cfg Config, deps Deps) *Flusher {
+	cfg.SegmentBytes = min(cfg.SegmentBytes, SegmentBytesMax)
 	return &Flusher{cfg: cfg, deps: deps, cut: make(chan struct{}, 1), advanced: make(chan struct{})}
 }
 

@@ -20,6 +20,10 @@ import (
 // The record batch follows, with its base offset and leader epoch in place. The entry's length and checksum are the WAL's.
 const EntryHeaderBytes = 28
 
+// EntryMemoryBytes is about what a batch costs outside of the WAL's memory until it is flushed: its place in its partition and in the queue of the
+// flush, whose slices have room to grow.
+const EntryMemoryBytes = 200
+
 const entryVersion = 1
 
 // EntryHeader says where a batch in the WAL belongs.

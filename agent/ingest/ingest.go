@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/batch"
 	"github.com/varve-io/varve/wal"
@@ -43,6 +44,9 @@ type Result struct {
 	// LogAppendMs is the batch's timestamp if the topic's batches take that of their append, else -1. The caller sets it.
 	LogAppendMs int64
 }
+
+// BatchBytesMax is the largest batch, whatever a topic allows: a segment with this batch alone must fit into one object.
+const BatchBytesMax = objectstore.ObjectBytesMax - 64<<10
 
 // Flusher takes batches that are durable and must now be flushed, in the order of the WAL, on the WAL's goroutine. It must not block.
 type Flusher interface {
@@ -167,10 +171,9 @@ func (in *Ingest) place(nowMs int64, b *Batch) (partition.Placement, error) {
 	if b.Partition.gone != nil {
 		return partition.Placement{}, b.Partition.gone
 	}
-	if size := len(b.Bytes) + EntryHeaderBytes; size > in.log.EntryBytesMax() {
+	if most := min(in.log.EntryBytesMax()-EntryHeaderBytes, BatchBytesMax); len(b.Bytes) > most {
 		// Before it has offsets: a batch that the log refuses must not leave a gap.
-		return partition.Placement{}, protocol.MessageTooLarge.Errorf("batch of %d bytes, the write-ahead log takes at most %d",
-			len(b.Bytes), in.log.EntryBytesMax()-EntryHeaderBytes)
+		return partition.Placement{}, protocol.MessageTooLarge.Errorf("batch of %d bytes, the write-ahead log takes at most %d", len(b.Bytes), most)
 	}
 	h := &b.Header
 	return b.Partition.log.Append(nowMs, partition.Batch{
