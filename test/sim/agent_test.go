@@ -1,0 +1,420 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"testing/synctest"
+	"time"
+
+	"github.com/varve-io/varve/agent/fetch"
+	"github.com/varve-io/varve/agent/flush"
+	"github.com/varve-io/varve/agent/index"
+	"github.com/varve-io/varve/agent/ingest"
+	"github.com/varve-io/varve/agent/lead"
+	"github.com/varve-io/varve/agent/ledger"
+	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/agent/recovery"
+	"github.com/varve-io/varve/agent/retry"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/wal"
+	"github.com/varve-io/varve/wal/disk"
+	"github.com/varve-io/varve/wal/quorum"
+)
+
+// agent is one incarnation: the product's rooms, put together in the order of agent/start.go.
+type agent struct {
+	process
+	w       *world
+	id      coordinator.LogID
+	machine *machine
+	kv      *agentKV
+	bucket  *agentBucket
+	skew    time.Duration // of its clock
+
+	run     context.Context
+	fatal   context.CancelCauseFunc
+	tasks   sync.WaitGroup
+	serving atomic.Bool
+	over    atomic.Bool // all its goroutines have ended
+	err     error       // why, once over
+
+	view     *coordinator.View
+	follower *lead.Follower
+	index    *index.Index
+	footers  *fetch.Footers
+	ledger   *ledger.Ledger
+	wal      *wal.Log
+	writer   *flush.Writer
+	flusher  *flush.Flusher
+	ingest   *ingest.Ingest
+	live     map[partition.ID]*ingest.Partition
+	epochs   map[coordinator.ShardID]protocol.LeaderEpoch
+	high     map[partition.ID]protocol.Offset // high watermarks that readers saw
+}
+
+var (
+	errStopped = errors.New("stopped")
+	discard    = slog.New(slog.DiscardHandler)
+)
+
+const producerIdleMax = 24 * time.Hour
+
+// start starts another agent. One that finds no other may find that its machine was started anew, too.
+func (w *world) start() *agent {
+	m := w.machines[len(w.machines)-1]
+	if len(w.living()) == 0 && m.opening && (m.store == nil || w.rng.IntN(2) == 0) {
+		w.cutPower(false)
+	}
+	open := !m.opening
+	m.opening = true
+	w.nextLog++
+	a := &agent{
+		w: w, id: w.nextLog, machine: m, process: newProcess(fmt.Sprintf("a%d", w.nextLog)),
+		skew: time.Duration(w.rng.IntN(7200)-3600) * time.Second,
+		live: make(map[partition.ID]*ingest.Partition), high: make(map[partition.ID]protocol.Offset),
+		epochs: make(map[coordinator.ShardID]protocol.LeaderEpoch),
+	}
+	a.kv = &agentKV{Store: w.kv, w: w, by: &a.process}
+	a.bucket = &agentBucket{Store: w.bucket, w: w, by: &a.process}
+	a.run, a.fatal = context.WithCancelCause(context.Background())
+	w.agents = append(w.agents, a)
+	w.note("%s starts on %s", a.name, m.name)
+	go a.exist(open)
+	return a
+}
+
+// living returns the agents that have not ended.
+func (w *world) living() []*agent {
+	var live []*agent
+	for _, a := range w.agents {
+		if !a.dead && !a.over.Load() {
+			live = append(live, a)
+		}
+	}
+	return live
+}
+
+// clear notes agents that have ended by themselves and forgets those that are gone.
+func (w *world) clear() {
+	var rest []*agent
+	for _, a := range w.agents {
+		switch {
+		case !a.over.Load():
+			rest = append(rest, a)
+		case !a.dead:
+			w.note("%s ends: %v", a.name, a.err)
+			w.check.ended(a)
+		}
+	}
+	w.agents = rest
+}
+
+// leader returns the agent that serves and leads all shards, as etcd says; nil if there is none.
+func (w *world) leader() *agent {
+	for _, a := range w.living() {
+		if !a.serving.Load() {
+			continue
+		}
+		leads := true
+		for s := range coordinator.ShardID(shards) {
+			item, _, err := w.kv.Get(context.Background(), coordinator.KeyShard(s))
+			if err != nil {
+				panic(err)
+			}
+			shard, err := coordinator.Decode[coordinator.Shard](item)
+			leads = leads && err == nil && shard.Owner == a.id
+		}
+		if leads {
+			return a
+		}
+	}
+	return nil
+}
+
+// kill ends an agent as SIGKILL does: what it has sent may still arrive.
+func (w *world) kill(a *agent) {
+	w.note("%s is killed", a.name)
+	w.abandon(a)
+}
+
+func (w *world) abandon(a *agent) {
+	for _, c := range w.eligible() {
+		if c.by == &a.process && c.late != nil {
+			w.drop(c.late())
+		}
+	}
+	w.die(&a.process)
+	a.fatal(errStopped)
+}
+
+// cutPower ends a machine and all agents on it. After a crash, its disk has what was synced and parts of the rest; otherwise only the processes have died.
+func (w *world) cutPower(crash bool) {
+	synctest.Wait()
+	m := w.machines[len(w.machines)-1]
+	w.note("%s ends, crash %v", m.name, crash)
+	for _, a := range w.living() {
+		if a.machine == m {
+			w.abandon(a)
+		}
+	}
+	for _, c := range w.eligible() {
+		if c.by == &m.process && c.torn != nil && w.rng.IntN(2) == 0 {
+			_ = c.torn()
+		}
+	}
+	w.stop(m)
+	if crash {
+		m.disk = m.disk.Crash()
+	} else {
+		m.disk = m.disk.Kill()
+	}
+	m.boot()
+}
+
+// stop ends a machine and what runs on it.
+func (w *world) stop(m *machine) {
+	for _, a := range w.agents {
+		if a.machine == m {
+			w.die(&a.process)
+			a.fatal(errStopped)
+		}
+	}
+	w.die(&m.process)
+	if m.store != nil {
+		go func(s *disk.Store) { _ = s.Close() }(m.store) // its disk refuses everything; only goroutines end
+	}
+	synctest.Wait()
+}
+
+// exist is an agent's life.
+func (a *agent) exist(open bool) {
+	defer a.over.Store(true)
+	err := a.start(open)
+	if err == nil {
+		a.serving.Store(true)
+		<-a.run.Done()
+		a.serving.Store(false)
+	}
+	a.fatal(errStopped)
+	a.tasks.Wait()
+	if a.wal != nil {
+		_ = a.wal.Close(context.Background())
+	}
+	if a.err = err; err == nil {
+		a.err = context.Cause(a.run)
+	}
+}
+
+func (a *agent) now() time.Time { return time.Now().Add(a.skew) }
+
+// spawn runs f until the incarnation ends; an error of it ends the incarnation.
+func (a *agent) spawn(what string, f func(context.Context) error) {
+	a.tasks.Go(func() {
+		if err := f(a.run); err != nil && a.run.Err() == nil {
+			a.fatal(fmt.Errorf("%s: %w", what, err))
+		}
+	})
+}
+
+func (a *agent) start(open bool) error {
+	if open {
+		if err := a.machine.open(); err != nil {
+			return err
+		}
+	}
+	if a.machine.store == nil {
+		return errors.New("the store did not open")
+	}
+	if err := a.follow(); err != nil {
+		return err
+	}
+	if err := a.recoverLogs(); err != nil {
+		return err
+	}
+	if err := a.openLog(); err != nil {
+		return err
+	}
+	return a.lead()
+}
+
+// follow starts the view and waits until it, and the index, have seen everything that is there now.
+func (a *agent) follow() error {
+	a.index = index.New()
+	a.footers = fetch.NewFooters(a.bucket, 1<<20)
+	a.follower = lead.NewFollower(lead.FollowerConfig{
+		Index: a.index, Footers: a.footers, Log: discard,
+		Known: func([16]byte) bool { return true }, Dropped: func(coordinator.Topic) {},
+	})
+	a.view = coordinator.NewView(a.kv, coordinator.ViewConfig{OnCommit: a.follower.OnCommit, OnTopic: a.follower.OnTopic, Log: discard})
+	a.ledger = ledger.New(a.kv, func(coordinator.ShardID) {})
+	a.spawn("follow the coordinator", a.view.Run)
+	a.spawn("index commits", a.follower.Run)
+	a.spawn("write to the coordinator", func(ctx context.Context) error {
+		a.ledger.Run(ctx)
+		return nil
+	})
+	return a.catchUp()
+}
+
+func (a *agent) catchUp() error {
+	var revision int64
+	err := retry.Coordinator(a.run, discard, "read the revision", func(ctx context.Context) (err error) {
+		_, revision, err = a.kv.Get(ctx, coordinator.KeyCluster)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := a.view.Wait(a.run, revision); err != nil {
+		return err
+	}
+	return a.follower.Wait(a.run)
+}
+
+// recoverLogs brings every log of another incarnation to its end.
+func (a *agent) recoverLogs() error {
+	var logs []coordinator.Log
+	err := retry.Coordinator(a.run, discard, "list WAL logs", func(ctx context.Context) (err error) {
+		logs, _, err = recovery.List(ctx, a.kv)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	var sealer wal.Sealer = a.machine.store
+	if a.w.broken.sealer != nil {
+		sealer = a.w.broken.sealer(a.machine)
+	}
+	r := &recovery.Recovery{
+		KV: a.kv, Store: a.bucket, WAL: sealer, Cluster: [16]byte{9: 9}, Claimer: a.id, Now: a.now, Log: discard,
+	}
+	for _, l := range logs {
+		if l.Closed || l.ID == a.id {
+			continue
+		}
+		if err := r.Run(a.run, l.ID); err != nil {
+			return err
+		}
+		// A segment whose writer lives yet, fenced, is left to a later agent.
+		if err := a.machine.store.Drop(wal.SegmentID{Log: wal.LogID(l.ID), Number: 1}); err != nil && !errors.Is(err, disk.ErrLive) {
+			return err
+		}
+	}
+	return nil
+}
+
+// openLog begins the agent's own log, first on the disk, then in etcd, and its flush.
+func (a *agent) openLog() error {
+	id := wal.SegmentID{Log: wal.LogID(a.id), Number: 1}
+	appender, err := a.machine.store.Create(id, 1, 1)
+	if err != nil {
+		return err
+	}
+	record := coordinator.Log{
+		ID: a.id, Node: 1, Fence: 1,
+		Segments: []coordinator.WALSegment{{First: 1, Last: -1, Stores: []string{"disk"}, Quorum: 1}},
+	}
+	guard := coordinator.Guard{Key: coordinator.KeyLog(a.id), Next: coordinator.Encode(record)}
+	if err := coordinator.Apply(a.run, a.kv, []*coordinator.Guard{&guard}, nil); err != nil {
+		return errors.Join(err, appender.Close())
+	}
+	a.wal, err = wal.New(wal.Config{
+		Segment: id, Fence: 1, First: 1, Size: quorum.Size{Copies: 1, Quorum: 1}, BytesMax: 4 << 20, CacheBytes: 64 << 10,
+	}, appender)
+	if err != nil {
+		return err
+	}
+	a.writer = flush.NewWriter(flush.WriterConfig{
+		KV: a.kv, Store: a.bucket, Cluster: [16]byte{9: 9}, Record: record, Revision: guard.Revision, Now: a.now, Log: discard,
+	})
+	a.flusher = flush.New(flush.Config{SegmentBytes: 1500, AgeMax: 5 * time.Second, UploadsMax: 2}, flush.Deps{
+		Writer: a.writer, Committed: a.follower.Committed, Now: a.now, Log: discard,
+		Trim: func(entry int64) { a.wal.Trim(wal.EntryID(entry)) },
+	})
+	a.ingest = ingest.New(a.wal, a.flusher, a.now)
+	a.spawn("flush", a.flusher.Run)
+	a.spawn("write-ahead log", func(ctx context.Context) error {
+		select {
+		case <-a.wal.Failed():
+			return a.wal.Err()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	return nil
+}
+
+// claim claims the shards; logs of owners that are open are recovered first.
+func (a *agent) claim() (all []lead.Claimed, err error) {
+	for {
+		err = retry.Coordinator(a.run, discard, "claim shards", func(ctx context.Context) (err error) {
+			all, err = lead.Claim(ctx, a.kv, a.w.cluster, a.id, 1)
+			return err
+		})
+		if !errors.Is(err, lead.ErrLed) {
+			return all, err
+		}
+		if err := a.recoverLogs(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// lead claims the shards and restores their partitions.
+func (a *agent) lead() error {
+	all, err := a.claim()
+	if err != nil {
+		return err
+	}
+	if err := a.catchUp(); err != nil {
+		return err
+	}
+	for _, c := range all {
+		a.ledger.Adopt(c.ID, c.Write, c.Revision)
+		a.epochs[c.ID] = protocol.LeaderEpoch(c.Shard.Epoch)
+	}
+	idle := producerIdleMax
+	if a.w.broken.forgetProducers {
+		idle = -producerIdleMax
+	}
+	r := &lead.Restorer{Index: a.index, Footers: a.footers, Now: a.now, ProducerIdle: idle}
+	return retry.Bucket(a.run, discard, "restore partitions", func() error {
+		logs, err := r.Run(a.run, func(shard uint32) protocol.LeaderEpoch { return a.epochs[coordinator.ShardID(shard)] },
+			func(partition.ID) protocol.Offset { return 0 })
+		for id, l := range logs {
+			a.adopt(id, l)
+		}
+		return err
+	})
+}
+
+func (a *agent) adopt(id partition.ID, l *partition.Log) *ingest.Partition {
+	p := ingest.NewPartition(id, a.w.topic.Name, a.w.topic.ShardOf(id.Partition, shards), l)
+	a.live[id] = p
+	return p
+}
+
+// partition returns a partition that the agent leads.
+func (a *agent) partition(number int32) *ingest.Partition {
+	id := partition.ID{Topic: a.w.topic.ID, Partition: number}
+	if p := a.live[id]; p != nil {
+		return p
+	}
+	return a.adopt(id, partition.New(a.epochs[a.w.topic.ShardOf(number, shards)]))
+}
+
+// flushAll begins to flush everything that is durable; done tells whether it is.
+func (a *agent) flushAll() (done func() bool) {
+	var ended atomic.Bool
+	go func() {
+		if a.flusher.Flush(a.run) == nil {
+			ended.Store(true)
+		}
+	}()
+	return ended.Load
+}

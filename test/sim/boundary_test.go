@@ -1,0 +1,249 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/varve-io/varve/coordinator"
+	kvmem "github.com/varve-io/varve/coordinator/mem"
+	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/objectstore/mem"
+)
+
+// agentKV is etcd as one agent reaches it.
+type agentKV struct {
+	*kvmem.Store // for what the rooms under test do not call
+	w            *world
+	by           *process
+}
+
+var _ coordinator.KV = (*agentKV)(nil)
+
+func (k *agentKV) call(ctx context.Context, c *call) error {
+	c.by = k.by
+	if c.kind == "" {
+		c.kind = kindKV
+	}
+	if k.w.call(ctx, c) {
+		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%w: %w", coordinator.ErrUnavailable, err)
+	}
+	return fmt.Errorf("%w: dead", coordinator.ErrUnavailable)
+}
+
+// Get implements coordinator.KV.
+func (k *agentKV) Get(ctx context.Context, key string) (item coordinator.Item, rev int64, err error) {
+	parked := k.call(ctx, &call{what: "get " + key, run: func(e effect) {
+		if e != happens {
+			err = coordinator.ErrUnavailable
+			return
+		}
+		item, rev, err = k.w.kv.Get(context.Background(), key)
+		if change := k.w.broken.got; change != nil && err == nil {
+			change(&item, &rev)
+		}
+	}})
+	if parked != nil {
+		return item, 0, parked
+	}
+	return item, rev, err
+}
+
+// List implements coordinator.KV.
+func (k *agentKV) List(ctx context.Context, prefix string, at int64) (items []coordinator.Item, rev int64, err error) {
+	parked := k.call(ctx, &call{what: "list " + prefix, run: func(e effect) {
+		if e != happens {
+			err = coordinator.ErrUnavailable
+			return
+		}
+		items, rev, err = k.w.kv.List(context.Background(), prefix, at)
+	}})
+	if parked != nil {
+		return nil, 0, parked
+	}
+	return items, rev, err
+}
+
+// txn is a transaction on its way.
+type txn struct {
+	compares []coordinator.Compare
+	ops      []coordinator.Op
+}
+
+// writes returns the value that it writes to the first key with the prefix.
+func (x *txn) writes(prefix string) *coordinator.Op {
+	i := slices.IndexFunc(x.ops, func(op coordinator.Op) bool { return strings.HasPrefix(op.Key, prefix) })
+	if i < 0 {
+		return nil
+	}
+	return &x.ops[i]
+}
+
+func (x *txn) String() string {
+	s := "txn"
+	for _, op := range x.ops {
+		s += " " + op.Key
+	}
+	return s
+}
+
+// Txn implements coordinator.KV.
+func (k *agentKV) Txn(ctx context.Context, compares []coordinator.Compare, ops []coordinator.Op) (res coordinator.TxnResult, err error) {
+	x := &txn{compares: slices.Clone(compares), ops: slices.Clone(ops)}
+	for i := range x.ops {
+		x.ops[i].Value = slices.Clone(x.ops[i].Value)
+	}
+	late := func() lateWrite {
+		return lateWrite{what: k.by.name + " " + x.String(), apply: func() { _, _ = k.w.apply(x) }}
+	}
+	c := &call{what: x.String(), late: late, run: func(e effect) {
+		switch e {
+		case unavailable:
+			err = coordinator.ErrUnavailable
+		case comesLate:
+			err = coordinator.ErrUnknownOutcome
+			k.w.drop(late())
+		default:
+			res, err = k.w.apply(x)
+			if e == answerLost && err == nil {
+				err = coordinator.ErrUnknownOutcome
+			}
+		}
+		if change := k.w.broken.answered; change != nil {
+			err = change(x, err)
+		}
+	}}
+	if parked := k.call(ctx, c); parked != nil {
+		if ctx.Err() == nil || k.w.isDead(k.by) {
+			return res, parked
+		}
+		// Its deadline passed while it was on its way. Goroutines may not draw, so it is lost; those of the dead are not (see abandon).
+		return res, fmt.Errorf("%w: %w", coordinator.ErrUnknownOutcome, ctx.Err())
+	}
+	return res, err
+}
+
+// apply runs a transaction, and shows what it did to the checker.
+func (w *world) apply(x *txn) (coordinator.TxnResult, error) {
+	compares, ops := x.compares, x.ops
+	if change := w.broken.txn; change != nil {
+		y := &txn{compares: slices.Clone(compares), ops: slices.Clone(ops)}
+		change(w, y)
+		compares, ops = y.compares, y.ops
+	}
+	res, err := w.kv.Txn(context.Background(), compares, ops)
+	if err == nil && res.Succeeded {
+		w.check.applied(ops)
+	}
+	return res, err
+}
+
+// Watch implements coordinator.KV.
+func (k *agentKV) Watch(ctx context.Context, prefix string, rev int64, fn func(coordinator.Batch)) error {
+	cursor := k.w.kv.NewCursor(prefix, rev)
+	for {
+		var b coordinator.Batch
+		var ok bool
+		var err error
+		if parked := k.call(ctx, &call{
+			kind: kindWatch, what: "watch " + prefix,
+			ready: func() bool { return k.w.revision() > rev },
+			run:   func(effect) { b, ok, err = cursor.Next() },
+		}); parked != nil {
+			return parked
+		}
+		if err != nil {
+			return err
+		}
+		if ok {
+			rev = b.Revision
+			fn(b)
+		}
+	}
+}
+
+// revision is that of etcd.
+func (w *world) revision() int64 {
+	status, err := w.kv.Status(context.Background())
+	if err != nil {
+		panic(err) // no fault is ever injected there
+	}
+	return status.Revision
+}
+
+// agentBucket is the bucket as one agent reaches it.
+type agentBucket struct {
+	*mem.Store // for what the rooms under test do not call
+	w          *world
+	by         *process
+}
+
+var _ objectstore.Store = (*agentBucket)(nil)
+
+func (b *agentBucket) call(ctx context.Context, what string, run func(effect)) error {
+	if b.w.call(ctx, &call{by: b.by, kind: kindBucket, what: what, run: run}) {
+		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: dead", objectstore.ErrUnavailable)
+}
+
+// Put implements objectstore.Store.
+func (b *agentBucket) Put(ctx context.Context, name string, body objectstore.Body) (err error) {
+	put := func(content []byte) error {
+		return b.w.bucket.Put(context.Background(), name, objectstore.Bytes(content))
+	}
+	parked := b.call(ctx, "put "+name, func(e effect) {
+		content := slices.Concat(body.Parts...)
+		switch e {
+		case unavailable:
+			err = objectstore.ErrUnavailable
+		case comesLate:
+			err = objectstore.ErrUnknownOutcome
+			b.w.drop(lateWrite{what: b.by.name + " put " + name, apply: func() { _ = put(content) }})
+		default:
+			if err = put(content); e == answerLost {
+				err = objectstore.ErrUnknownOutcome
+			}
+		}
+		if change := b.w.broken.put; change != nil {
+			err = change(err)
+		}
+	})
+	if parked != nil {
+		return parked
+	}
+	return err
+}
+
+// Get implements objectstore.Store.
+func (b *agentBucket) Get(ctx context.Context, name string, off int64, p []byte) (err error) {
+	parked := b.call(ctx, "get "+name, func(e effect) {
+		if err = objectstore.ErrUnavailable; e == happens {
+			err = b.w.bucket.Get(context.Background(), name, off, p)
+		}
+	})
+	if parked != nil {
+		return parked
+	}
+	return err
+}
+
+// Stat implements objectstore.Store.
+func (b *agentBucket) Stat(ctx context.Context, name string) (info objectstore.Info, err error) {
+	parked := b.call(ctx, "stat "+name, func(e effect) {
+		if err = objectstore.ErrUnavailable; e == happens {
+			info, err = b.w.bucket.Stat(context.Background(), name)
+		}
+	})
+	if parked != nil {
+		return info, parked
+	}
+	return info, err
+}

@@ -1,0 +1,247 @@
+package sim
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"hash/fnv"
+	"slices"
+	"strings"
+
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/objectstore/segment"
+	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/test/check"
+)
+
+// checker watches every transaction that applies, and in the end reads everything back.
+type checker struct {
+	w        *world
+	findings []string
+
+	logs   map[coordinator.LogID]coordinator.Log // as last written
+	ends   [partitions]protocol.Offset           // of what is committed
+	epochs [partitions]protocol.LeaderEpoch      // of the newest commit
+}
+
+func newChecker(w *world) *checker {
+	return &checker{w: w, logs: make(map[coordinator.LogID]coordinator.Log)}
+}
+
+// report notes that an invariant of that number is broken.
+func (c *checker) report(format string, args ...any) {
+	f := fmt.Sprintf(format, args...)
+	c.w.note("FINDING %s", f)
+	c.findings = append(c.findings, f)
+}
+
+func (c *checker) failed() bool { return len(c.findings) > 0 }
+
+// applied looks at a transaction that just applied.
+func (c *checker) applied(ops []coordinator.Op) {
+	for _, op := range ops {
+		switch {
+		case strings.HasPrefix(op.Key, coordinator.PrefixCommits):
+			c.commit(op)
+		case strings.HasPrefix(op.Key, coordinator.PrefixOffsets):
+			c.offset(op)
+		}
+	}
+	for _, op := range ops { // after the commit, which must fit what was there
+		if strings.HasPrefix(op.Key, coordinator.PrefixLogs) {
+			l, err := coordinator.Decode[coordinator.Log](coordinator.Item{Key: op.Key, Value: op.Value})
+			if err != nil {
+				panic(err)
+			}
+			if c.logs[l.ID].Closed {
+				c.report("4: WAL log %s is written after it was closed", l.ID)
+			}
+			if old := c.logs[l.ID].Fence; l.Fence < old {
+				c.report("4: the fence of WAL log %s falls from %d to %d", l.ID, old, l.Fence)
+			}
+			c.logs[l.ID] = l
+		}
+	}
+}
+
+// commit checks that a commit continues its log and its partitions, and that its object is there.
+func (c *checker) commit(op coordinator.Op) {
+	commit, err := coordinator.DecodeCommit(op.Value)
+	if err != nil {
+		c.report("8: %s: %v", op.Key, err)
+		return
+	}
+	log := c.logs[commit.Log]
+	switch {
+	case commit.Fence != log.Fence:
+		c.report("4: %s is of fence %d, the log's is %d", op.Key, commit.Fence, log.Fence)
+	case commit.Number != log.Commits+1:
+		c.report("4: %s follows commit %d", op.Key, log.Commits)
+	case commit.FirstEntry <= log.Flushed:
+		c.report("4: %s begins with entry %d, flushed was %d", op.Key, commit.FirstEntry, log.Flushed)
+	}
+	_, footer := c.object(commit.Object)
+	if footer == nil || footer.ObjectSize != commit.ObjectSize || footer.Pos != commit.FooterPos {
+		c.report("8: %s refers to %s, which is not there or is another", op.Key, commit.Object)
+		return
+	}
+	for i := range commit.Partitions {
+		p := &commit.Partitions[i]
+		if p.FirstOffset != c.ends[p.Partition] {
+			c.report("3: %s begins at offset %d of partition %d, which ends at %d", op.Key, p.FirstOffset, p.Partition, c.ends[p.Partition])
+		}
+		s := footer.Find(segment.Key{Shard: uint32(p.Shard), Topic: p.Topic, Partition: p.Partition})
+		if s == nil || s.FirstOffset != p.FirstOffset || s.NextOffset != p.NextOffset || s.Pos != p.Pos || s.Size != p.Size {
+			c.report("8: %s and %s differ about partition %d", op.Key, commit.Object, p.Partition)
+		}
+		if p.LeaderEpoch < c.epochs[p.Partition] {
+			c.report("4: %s is of leader epoch %d, epoch %d has committed", op.Key, p.LeaderEpoch, c.epochs[p.Partition])
+		}
+		c.ends[p.Partition], c.epochs[p.Partition] = p.NextOffset, p.LeaderEpoch
+	}
+}
+
+// offset checks that a consumer's offset does not go back behind one that was acknowledged.
+func (c *checker) offset(op coordinator.Op) {
+	n, err := coordinator.Decode[int64](coordinator.Item{Key: op.Key, Value: op.Value})
+	if err != nil {
+		panic(err)
+	}
+	for _, g := range c.w.load.committers {
+		if g.key == op.Key && n < g.acked {
+			c.report("7: %s becomes %d, %d was committed", op.Key, n, g.acked)
+		}
+	}
+}
+
+// object reads an object past all faults; the footer is nil if it cannot be read.
+func (c *checker) object(name string) ([]byte, *segment.Footer) {
+	ctx := context.Background()
+	info, err := c.w.bucket.Stat(ctx, name)
+	if err != nil {
+		return nil, nil
+	}
+	b := make([]byte, info.Size)
+	if err := c.w.bucket.Get(ctx, name, 0, b); err != nil {
+		return nil, nil
+	}
+	pos, err := segment.ParseTrailer(b[len(b)-segment.TrailerSize:], info.Size)
+	if err != nil {
+		return nil, nil
+	}
+	footer, err := segment.ParseFooter(b[pos:])
+	if err != nil {
+		return nil, nil
+	}
+	return b, footer
+}
+
+// ended looks at why an agent has ended.
+func (c *checker) ended(a *agent) {
+	for _, broken := range []string{"index ", "want commit", "belongs to the store", "leave a gap", "overlap", "does not continue"} {
+		if strings.Contains(a.err.Error(), broken) {
+			c.report("an agent found a broken invariant: %v", a.err)
+		}
+	}
+}
+
+// final reads the whole log back through the commits, and compares it with what clients were told and saw.
+func (c *checker) final() {
+	items, _, err := c.w.kv.List(context.Background(), coordinator.PrefixCommits, 0)
+	if err != nil {
+		panic(err)
+	}
+	type part struct {
+		section *segment.Section
+		data    []byte
+	}
+	var parts [partitions][]part
+	for _, it := range items {
+		commit, err := coordinator.DecodeCommit(it.Value)
+		if err != nil {
+			c.report("8: %s: %v", it.Key, err)
+			return
+		}
+		object, footer := c.object(commit.Object)
+		if footer == nil {
+			c.report("8: %s refers to %s, which is not there", it.Key, commit.Object)
+			return
+		}
+		for i := range footer.Sections {
+			s := &footer.Sections[i]
+			data := object[s.Pos : s.Pos+s.Size]
+			if err := s.Verify(data); err != nil {
+				c.report("8: %s: %v", commit.Object, err)
+			}
+			parts[s.Partition] = append(parts[s.Partition], part{section: s, data: data})
+		}
+	}
+	for n := range parts {
+		slices.SortFunc(parts[n], func(a, b part) int { return cmp.Compare(a.section.FirstOffset, b.section.FirstOffset) })
+		var records []check.Record
+		for _, p := range parts[n] {
+			for b, err := range p.section.All() {
+				if err != nil {
+					c.report("8: %v", err)
+					return
+				}
+				at := b.Pos - p.section.Pos
+				some, err := parse(p.data[at : at+int64(b.Size)])
+				if err != nil {
+					c.report("8: partition %d: %v", n, err)
+				}
+				records = append(records, some...)
+			}
+		}
+		c.compare(n, records)
+	}
+	for _, g := range c.w.load.committers {
+		c.groupOffset(g)
+	}
+}
+
+// compare has test/check compare a partition with its history.
+func (c *checker) compare(number int, final []check.Record) {
+	log := &c.w.load.logs[number]
+	h := check.History{Final: final, Seen: log.seen}
+	for _, s := range log.sends {
+		records, err := parse(s.bytes)
+		if err != nil {
+			panic(err)
+		}
+		for i, r := range records {
+			h.Sends = append(h.Sends, check.Send{ID: r.ID, Content: r.Content, Floor: s.floor, Outcome: s.outcome, Offset: s.base + int64(i)})
+		}
+	}
+	invariant := map[check.Kind]string{
+		check.Lost: "1", check.WrongOffset: "1", check.Changed: "2", check.Unstable: "2", check.Gap: "3", check.Disorder: "3",
+		check.Reused: "3", check.Stale: "3", check.Duplicate: "5", check.Reordered: "5", check.Foreign: "2", check.Undone: "1",
+	}
+	for _, f := range check.Log(h) {
+		c.report("%s: partition %d: %v", invariant[f.Kind], number, f)
+	}
+}
+
+// groupOffset checks what is left of a group's commits.
+func (c *checker) groupOffset(g *committer) {
+	item, _, err := c.w.kv.Get(context.Background(), g.key)
+	if err != nil {
+		panic(err)
+	}
+	n := int64(0)
+	if item.ModRevision != 0 {
+		if n, err = coordinator.Decode[int64](item); err != nil {
+			panic(err)
+		}
+	}
+	if n < g.acked || n > g.last {
+		c.report("7: %s is %d, %d was committed, %d was the last tried", g.key, n, g.acked, g.last)
+	}
+}
+
+// content is the hash of a record's value.
+func content(value []byte) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write(value)
+	return h.Sum64()
+}

@@ -1,0 +1,408 @@
+package sim
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"sync/atomic"
+
+	"github.com/varve-io/varve/agent/ingest"
+	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/objectstore/segment"
+	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/batch"
+	"github.com/varve-io/varve/test/check"
+	"github.com/varve-io/varve/wal"
+)
+
+// load is all clients: producers, readers, and consumers that commit offsets.
+type load struct {
+	w          *world
+	producers  []*producer
+	committers []*committer
+	logs       [partitions]history
+}
+
+// history is what clients of one partition did and saw.
+type history struct {
+	sends []*send // in the order in which each producer made its own
+	seen  []check.Record
+	floor int64 // highest offset that anybody was told
+}
+
+// producer sends batches to one partition, and repeats them in order until they are acknowledged if it is idempotent.
+type producer struct {
+	id        protocol.ProducerID // NoProducerID: not idempotent
+	writer    int32
+	partition int32
+	sequence  int32
+	records   int64   // made so far
+	waiting   []*send // not acknowledged, oldest first, at most inFlight
+}
+
+// inFlight is how many batches a producer has out at once.
+const inFlight = 3
+
+// send is one batch of a producer.
+type send struct {
+	bytes   []byte
+	header  batch.Header
+	first   int64 // sequence of its first record
+	floor   int64
+	outcome check.Outcome
+	base    int64 // if acknowledged
+	attempt *attempt
+}
+
+// attempt is a request under way.
+type attempt struct {
+	agent   *agent
+	request *ingest.Request
+	since   int // step
+}
+
+// committer commits ever higher offsets for a group of its own.
+type committer struct {
+	key     string
+	shard   coordinator.ShardID
+	last    int64 // tried
+	acked   int64
+	attempt *commitAttempt
+}
+
+type commitAttempt struct {
+	agent  *agent
+	offset int64
+	since  int
+	done   atomic.Pointer[error]
+}
+
+func newLoad(w *world) *load {
+	l := &load{w: w}
+	for i := range l.logs {
+		l.logs[i].floor = -1
+	}
+	for i := range int32(5) {
+		p := &producer{id: protocol.ProducerID(100 + i), writer: i, partition: i % partitions}
+		if i == 4 {
+			p.id = protocol.NoProducerID
+		}
+		l.producers = append(l.producers, p)
+	}
+	for i := range 2 {
+		group := fmt.Sprint("g", i)
+		l.committers = append(l.committers, &committer{key: coordinator.KeyOffsets(group, "t", 0), shard: coordinator.ShardID(i % shards)})
+	}
+	return l
+}
+
+// serving returns an agent that clients may take for the leader; nil if none serves.
+func (l *load) serving() *agent {
+	var serve []*agent
+	for _, a := range l.w.living() {
+		if a.serving.Load() {
+			serve = append(serve, a)
+		}
+	}
+	if len(serve) == 0 {
+		return nil
+	}
+	return serve[l.w.rng.IntN(len(serve))]
+}
+
+// act lets one client do something.
+func (l *load) act() {
+	rng := l.w.rng
+	a := l.serving()
+	if a == nil {
+		return
+	}
+	switch n := rng.IntN(10); {
+	case n < 5:
+		l.produce(l.producers[rng.IntN(len(l.producers))], a)
+	case n < 7:
+		l.read(a, rng.Int32N(partitions))
+	case n < 8:
+		l.giveUp(l.producers[rng.IntN(len(l.producers))])
+	default:
+		l.commit(l.committers[rng.IntN(len(l.committers))], a)
+	}
+}
+
+// produce sends the producer's next batch, or the oldest one that is not under way.
+func (l *load) produce(p *producer, a *agent) {
+	for _, s := range p.waiting {
+		if s.attempt == nil {
+			l.attempt(p, s, a)
+			return
+		}
+		a = s.attempt.agent // behind a batch under way only to the same leader
+	}
+	if len(p.waiting) < inFlight {
+		s := l.newSend(p)
+		p.waiting = append(p.waiting, s)
+		l.attempt(p, s, a)
+	}
+}
+
+func (l *load) newSend(p *producer) *send {
+	b := batch.NewBuilder(batch.None)
+	n := 1 + l.w.rng.Int32N(3)
+	log := &l.logs[p.partition]
+	s := &send{first: p.records, floor: log.floor}
+	for range n {
+		b.Append(int64(1000+p.records), nil, l.value(p.writer, p.records))
+		p.records++
+	}
+	if p.id != protocol.NoProducerID {
+		b.ProducerID, b.ProducerEpoch, b.BaseSequence = p.id, 0, p.sequence
+		p.sequence += n
+	}
+	bytes, err := b.AppendTo(nil)
+	if err != nil {
+		panic(err)
+	}
+	if s.header, err = batch.Parse(bytes); err != nil {
+		panic(err)
+	}
+	s.bytes = bytes
+	log.sends = append(log.sends, s)
+	return s
+}
+
+// value is what record n of a writer holds.
+func (l *load) value(writer int32, n int64) []byte {
+	b := binary.BigEndian.AppendUint32(nil, uint32(writer))
+	b = binary.BigEndian.AppendUint64(b, uint64(n))
+	return append(b, make([]byte, 30+(n*37+int64(writer))%400)...)
+}
+
+func (l *load) attempt(p *producer, s *send, a *agent) {
+	l.w.note("p%d sends %d to %s", p.writer, s.first, a.name)
+	r := ingest.NewRequest(1, ingest.AcksAll)
+	r.Batches[0] = ingest.Batch{Partition: a.partition(p.partition), Header: s.header, Bytes: slices.Clone(s.bytes)}
+	s.attempt = &attempt{agent: a, request: r, since: l.w.step}
+	a.ingest.Produce(context.Background(), r)
+}
+
+// giveUp lets a producer, or a committer, stop waiting: it sends again, perhaps to another agent.
+func (l *load) giveUp(p *producer) {
+	for i, s := range p.waiting {
+		if s.attempt != nil && l.w.step-s.attempt.since > 100 {
+			l.w.note("p%d gives up %d", p.writer, s.first)
+			l.retry(p, i)
+			return
+		}
+	}
+	for _, c := range l.committers {
+		if c.attempt != nil && l.w.step-c.attempt.since > 100 {
+			c.attempt = nil
+		}
+	}
+}
+
+// retry makes the batch and those behind it be sent again. Without idempotence nothing is: it may be there, or not.
+func (l *load) retry(p *producer, from int) {
+	for _, s := range p.waiting[from:] {
+		s.attempt = nil
+	}
+	if p.id == protocol.NoProducerID {
+		p.waiting = p.waiting[:from]
+	}
+}
+
+// poll takes answers to those who wait for them.
+func (l *load) poll() {
+	for _, p := range l.producers {
+		for i := 0; i < len(p.waiting); {
+			acked := l.answer(p, p.waiting[i])
+			switch {
+			case acked == nil:
+				i++
+			case *acked:
+				p.waiting = slices.Delete(p.waiting, i, i+1)
+			default:
+				l.retry(p, i)
+				i++
+			}
+		}
+	}
+	for _, c := range l.committers {
+		l.committed(c)
+	}
+}
+
+// answer looks at the answer to a send; nil if it is not there yet.
+func (l *load) answer(p *producer, s *send) *bool {
+	if s.attempt == nil {
+		return nil
+	}
+	acked := false
+	if l.w.isDead(&s.attempt.agent.process) {
+		return &acked
+	}
+	select {
+	case <-s.attempt.request.Done():
+	default:
+		return nil
+	}
+	result := &s.attempt.request.Batches[0].Result
+	if result.Err != nil {
+		l.w.note("p%d: %d refused by %s: %v", p.writer, s.first, s.attempt.agent.name, protocol.CodeOf(result.Err))
+		return &acked
+	}
+	l.w.note("p%d: %d acknowledged at %d by %s", p.writer, s.first, result.Base, s.attempt.agent.name)
+	acked = true
+	s.outcome, s.base, s.attempt = check.Acked, int64(result.Base), nil
+	log := &l.logs[p.partition]
+	log.floor = max(log.floor, s.base+int64(s.header.Records)-1)
+	return &acked
+}
+
+// commit commits the group's next offset.
+func (l *load) commit(c *committer, a *agent) {
+	if c.attempt != nil {
+		return
+	}
+	c.last++
+	t := &commitAttempt{agent: a, offset: c.last, since: l.w.step}
+	c.attempt = t
+	l.w.note("%s: commits %d at %s", c.key, c.last, a.name)
+	a.ledger.Write(c.shard, []coordinator.Op{{Key: c.key, Value: coordinator.Encode(c.last)}}, func(err error) { t.done.Store(&err) })
+}
+
+func (l *load) committed(c *committer) {
+	if c.attempt == nil {
+		return
+	}
+	dead := l.w.isDead(&c.attempt.agent.process)
+	err := c.attempt.done.Load()
+	switch {
+	case !dead && err == nil:
+		return
+	case !dead && *err == nil:
+		l.w.note("%s: %d committed", c.key, c.attempt.offset)
+		c.acked = c.attempt.offset
+	}
+	c.attempt = nil
+}
+
+// read reads some records of a partition from what an agent holds, memory first, below its high watermark.
+func (l *load) read(a *agent, number int32) {
+	p := a.partition(number)
+	state, err := p.State()
+	if err != nil || state.HighWatermark == 0 {
+		return
+	}
+	if old := a.high[p.ID]; state.HighWatermark < old {
+		l.w.check.report("3: high watermark of %d fell from %d to %d on %s", number, old, state.HighWatermark, a.name)
+	}
+	a.high[p.ID] = state.HighWatermark
+	from := protocol.Offset(l.w.rng.Int64N(int64(state.HighWatermark)))
+	l.w.note("%s: read %d from %d, high watermark %d", a.name, number, from, state.HighWatermark)
+	var bufs [][]byte
+	var held []*wal.Chunk
+	bufs, held, _, _, ok := p.Read(from, state.HighWatermark, 2000, bufs, held, true)
+	defer func() {
+		for _, c := range held {
+			c.Release()
+		}
+	}()
+	if !ok {
+		bufs, ok = l.fetch(a, p.ID, from)
+	}
+	if !ok {
+		l.w.check.report("1: offset %d of partition %d is below the high watermark %d of %s and nowhere", from, number, state.HighWatermark, a.name)
+		return
+	}
+	for _, b := range bufs {
+		records, err := parse(b)
+		if err != nil {
+			l.w.check.report("8: %s serves a batch that cannot be read: %v", a.name, err)
+		}
+		l.logs[number].seen = append(l.logs[number].seen, records...)
+	}
+}
+
+// fetch reads the batch of an offset from the bucket, as an agent's index says.
+func (l *load) fetch(a *agent, id partition.ID, offset protocol.Offset) ([][]byte, bool) {
+	e, ok := a.index.Find(id, offset)
+	if !ok {
+		return nil, false
+	}
+	object, footer := l.w.check.object(e.Object.Name)
+	if footer == nil {
+		return nil, false
+	}
+	section := footer.Find(segment.Key{Shard: e.Shard, Topic: id.Topic, Partition: id.Partition})
+	if section == nil {
+		return nil, false
+	}
+	b, err := section.BatchAt(offset)
+	if err != nil {
+		return nil, false
+	}
+	return [][]byte{object[b.Pos : b.Pos+int64(b.Size)]}, true
+}
+
+// finish lets every idempotent producer get its answers from the leader, and reports whether all have them.
+func (l *load) finish(leader *agent) bool {
+	done := true
+	for _, p := range l.producers {
+		for i, s := range p.waiting {
+			done = false
+			if s.attempt != nil && s.attempt.agent != leader {
+				l.retry(p, i)
+				break
+			}
+		}
+		for _, s := range p.waiting {
+			if s.attempt == nil {
+				l.attempt(p, s, leader)
+			}
+		}
+	}
+	return done
+}
+
+// waiting describes what has no answer.
+func (l *load) waiting() string {
+	s := ""
+	for _, p := range l.producers {
+		for _, w := range p.waiting {
+			s += fmt.Sprintf(" p%d/%d", p.writer, w.first)
+		}
+	}
+	return s
+}
+
+// parse gives the records of a batch as a reader sees them.
+func parse(b []byte) ([]check.Record, error) {
+	h, err := batch.Parse(b)
+	if err != nil {
+		return nil, err
+	}
+	if err := batch.Verify(b, &h); err != nil {
+		return nil, err
+	}
+	var d batch.Decompressor
+	all, err := d.Records(&h, b)
+	if err != nil {
+		return nil, err
+	}
+	var records []check.Record
+	var r batch.Record
+	for all.Next(&r) {
+		if len(r.Value) < 12 {
+			return nil, fmt.Errorf("record of %d bytes", len(r.Value))
+		}
+		records = append(records, check.Record{
+			Offset:  int64(h.Offset(&r)),
+			ID:      check.ID{Writer: int32(binary.BigEndian.Uint32(r.Value)), Seq: int64(binary.BigEndian.Uint64(r.Value[4:]))},
+			Content: content(r.Value),
+		})
+	}
+	return records, all.Err()
+}

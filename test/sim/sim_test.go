@@ -1,0 +1,52 @@
+package sim
+
+import (
+	"flag"
+	"testing"
+)
+
+var (
+	seeds = flag.Uint64("seeds", 150, "how many seeds to run")
+	seed  = flag.Uint64("seed", 0, "run only this seed, and print its trace with -v")
+)
+
+const stepsPerSeed = 1500
+
+// TestSeeds runs worlds by seed, the first ones always the same.
+func TestSeeds(t *testing.T) {
+	first, last := uint64(1), *seeds
+	var log func(string)
+	if *seed != 0 {
+		first, last = *seed, *seed
+		log = func(line string) { t.Log(line) }
+	}
+	t.Logf("seeds %d to %d; to replay one: go test ./test/sim -run TestSeeds -seed N -v", first, last)
+	for n := first; n <= last; n++ {
+		if findings, _ := run(t, n, breakage{}, stepsPerSeed, log); len(findings) > 0 {
+			t.Errorf("seed %d: %q", n, findings)
+			if t.Failed() {
+				return
+			}
+		}
+	}
+}
+
+// TestSameSeedSameTrace holds that a seed decides everything.
+func TestSameSeedSameTrace(t *testing.T) {
+	for n := uint64(1); n <= 20; n++ {
+		var lines [2][]string
+		var hash [2]uint64
+		for i := range hash {
+			_, hash[i] = run(t, n, breakage{}, stepsPerSeed, func(line string) { lines[i] = append(lines[i], line) })
+		}
+		if hash[0] == hash[1] {
+			continue
+		}
+		for i := range lines[0] {
+			if i >= len(lines[1]) || lines[0][i] != lines[1][i] {
+				t.Fatalf("seed %d: traces part at line %d:\n%v\n%v", n, i, lines[0][max(0, i-5):i+1], lines[1][max(0, i-5):min(len(lines[1]), i+1)])
+			}
+		}
+		t.Fatalf("seed %d: one trace goes on", n)
+	}
+}
