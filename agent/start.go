@@ -199,8 +199,8 @@ func (a *Agent) openLog(ctx context.Context, store string) (coordinator.Log, int
 	}
 	a.wal, err = wal.New(wal.Config{ //nolint:contextcheck // the log ends by Close, after the drain
 		Segment: id, Fence: 1, First: 1, Size: quorum.Size{Copies: 1, Quorum: 1}, BytesMax: a.cfg.WALBytesMax,
-		CacheBytes: a.cfg.WALCacheBytes,
-		OnFull:     func(last wal.EntryID) { a.flusher.Hurry(int64(last)) },
+		CacheBytes: a.cfg.WALCacheBytes, OwnerBytes: ingest.EntryMemoryBytes,
+		OnFull: func(last wal.EntryID) { a.flusher.Hurry(int64(last)) },
 	}, appender)
 	return record, revision, err
 }

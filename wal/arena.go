@@ -51,13 +51,13 @@ func (l *Log) allocate(n int) ([]byte, error) {
 	return mem, err
 }
 
-// unflushed is the memory from the first chunk that is not trimmed to the end of the current one's entries. Proofs alone count nothing: no
-// trim would free them.
+// unflushed is the memory from the first chunk that is not trimmed to the end of the current one's entries, and what their owners keep. Proofs alone
+// count nothing: no trim would free them.
 func (l *Log) unflushed() int64 {
 	if l.trimmed == l.next-1 {
 		return 0
 	}
-	return l.current.base + int64(l.current.fill) - l.unready[0].base
+	return l.current.base + int64(l.current.fill) - l.unready[0].base + int64(l.next-1-l.trimmed)*l.cfg.OwnerBytes
 }
 
 // Trim says that entries up to through are flushed and committed: their memory may be reused, and the store may drop them,
@@ -102,8 +102,7 @@ func (l *Log) recycle() {
 			if err != nil {
 				l.fail(err)
 			}
-			continue
-		}
+		} // and memory too, lest many trims keep it waiting
 		if c := l.reclaim(); c != nil {
 			l.mu.Unlock()
 			l.evicted(c)

@@ -280,6 +280,33 @@ func TestAdmission(t *testing.T) {
 	}
 }
 
+// TestOwnersMemoryCounts: what entries cost whoever appended them is room too, so that many small ones do not take a multiple of the limit.
+func TestOwnersMemoryCounts(t *testing.T) {
+	_, l := simulated(t, disktest.New(1), wal.Config{BytesMax: 1 << 20, OwnerBytes: 200})
+	for range 5000 { // of 14 bytes with their lengths: 70 KB, but 1 MB with what owners keep
+		if _, err := l.Append(nil, make([]byte, 10), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Prove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := l.Admit(ended, 100<<10); !errors.Is(err, context.Canceled) {
+		t.Errorf("admission with 5000 small entries: %v, want it to wait", err)
+	}
+	l.Trim(4000)
+	a, err := l.Admit(t.Context(), 100<<10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Done()
+	if err := l.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 type evictions struct {
 	mu     sync.Mutex
 	chunks []*wal.Chunk
@@ -306,7 +333,12 @@ func TestEviction(t *testing.T) {
 	for i := range 200 {
 		payload := make([]byte, 32<<10)
 		binary.LittleEndian.PutUint64(payload, uint64(i))
+		admission, err := l.Admit(t.Context(), len(payload))
+		if err != nil {
+			t.Fatal(err)
+		}
 		ref, err := l.Append([]byte("head"), payload, nil)
+		admission.Done()
 		if err != nil {
 			t.Fatal(err)
 		}

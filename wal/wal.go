@@ -94,9 +94,12 @@ type Config struct {
 	First   EntryID
 	// Size is the ensemble's; in this version one copy, quorum one.
 	Size quorum.Size
-	// BytesMax limits the memory of entries that are not trimmed; 0 means 256 MiB. Admit waits beyond it. A frame
+	// BytesMax limits the memory for entries that are not trimmed; 0 means 256 MiB. Admit waits beyond it. A frame
 	// takes at least 4 KiB of it.
 	BytesMax int64
+	// OwnerBytes is what whoever appends keeps in memory for each entry that is not trimmed; it counts against BytesMax, since there may be
+	// millions of small entries.
+	OwnerBytes int64
 	// CacheBytes is how much of what was trimmed stays readable before its memory is used again; 0 means 16 MiB. The log's memory grows to
 	// what is unflushed at the worst moment and this.
 	CacheBytes int64
