@@ -14,8 +14,12 @@ func (b *Broker) group(ctx context.Context, r *server.Request, req kmsg.Request)
 	g := b.deps.Groups
 	switch req := req.(type) {
 	case *kmsg.JoinGroupRequest:
+		ctx, cancel := untilLeaving(ctx, r)
+		defer cancel()
 		return g.JoinGroup(ctx, groups.Client{ID: r.ClientID, Host: r.Client.Host}, req)
 	case *kmsg.SyncGroupRequest:
+		ctx, cancel := untilLeaving(ctx, r)
+		defer cancel()
 		return g.SyncGroup(ctx, req)
 	case *kmsg.HeartbeatRequest:
 		return g.Heartbeat(ctx, req)
@@ -35,4 +39,18 @@ func (b *Broker) group(ctx context.Context, r *server.Request, req kmsg.Request)
 		return g.DeleteGroups(ctx, req)
 	}
 	return nil
+}
+
+// untilLeaving returns a context for a request that waits for other members of its group: it ends when the agent drains, and the member, which is then told
+// COORDINATOR_NOT_AVAILABLE, tries again elsewhere.
+func untilLeaving(ctx context.Context, r *server.Request) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-r.Leave:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
 }

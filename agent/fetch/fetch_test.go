@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/ingest"
@@ -322,4 +324,27 @@ func TestLookup(t *testing.T) {
 	if _, _, err := cold.FirstAtOrAfter(t.Context(), restored(0, 0, 7), 11, 7); protocol.CodeOf(err) != protocol.KafkaStorageError {
 		t.Errorf("without the bucket: %v", err)
 	}
+}
+
+// TestLeave holds that a wait ends when the server drains, and holds no memory meanwhile.
+func TestLeave(t *testing.T) {
+	b := newBucket(t, 1<<20)
+	b.add(t, map[int32][][]byte{0: {raw(t, 0, 100, 1)}})
+	leave := make(chan struct{})
+	done := make(chan *Result)
+	want := Want{
+		Partition: restored(0, 0, 1), BytesMax: 1 << 20, CurrentEpoch: protocol.NoLeaderEpoch, LastEpoch: protocol.NoLeaderEpoch,
+	}
+	go func() {
+		done <- New(b.reader).Fetch(context.Background(), []Want{want}, Limits{BytesMin: 1 << 19, BytesMax: 1 << 20, Wait: time.Hour, Leave: leave})
+	}()
+	for b.cache.Stats().Misses == 0 || b.cache.Stats().PinnedBytes != 0 { // until it has looked, and let go
+		runtime.Gosched()
+	}
+	close(leave)
+	r := <-done
+	if r.Bytes == 0 {
+		t.Error("what there is does not come with the end of the wait")
+	}
+	r.Release()
 }
