@@ -144,7 +144,7 @@ func behaviourSettings() []setting {
 		},
 		{
 			name: "wal-sync", value: "always",
-			usage: "`always`: acknowledge when the disk has the data; none: when the kernel has it, which a crash of the machine loses",
+			usage: "`always|none`: acknowledge when the disk has the data, or when the kernel has it, which a crash of the machine loses",
 			parse: func(c *Config, v string) error {
 				if v != "always" && v != "none" {
 					return want("always or none")
