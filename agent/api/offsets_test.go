@@ -7,6 +7,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve-io/varve/agent"
+	memkv "github.com/varve-io/varve/coordinator/mem"
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/batch"
 )
@@ -252,8 +253,8 @@ func TestDeleteRecords(t *testing.T) {
 	check("after all was deleted", 10)
 }
 
-// TestDeleteRecordsWithoutBucket holds that the request ends in time, that nothing moves, and that the next one succeeds.
-func TestDeleteRecordsWithoutBucket(t *testing.T) {
+// TestDeleteRecordsWaits holds that without the bucket, or etcd, the request ends in time, and that the next one succeeds.
+func TestDeleteRecordsWaits(t *testing.T) {
 	w := start(t, nil)
 	p := w.dial(t)
 	p.create("t", 1)
@@ -275,4 +276,29 @@ func TestDeleteRecordsWithoutBucket(t *testing.T) {
 	if got := p.deleteRecords("t", 0, 1); got.ErrorCode != 0 || got.LowWatermark != 1 {
 		t.Errorf("with the bucket back: %+v", got)
 	}
+
+	p.mustProduce("t", 0, plain(t, base, "x", "y"))
+	w.kv.Inject(memkv.Fault{Call: memkv.CallTxn, Times: 1_000_000, Kind: memkv.UnknownLost})
+	req.Topics[0].Partitions[0].Offset = 2
+	got = ask[*kmsg.DeleteRecordsResponse](p, 2, req).Topics[0].Partitions[0]
+	if protocol.ErrorCode(got.ErrorCode) != protocol.RequestTimedOut {
+		t.Errorf("without etcd: %v", protocol.ErrorCode(got.ErrorCode))
+	}
+	w.kv.Heal()
+	if got := p.deleteRecords("t", 0, 3); got.ErrorCode != 0 || got.LowWatermark != 3 {
+		t.Errorf("with etcd back: %+v", got)
+	}
+}
+
+// TestLatestAfterDeletion holds that a deleted record is not the latest, though memory still has it.
+func TestLatestAfterDeletion(t *testing.T) {
+	w := start(t, nil)
+	p := w.dial(t)
+	p.create("t", 1)
+	p.mustProduce("t", 0, timed(t, batch.None, base+100))
+	p.mustProduce("t", 0, timed(t, batch.None, base+50))
+	p.deleteRecords("t", 0, 1)
+	checkLookups(t, p, "after a deletion", []lookup{{-3, 1, base + 50}})
+	w.restart(t)
+	checkLookups(t, w.dial(t), "after a deletion and a restart", []lookup{{-3, 1, base + 50}})
 }

@@ -319,6 +319,15 @@ func TestLookup(t *testing.T) {
 	if err != nil || !ok || found != (Found{Offset: 6, Timestamp: 40}) {
 		t.Errorf("latest: %+v %v %v", found, ok, err)
 	}
+	// Where the log begins within a segment, and within a batch, records before do not count.
+	b.add(t, map[int32][][]byte{1: {raw(t, 0, 10, 90, 50, 60, 55), raw(t, 4, 10, 58)}})
+	b.add(t, map[int32][][]byte{1: {raw(t, 5, 10, 57)}})
+	for start, want := range map[protocol.Offset]Found{0: {0, 90}, 1: {2, 60}, 3: {4, 58}, 4: {4, 58}, 5: {5, 57}} {
+		found, ok, err := l.Latest(t.Context(), restored(1, start, 6), 6)
+		if err != nil || !ok || found != want {
+			t.Errorf("latest from %d: %+v %v %v, want %+v", start, found, ok, err, want)
+		}
+	}
 	b.store.Add(fault.Rule{Op: fault.Get, Times: fault.Always, Effect: fault.Unavailable})
 	cold := NewLookup(b.index, NewReader(b.index, NewFooters(b.store, 1<<20), b.cache, 1<<20), 1<<20)
 	if _, _, err := cold.FirstAtOrAfter(t.Context(), restored(0, 0, 7), 11, 7); protocol.CodeOf(err) != protocol.KafkaStorageError {

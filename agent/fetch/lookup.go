@@ -86,15 +86,77 @@ func (l *Lookup) Latest(ctx context.Context, p *ingest.Partition, limit protocol
 	if err != nil {
 		return Found{}, false, err
 	}
-	e, cold := l.index.LargestTimestamp(p.ID, st.Start)
-	largest := p.MaxTimestamp(limit)
-	if cold {
+	from := st.Start
+	if e, ok := l.index.Find(p.ID, from); ok && e.First < from {
+		// The log begins within a segment, whose largest timestamp may be of a record before.
+		largest, err := l.largestWithin(ctx, p, &e, from)
+		if err != nil {
+			return Found{}, false, err
+		}
+		return l.latest(ctx, p, e.Next, limit, largest)
+	}
+	return l.latest(ctx, p, from, limit, -1)
+}
+
+// latest is Latest of what begins at from, beside something before of which the largest timestamp is known; -1 for nothing.
+func (l *Lookup) latest(ctx context.Context, p *ingest.Partition, from, limit protocol.Offset, largest int64) (Found, bool, error) {
+	largest = max(largest, p.MaxTimestamp(from, limit))
+	if e, ok := l.index.LargestTimestamp(p.ID, from); ok {
 		largest = max(largest, e.MaxTimestamp)
 	}
 	if largest < 0 {
 		return Found{}, false, nil
 	}
 	return l.FirstAtOrAfter(ctx, p, largest, limit)
+}
+
+// largestWithin returns the largest timestamp of an extent's records from offset from on; -1 for none.
+func (l *Lookup) largestWithin(ctx context.Context, p *ingest.Partition, e *index.Extent, from protocol.Offset) (int64, error) {
+	s, err := l.reader.section(ctx, p.ID, e)
+	if err != nil {
+		return -1, asStorageError(err)
+	}
+	largest := int64(-1)
+	for b, err := range s.All() {
+		switch {
+		case err != nil:
+			return -1, asStorageError(err)
+		case b.Next() <= from || b.MaxTimestamp <= largest:
+			continue
+		case b.Offset >= from:
+			largest = b.MaxTimestamp
+			continue
+		}
+		data, err := l.reader.batchAt(ctx, e, s, b)
+		if err != nil {
+			return -1, asStorageError(err)
+		}
+		if largest, err = l.largestOf(data, from); err != nil {
+			return -1, err
+		}
+	}
+	return largest, nil
+}
+
+// largestOf returns the largest timestamp of a batch's records from offset from on; -1 for none.
+func (l *Lookup) largestOf(b []byte, from protocol.Offset) (int64, error) {
+	h, err := batch.Parse(b)
+	if err != nil {
+		return -1, err
+	}
+	d := l.decompressors.Get().(*batch.Decompressor)
+	defer l.decompressors.Put(d)
+	records, err := d.Records(&h, b)
+	if err != nil {
+		return -1, err
+	}
+	largest := int64(-1)
+	for r := (batch.Record{}); records.Next(&r); {
+		if h.Offset(&r) >= from {
+			largest = max(largest, h.Timestamp(&r))
+		}
+	}
+	return largest, records.Err()
 }
 
 // finder looks for a record within a batch.

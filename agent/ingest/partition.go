@@ -210,13 +210,13 @@ func (p *Partition) FindTime(ts int64, from, limit protocol.Offset) (batch []byt
 	return nil, 0, false
 }
 
-// MaxTimestamp returns the largest timestamp of the batches in memory below limit; -1 for none.
-func (p *Partition) MaxTimestamp(limit protocol.Offset) int64 {
+// MaxTimestamp returns the largest timestamp of the batches in memory that end after from and below or at limit; -1 for none.
+func (p *Partition) MaxTimestamp(from, limit protocol.Offset) int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	most := int64(-1)
 	for i := range p.tail[p.head:] {
-		if b := &p.tail[p.head+i]; b.next <= limit {
+		if b := &p.tail[p.head+i]; b.next > from && b.next <= limit {
 			most = max(most, b.maxTs)
 		}
 	}
