@@ -163,8 +163,12 @@ func (w *world) cutPower(crash bool) {
 		}
 	}
 	for _, c := range w.eligible() {
-		if c.by == &m.process && c.torn != nil && w.rng.IntN(2) == 0 {
+		switch {
+		case c.by != &m.process || c.torn == nil || w.rng.IntN(2) == 0:
+		case crash:
 			_ = c.torn()
+		default:
+			c.run(happens) // the kernel has it
 		}
 	}
 	w.stop(m)

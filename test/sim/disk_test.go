@@ -110,7 +110,7 @@ func (f *machineFile) WriteBuffers(bufs [][]byte, off int64, durable bool) error
 		return func() error { return f.File.WriteBuffers(bufs, off, durable) }
 	}
 	what := fmt.Sprintf("write %s at %d, durable %v", f.name, off, durable)
-	return f.fs.do(what, write(durable && !f.fs.w.broken.noSync), write(false))
+	return f.fs.do(what, write(durable && (off == 0 || !f.fs.w.broken.noSync)), write(false))
 }
 
 // Sync implements disk.File.

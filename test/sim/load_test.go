@@ -23,6 +23,7 @@ type load struct {
 	producers  []*producer
 	committers []*committer
 	logs       [partitions]history
+	healed     bool // there is one leader, and it is the last
 }
 
 // history is what clients of one partition did and saw.
@@ -250,7 +251,11 @@ func (l *load) answer(p *producer, s *send) *bool {
 	}
 	result := &s.attempt.request.Batches[0].Result
 	if result.Err != nil {
-		l.w.note("p%d: %d refused by %s: %v", p.writer, s.first, s.attempt.agent.name, protocol.CodeOf(result.Err))
+		code := protocol.CodeOf(result.Err)
+		l.w.note("p%d: %d refused by %s: %v", p.writer, s.first, s.attempt.agent.name, code)
+		if l.healed && s == p.waiting[0] && code == protocol.OutOfOrderSequenceNumber {
+			l.w.check.report("1: the last leader does not have what p%d was told is there: %v", p.writer, result.Err)
+		}
 		return &acked
 	}
 	l.w.note("p%d: %d acknowledged at %d by %s", p.writer, s.first, result.Base, s.attempt.agent.name)
@@ -349,6 +354,7 @@ func (l *load) fetch(a *agent, id partition.ID, offset protocol.Offset) ([][]byt
 
 // finish lets every idempotent producer get its answers from the leader, and reports whether all have them.
 func (l *load) finish(leader *agent) bool {
+	l.healed = true
 	done := true
 	for _, p := range l.producers {
 		for i, s := range p.waiting {

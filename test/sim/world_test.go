@@ -134,6 +134,8 @@ func newWorld(seed uint64, broken breakage) *world {
 }
 
 const (
+	// healSteps is how long a world may take to come to rest; most need some hundred.
+	healSteps  = 6000
 	partitions = 3
 	shards     = 2
 )
@@ -360,7 +362,7 @@ func (w *world) heal() {
 			w.kill(a)
 		}
 	}
-	ok := w.until(20_000, func() bool {
+	ok := w.until(healSteps, func() bool {
 		if len(w.living()) == 0 {
 			w.start()
 		}
@@ -371,11 +373,11 @@ func (w *world) heal() {
 		return
 	}
 	if !ok {
-		w.check.report("liveness: healed for 20,000 steps, and clients still wait: %s", w.load.waiting())
+		w.check.report("liveness: %d steps after the last trouble clients still wait: %s", healSteps, w.load.waiting())
 		return
 	}
 	flushed := w.leader().flushAll()
-	if !w.until(20_000, flushed) {
+	if !w.until(healSteps, flushed) {
 		w.check.report("liveness: the flush does not end")
 		return
 	}
