@@ -169,7 +169,7 @@ func (w *world) launch(t *testing.T, dir string, calls int, change func(*agent.C
 		once.Do(func() {
 			ln.cut()
 			cancel()
-			<-ended
+			_ = <-ended // how it ended does not matter
 		})
 	}
 	t.Cleanup(c.kill)

@@ -2,7 +2,6 @@ package agent_test
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"net"
 	"strings"
@@ -69,7 +68,7 @@ func testUnknownLog(t *testing.T, w *world) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close() //nolint:errcheck // only read from
+	defer d.Close()
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -78,7 +77,7 @@ func testUnknownLog(t *testing.T, w *world) {
 	defer cancel()
 	err = agent.New(agent.Defaults(), agent.Deps{
 		KV: w.kv, Store: w.store, Disk: d, Listener: l, Metrics: prometheus.NewRegistry(),
-		Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Now: time.Now,
+		Log: slog.New(slog.DiscardHandler), Now: time.Now,
 	}).Run(ctx)
 	if err == nil || !strings.Contains(err.Error(), "4d") || ctx.Err() != nil {
 		t.Errorf("start with entries of an unknown log: %v, want an error that names log 4d", err)

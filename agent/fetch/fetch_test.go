@@ -167,7 +167,7 @@ func TestFairShares(t *testing.T) {
 	for range 20 {
 		wg.Go(func() {
 			for range 50 {
-				r := New(b.reader).Fetch(context.Background(), func() []Want {
+				r := New(b.reader).Fetch(t.Context(), func() []Want {
 					ws := wants()
 					for i := range ws {
 						ws[i].CurrentEpoch, ws[i].LastEpoch = protocol.NoLeaderEpoch, protocol.NoLeaderEpoch
@@ -306,8 +306,19 @@ func TestLookup(t *testing.T) {
 		ts           int64
 		want         protocol.Offset // -1: none
 	}{
-		{0, 7, 0, 0}, {0, 7, 10, 0}, {0, 7, 11, 1}, {0, 7, 20, 1}, {0, 7, 21, 4}, {0, 7, 31, 6}, {0, 7, 41, -1},
-		{2, 7, 11, 2}, {2, 7, 16, 4}, {3, 7, 13, 4}, {0, 6, 31, -1}, {5, 7, 26, 6}, {7, 7, 0, -1},
+		{0, 7, 0, 0},
+		{0, 7, 10, 0},
+		{0, 7, 11, 1},
+		{0, 7, 20, 1},
+		{0, 7, 21, 4},
+		{0, 7, 31, 6},
+		{0, 7, 41, -1},
+		{2, 7, 11, 2},
+		{2, 7, 16, 4},
+		{3, 7, 13, 4},
+		{0, 6, 31, -1},
+		{5, 7, 26, 6},
+		{7, 7, 0, -1},
 	} {
 		p := restored(0, c.start, 7)
 		found, ok, err := l.FirstAtOrAfter(t.Context(), p, c.ts, c.limit)
@@ -345,7 +356,7 @@ func TestLeave(t *testing.T) {
 		Partition: restored(0, 0, 1), BytesMax: 1 << 20, CurrentEpoch: protocol.NoLeaderEpoch, LastEpoch: protocol.NoLeaderEpoch,
 	}
 	go func() {
-		done <- New(b.reader).Fetch(context.Background(), []Want{want}, Limits{BytesMin: 1 << 19, BytesMax: 1 << 20, Wait: time.Hour, Leave: leave})
+		done <- New(b.reader).Fetch(t.Context(), []Want{want}, Limits{BytesMin: 1 << 19, BytesMax: 1 << 20, Wait: time.Hour, Leave: leave})
 	}()
 	for b.cache.Stats().Misses == 0 || b.cache.Stats().PinnedBytes != 0 { // until it has looked, and let go
 		runtime.Gosched()

@@ -100,7 +100,7 @@ func (w *world) run(cfg Config) {
 // end ends the flusher and returns why it did.
 func (w *world) end() {
 	w.cancel()
-	<-w.ended
+	_ = <-w.ended // whoever cares has looked
 	w.ended <- nil
 }
 

@@ -1,7 +1,6 @@
 package flush_test
 
 import (
-	"io"
 	"log/slog"
 	"testing"
 	"testing/synctest"
@@ -34,7 +33,7 @@ func TestUploadOutlivesAStalledPut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := fault.New(mem.New(), fault.Rule{Op: fault.Put, Gate: fault.NewGate()}) // the first put, for ever
 		w := flush.NewWriter(flush.WriterConfig{
-			Store: store, Record: coordinator.Log{ID: 1, Fence: 1}, Now: time.Now, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+			Store: store, Record: coordinator.Log{ID: 1, Fence: 1}, Now: time.Now, Log: slog.New(slog.DiscardHandler),
 		})
 		var builder segment.Builder
 		staged, err := w.Upload(t.Context(), &builder, 1, []flush.Record{{

@@ -44,7 +44,7 @@ type Extent struct {
 // Index is the index of all partitions.
 type Index struct {
 	mu         sync.RWMutex
-	objects    uint64 // that were added
+	objects    uint64                    // that were added
 	partitions map[partition.ID][]Extent // ascending, contiguous
 }
 

@@ -70,7 +70,7 @@ func newFixture(t *testing.T, cfg wal.Config) *fixture {
 		default:
 			f.open()
 		}
-		_ = f.log.Close(context.Background())
+		_ = f.log.Close(context.Background()) //nolint:usetesting // it runs when the test, and its context, have ended
 	})
 	f.ingest = New(f.log, f.flushed, time.Now)
 	return f

@@ -78,7 +78,7 @@ func ParseFileHeader(block []byte) (FileHeader, error) {
 	// Whole but different: a write that was torn between the copies, hence acknowledged to nobody. A free header
 	// keeps the number of the use that it ends, so on a tie the free one is the newer.
 	if second.File > first.File || second.File == first.File && second.Free() {
-		return second, nil //nolint:nilerr // one whole copy suffices
+		return second, nil
 	}
 	return first, nil
 }
