@@ -169,7 +169,9 @@ func (w *world) launch(t *testing.T, dir string, calls int, change func(*agent.C
 		once.Do(func() {
 			ln.cut()
 			cancel()
-			_ = <-ended // how it ended does not matter
+			if err := <-ended; err != nil {
+				t.Logf("the killed agent ended with %v", err)
+			}
 		})
 	}
 	t.Cleanup(c.kill)

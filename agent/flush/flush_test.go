@@ -100,7 +100,9 @@ func (w *world) run(cfg Config) {
 // end ends the flusher and returns why it did.
 func (w *world) end() {
 	w.cancel()
-	_ = <-w.ended // whoever cares has looked
+	if err := <-w.ended; err != nil {
+		w.t.Logf("the flusher ended with %v", err)
+	}
 	w.ended <- nil
 }
 
