@@ -57,8 +57,13 @@ func TestFetchSession(t *testing.T) {
 	if got := s.fetch(12, fetchRequest(0)); !slices.Equal(listed(got), []int32{1}) {
 		t.Errorf("after a record in partition 1: %v", listed(got))
 	}
-	// The client goes on in partition 1, adds one, forgets another.
-	req := fetchRequest(0, asked{topic: "t", partition: 1, offset: 1}, asked{topic: "t", partition: 3})
+	// Partition 1, which had its turn, is behind.
+	p.mustProduce("t", 2, plain(t, now, "a"))
+	if got := s.fetch(12, fetchRequest(0)); !slices.Equal(listed(got), []int32{2, 1}) {
+		t.Errorf("the order of turns: %v, want 2 before 1", listed(got))
+	}
+	// The client goes on in partitions 1 and 2, adds one, forgets another.
+	req := fetchRequest(0, asked{topic: "t", partition: 1, offset: 1}, asked{topic: "t", partition: 2, offset: 1}, asked{topic: "t", partition: 3})
 	req.ForgottenTopics = []kmsg.FetchRequestForgottenTopic{{Topic: "t", Partitions: []int32{0}}}
 	if got := s.fetch(12, req); !slices.Equal(listed(got), []int32{3}) {
 		t.Errorf("a new partition is told of at once, and nothing else: %v", listed(got))
