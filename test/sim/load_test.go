@@ -352,7 +352,7 @@ func (l *load) fetch(a *agent, id partition.ID, offset protocol.Offset) ([][]byt
 	return [][]byte{object[b.Pos : b.Pos+int64(b.Size)]}, true
 }
 
-// finish lets every idempotent producer get its answers from the leader, and reports whether all have them.
+// finish lets every idempotent producer get its answers from the leader, one request at a time, and reports whether all have them.
 func (l *load) finish(leader *agent) bool {
 	l.healed = true
 	done := true
@@ -367,6 +367,7 @@ func (l *load) finish(leader *agent) bool {
 		for _, s := range p.waiting {
 			if s.attempt == nil {
 				l.attempt(p, s, leader)
+				return false
 			}
 		}
 	}

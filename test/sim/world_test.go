@@ -70,7 +70,9 @@ type call struct {
 	torn func() error
 	// late is the write that may be on its way yet when its sender has died; nil for none.
 	late func() lateWrite
-	done chan struct{}
+	// notBefore is the step from which on it may happen; 0 until the scheduler has seen it.
+	notBefore int
+	done      chan struct{}
 }
 
 // effect is what becomes of a call.
@@ -102,7 +104,7 @@ func newProcess(name string) process { return process{name: name, gone: make(cha
 
 // chances are how likely trouble is in one run, in parts of a thousand and per step.
 type chances struct {
-	callFails, stall, outage, power, kill, second, diskFails int
+	callFails, slow, stall, outage, power, kill, second, diskFails int
 }
 
 // newWorld makes a world with a cluster and a topic, and no agent.
@@ -117,7 +119,7 @@ func newWorld(seed uint64, broken breakage) *world {
 	}
 	pick := func(of ...int) int { return of[rng.IntN(len(of))] }
 	w.chances = chances{
-		callFails: pick(0, 10, 50, 150), stall: pick(0, 2, 10), outage: pick(0, 1, 4),
+		callFails: pick(0, 10, 50, 150), slow: pick(0, 10, 50), stall: pick(0, 2, 10), outage: pick(0, 1, 4),
 		power: pick(0, 1, 3), kill: pick(0, 1, 3), second: pick(0, 2, 5), diskFails: pick(0, 0, 1),
 	}
 	w.check = newChecker(w)
@@ -209,7 +211,12 @@ func (w *world) eligible() []*call {
 	var can []*call
 	for _, c := range w.parked {
 		stopped := slices.ContainsFunc(w.held, func(held func(*call) bool) bool { return held(c) })
-		if c.by.stalled <= w.step && !stopped && (c.ready == nil || c.ready()) {
+		if c.notBefore == 0 {
+			if c.notBefore = 1; w.rng.IntN(1000) < w.chances.slow {
+				c.notBefore = w.step + 10 + w.rng.IntN(150)
+			}
+		}
+		if c.by.stalled <= w.step && c.notBefore <= w.step && !stopped && (c.ready == nil || c.ready()) {
 			can = append(can, c)
 		}
 	}
@@ -350,6 +357,9 @@ func (w *world) trouble() bool {
 // reads everything back.
 func (w *world) heal() {
 	w.chances, w.away = chances{}, make(map[kind]int)
+	for _, a := range w.agents {
+		a.stalled = 0
+	}
 	w.note("heal")
 	for len(w.late) > 0 && w.rng.IntN(3) > 0 {
 		w.applyLate()
