@@ -324,7 +324,7 @@ func (a *agent) openLog() error {
 		Segments: []coordinator.WALSegment{{First: 1, Last: -1, Stores: []string{"disk"}, Quorum: 1}},
 	}
 	guard := coordinator.Guard{Key: coordinator.KeyLog(a.id), Next: coordinator.Encode(record)}
-	if err := coordinator.Apply(a.run, a.kv, []*coordinator.Guard{&guard}, nil); err != nil {
+	if err := coordinator.Insist(a.run, a.kv, []*coordinator.Guard{&guard}, nil, func(error) {}); err != nil {
 		return errors.Join(err, appender.Close())
 	}
 	a.wal, err = wal.New(wal.Config{

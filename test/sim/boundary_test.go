@@ -110,10 +110,15 @@ func (k *agentKV) Txn(ctx context.Context, compares []coordinator.Compare, ops [
 		case comesLate:
 			err = coordinator.ErrUnknownOutcome
 			k.w.drop(late())
+		case noRoom:
+			err = coordinator.ErrNoSpace
 		default:
 			res, err = k.w.apply(x)
 			if e == answerLost && err == nil {
 				err = coordinator.ErrUnknownOutcome
+			}
+			if e == noRoomLeft && err == nil {
+				err = fmt.Errorf("%w: %w", coordinator.ErrUnknownOutcome, coordinator.ErrNoSpace)
 			}
 		}
 		if change := k.w.broken.answered; change != nil {

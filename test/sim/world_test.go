@@ -84,6 +84,8 @@ const (
 	answerLost         // it happens, and the caller does not know
 	comesLate          // it happens later or never, and the caller does not know
 	failsHalf          // of a write to a disk: an error, and anything may be there
+	noRoom             // of a transaction: etcd is full, and nothing happens
+	noRoomLeft         // of a transaction: it happens, and etcd says that it is full
 )
 
 // lateWrite is a write on its way.
@@ -240,7 +242,7 @@ func (w *world) grant(c *call, e effect) {
 }
 
 func (e effect) String() string {
-	return [...]string{"happens", "unavailable", "answer lost", "comes late", "fails half"}[e]
+	return [...]string{"happens", "unavailable", "answer lost", "comes late", "fails half", "no room", "no room left"}[e]
 }
 
 // draw says what becomes of a call.
@@ -255,6 +257,8 @@ func (w *world) draw(c *call) effect {
 		return happens
 	case w.away[c.kind] > w.step:
 		return []effect{unavailable, unavailable, unavailable, comesLate}[w.rng.IntN(4)]
+	case c.kind == kindKV && w.rng.IntN(2000) < w.chances.callFails:
+		return []effect{noRoom, noRoomLeft}[w.rng.IntN(2)]
 	case w.rng.IntN(1000) < w.chances.callFails:
 		return []effect{unavailable, answerLost, comesLate}[w.rng.IntN(3)]
 	}
