@@ -37,6 +37,7 @@ import (
 	"github.com/varve-io/varve/agent"
 	"github.com/varve-io/varve/agent/admin"
 	"github.com/varve-io/varve/agent/config"
+	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/etcd"
 	"github.com/varve-io/varve/coordinator/etcd/embedded"
 	"github.com/varve-io/varve/objectstore"
@@ -411,7 +412,7 @@ func (p *process) agentConfig(kafka net.Addr) agent.Config {
 	advertise := p.advertised(kafka)
 	c.AdvertiseHost, c.AdvertisePort = advertise.Host, int32(advertise.Port)
 	c.Zone, c.Shards, c.WALBytesMax = p.cfg.Zone, p.cfg.Shards, p.cfg.WALBytesMax
-	c.AutoCreate = p.cfg.AutoCreateTopics
+	c.AutoCreate, c.AcceptLoss = p.cfg.AutoCreateTopics, coordinator.LogID(p.cfg.AcceptLoss)
 	c.Topics.Partitions = p.cfg.Partitions
 	if p.dev {
 		c.GroupDelay = 0 // as in the configuration that Kafka ships for a first try

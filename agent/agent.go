@@ -54,6 +54,10 @@ type Config struct {
 	GroupDelay      time.Duration // that a new group waits for more members (group.initial.rebalance.delay.ms)
 	ProducerIdleMax time.Duration // after which an idempotent producer is forgotten (producer.id.expiration.ms)
 	DrainMax        time.Duration // how long leaving may take
+
+	// AcceptLoss is an operator's word that what this WAL log still holds is lost and may be given up: its disk is gone, or damaged where it
+	// was durable. 0 for none.
+	AcceptLoss coordinator.LogID
 }
 
 // Defaults returns the settings that hold unless they are configured. Advertise fields are empty.

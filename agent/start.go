@@ -80,7 +80,10 @@ func (a *Agent) join(ctx context.Context, store string) error {
 	if err != nil {
 		return err
 	}
-	a.clusterID, err = parseClusterID(a.cluster.ID)
+	if a.clusterID, err = parseClusterID(a.cluster.ID); err != nil {
+		return err
+	}
+	err = a.deps.Disk.Bind(a.clusterID)
 	a.log = a.log.With("node", a.node)
 	return err
 }
@@ -147,13 +150,20 @@ func (a *Agent) recoverLogs(ctx context.Context, store string) error {
 			if l.Closed || l.ID == a.id {
 				continue
 			}
-			if !recovery.Recoverable(*l, store) {
-				a.log.Warn("waiting for another agent to close its WAL log", "log", l.ID, "node", l.Node,
-					"stores", l.Segments[len(l.Segments)-1].Stores)
+			run := r.Run
+			switch lost := l.ID == a.cfg.AcceptLoss; {
+			case recovery.Recoverable(*l, store) && lost:
+				run = func(ctx context.Context, id coordinator.LogID) error { return r.RunDamaged(ctx, id, a.deps.Disk) }
+			case recovery.Recoverable(*l, store):
+			case lost:
+				run = r.Abandon
+			default:
+				a.log.Warn("waiting for another agent to close its WAL log; if its disk is lost for good, start with --accept-loss and the log's number",
+					"log", l.ID, "of", l.Node, "stores", l.Segments[len(l.Segments)-1].Stores, "flushed", l.Flushed)
 				waits = true
 				continue
 			}
-			if err := r.Run(ctx, l.ID); err != nil {
+			if err := run(ctx, l.ID); err != nil {
 				return err
 			}
 			l.Closed = true

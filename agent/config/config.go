@@ -62,8 +62,10 @@ type Config struct {
 	Shards uint32
 	// WALSync says that an acknowledgement waits until the disk has it, not only the kernel.
 	WALSync bool
-	// WALBytesMax is how many unflushed bytes the WAL holds, in memory and on disk, until producers are slowed down.
+	// WALBytesMax is how many unflushed bytes the WAL holds in memory until producers are slowed down.
 	WALBytesMax int64
+	// AcceptLoss is the WAL log of which an operator says that what it still holds may be given up; 0 for none.
+	AcceptLoss uint64
 	// LogLevel is the least level that is logged.
 	LogLevel slog.Level
 

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"strconv"
 	"strings"
 
 	"github.com/varve-io/varve/objectstore/bucket"
@@ -159,6 +160,18 @@ func behaviourSettings() []setting {
 			parse: func(c *Config, v string) (err error) {
 				c.WALBytesMax, err = parseSize(v, walBytesMin, walBytesMax)
 				return err
+			},
+		},
+		{
+			name:  "accept-loss",
+			usage: "give up what the WAL log of this `number` still holds: its disk is gone for good, or damaged",
+			parse: func(c *Config, v string) error {
+				id, err := strconv.ParseUint(v, 16, 64)
+				if err != nil || id == 0 {
+					return want("the number of a WAL log as the agent's log prints it, up to 16 hexadecimal digits")
+				}
+				c.AcceptLoss = id
+				return nil
 			},
 		},
 		{

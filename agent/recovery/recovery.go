@@ -25,6 +25,7 @@ import (
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
+	"github.com/varve-io/varve/wal/frame"
 	"github.com/varve-io/varve/wal/quorum"
 )
 
@@ -90,6 +91,32 @@ func (r *Recovery) Run(ctx context.Context, id coordinator.LogID) error {
 	}
 	r.Log.Info("recovered WAL log", "log", id, "commits", w.NextCommit()-1)
 	return nil
+}
+
+// RunDamaged recovers a log of which an operator has said that what cannot be read may be given up: it ends before the first entry that is damaged.
+func (r *Recovery) RunDamaged(ctx context.Context, id coordinator.LogID, d *disk.Store) error {
+	err := r.Run(ctx, id)
+	damage, ok := errors.AsType[*frame.CorruptError](err)
+	if !ok {
+		return err
+	}
+	r.Log.Error("loss accepted: the WAL log ends before its damage", "log", id, "from", damage.First, "to", damage.Last, "damage", damage.Reason)
+	if err := d.AcceptLoss(damage.Segment, damage.First); err != nil {
+		return err
+	}
+	return r.Run(ctx, id)
+}
+
+// Abandon closes a log whose disk is gone, by an operator's word: whatever it held beyond its flushed position is lost.
+func (r *Recovery) Abandon(ctx context.Context, id coordinator.LogID) error {
+	record, revision, err := r.claim(ctx, id)
+	if err != nil || record.Closed {
+		return err
+	}
+	r.Log.Error("loss accepted: entries after the flushed one are given up", "log", id, "flushed", record.Flushed, "commits", record.Commits)
+	return flush.NewWriter(flush.WriterConfig{
+		KV: r.KV, Store: r.Store, Cluster: r.Cluster, Record: record, Revision: revision, Now: r.Now, Log: r.Log,
+	}).Close(ctx)
 }
 
 // claim raises the log's fence in etcd. From then on only this recoverer can commit to it, until another claims it.

@@ -23,6 +23,8 @@ const (
 // operator can read it.
 type state struct {
 	Identity uuid.UUID `json:"identity"`
+	// Cluster is the cluster whose logs are here; zero until the store is bound to one.
+	Cluster uuid.UUID `json:"cluster"`
 	// Opened counts the times that the store was opened; it makes the sequence numbers of file uses unique.
 	Opened uint32 `json:"opened"`
 	// Boot, Unsynced and Clean say what the last run leaves behind: without sync, an unclean end and another boot of

@@ -46,6 +46,8 @@ var (
 	ErrLive = errors.New("segment has a writer")
 	// ErrTooLarge: a frame does not fit into a file.
 	ErrTooLarge = errors.New("frame too large")
+	// ErrForeign: the store belongs to another cluster.
+	ErrForeign = errors.New("it belongs to another cluster")
 	// ErrClosed: the store or the appender is closed.
 	ErrClosed = errors.New("closed")
 )
@@ -286,6 +288,25 @@ func (s *Store) adopt(files []*walFile) error {
 
 // Identity names the disk: it is made when the store is, and lost with it.
 func (s *Store) Identity() uuid.UUID { return s.state.Identity }
+
+// Bind makes the store one of a cluster, for good: clusters number their logs alike, so that one could take another's for its own. It fails with
+// [ErrForeign] if the store is bound to another cluster. It returns when the binding is durable.
+func (s *Store) Bind(cluster uuid.UUID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch s.state.Cluster {
+	case cluster:
+		return nil
+	case uuid.UUID{}:
+		s.state.Cluster = cluster
+		if err := s.saveState(); err != nil {
+			return fmt.Errorf("bind WAL store %s: %w", s.state.Identity, err)
+		}
+		return nil
+	default:
+		return fmt.Errorf("bind WAL store %s to cluster %s: %w: %s", s.state.Identity, cluster, ErrForeign, s.state.Cluster)
+	}
+}
 
 // FrameBytesMax is the length of the longest frame that can be appended.
 func (s *Store) FrameBytesMax() int64 { return s.fileBytes - frame.BlockBytes }
