@@ -17,8 +17,8 @@ import (
 	"github.com/varve-io/varve/coordinator"
 )
 
-// ErrNotLed: the shard is not in the ledger, or the ledger has ended.
-var ErrNotLed = errors.New("shard is not led by this agent")
+// ErrNotLed: the shard is not in the ledger (any more), or the ledger has ended. It wraps [coordinator.ErrFenced], since to whoever writes it is the same.
+var ErrNotLed = fmt.Errorf("shard is not led by this agent: %w", coordinator.ErrFenced)
 
 // writesMax bounds the writes that wait; a Write beyond it fails with ErrBusy, as producers of writes wait for
 // their answers and there are never so many of them in a healthy agent.
