@@ -81,7 +81,7 @@ func (w *world) start() *agent {
 	}
 	a.kv = &agentKV{Store: w.kv, w: w, by: &a.process}
 	a.bucket = &agentBucket{Store: w.bucket, w: w, by: &a.process}
-	a.run, a.fatal = context.WithCancelCause(context.Background())
+	a.run, a.fatal = context.WithCancelCause(w.ctx)
 	w.agents = append(w.agents, a)
 	w.note("%s starts on %s", a.name, m.name)
 	go a.exist(open)
@@ -122,7 +122,7 @@ func (w *world) leader() *agent {
 		}
 		leads := true
 		for s := range coordinator.ShardID(shards) {
-			item, _, err := w.kv.Get(context.Background(), coordinator.KeyShard(s))
+			item, _, err := w.kv.Get(w.ctx, coordinator.KeyShard(s))
 			if err != nil {
 				panic(err)
 			}
@@ -207,7 +207,7 @@ func (a *agent) exist(open bool) {
 	a.fatal(errStopped)
 	a.tasks.Wait()
 	if a.wal != nil {
-		_ = a.wal.Close(context.Background())
+		_ = a.wal.Close(a.w.ctx)
 	}
 	if a.err = err; err == nil {
 		a.err = context.Cause(a.run)

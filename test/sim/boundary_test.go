@@ -42,7 +42,7 @@ func (k *agentKV) Get(ctx context.Context, key string) (item coordinator.Item, r
 			err = coordinator.ErrUnavailable
 			return
 		}
-		item, rev, err = k.w.kv.Get(context.Background(), key)
+		item, rev, err = k.w.kv.Get(k.w.ctx, key)
 		if change := k.w.broken.got; change != nil && err == nil {
 			change(&item, &rev)
 		}
@@ -60,7 +60,7 @@ func (k *agentKV) List(ctx context.Context, prefix string, at int64) (items []co
 			err = coordinator.ErrUnavailable
 			return
 		}
-		items, rev, err = k.w.kv.List(context.Background(), prefix, at)
+		items, rev, err = k.w.kv.List(k.w.ctx, prefix, at)
 		if k.w.broken.overOpenLogs && prefix == coordinator.PrefixLogs && at != 0 {
 			items = nil // what a claim looks at
 		}
@@ -143,7 +143,7 @@ func (w *world) apply(x *txn) (coordinator.TxnResult, error) {
 		change(w, y)
 		compares, ops = y.compares, y.ops
 	}
-	res, err := w.kv.Txn(context.Background(), compares, ops)
+	res, err := w.kv.Txn(w.ctx, compares, ops)
 	if err == nil && res.Succeeded {
 		w.check.applied(ops)
 	}
@@ -176,7 +176,7 @@ func (k *agentKV) Watch(ctx context.Context, prefix string, rev int64, fn func(c
 
 // revision is that of etcd.
 func (w *world) revision() int64 {
-	status, err := w.kv.Status(context.Background())
+	status, err := w.kv.Status(w.ctx)
 	if err != nil {
 		panic(err) // no fault is ever injected there
 	}
@@ -205,14 +205,14 @@ func (b *agentBucket) call(ctx context.Context, what string, run func(effect)) e
 // Put implements objectstore.Store.
 func (b *agentBucket) Put(ctx context.Context, name string, body objectstore.Body) (err error) {
 	put := func(content []byte) error {
-		return b.w.bucket.Put(context.Background(), name, objectstore.Bytes(content))
+		return b.w.bucket.Put(b.w.ctx, name, objectstore.Bytes(content))
 	}
 	parked := b.call(ctx, "put "+name, func(e effect) {
 		content := slices.Concat(body.Parts...)
 		if b.w.broken.squat && strings.HasSuffix(name, "-00000000") {
 			other := slices.Clone(content)
 			other[len(other)-1]++
-			_ = b.w.bucket.Put(context.Background(), name, objectstore.Bytes(other))
+			_ = b.w.bucket.Put(b.w.ctx, name, objectstore.Bytes(other))
 		}
 		switch e {
 		case unavailable:
@@ -239,7 +239,7 @@ func (b *agentBucket) Put(ctx context.Context, name string, body objectstore.Bod
 func (b *agentBucket) Get(ctx context.Context, name string, off int64, p []byte) (err error) {
 	parked := b.call(ctx, "get "+name, func(e effect) {
 		if err = objectstore.ErrUnavailable; e == happens {
-			err = b.w.bucket.Get(context.Background(), name, off, p)
+			err = b.w.bucket.Get(b.w.ctx, name, off, p)
 		}
 	})
 	if parked != nil {
@@ -252,7 +252,7 @@ func (b *agentBucket) Get(ctx context.Context, name string, off int64, p []byte)
 func (b *agentBucket) Stat(ctx context.Context, name string) (info objectstore.Info, err error) {
 	parked := b.call(ctx, "stat "+name, func(e effect) {
 		if err = objectstore.ErrUnavailable; e == happens {
-			info, err = b.w.bucket.Stat(context.Background(), name)
+			info, err = b.w.bucket.Stat(b.w.ctx, name)
 		}
 	})
 	if parked != nil {

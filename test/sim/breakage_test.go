@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -38,7 +37,7 @@ type breakage struct {
 // segment on the disk, are only ever created).
 var breakages = []breakage{
 	{name: "acknowledge before the sync", noSync: true},
-	{name: "commit without comparing the log's record", txn: func(w *world, x *txn) {
+	{name: "commit without comparing the log's record", txn: func(_ *world, x *txn) {
 		if x.writes(coordinator.PrefixCommits) != nil {
 			x.compares = nil
 		}
@@ -49,7 +48,7 @@ var breakages = []breakage{
 			x.compares = []coordinator.Compare{w.present(coordinator.KeyLog(l.ID))}
 		}
 	}},
-	{name: "close the log with the claim, before the last commit", txn: func(w *world, x *txn) {
+	{name: "close the log with the claim, before the last commit", txn: func(_ *world, x *txn) {
 		if l, ok := x.claims(); ok {
 			l.Closed = true
 			x.writes(coordinator.PrefixLogs).Value = coordinator.Encode(l)
@@ -85,7 +84,7 @@ var breakages = []breakage{
 		}
 		return err
 	}},
-	{name: "write offsets without comparing the shard's guard", txn: func(w *world, x *txn) {
+	{name: "write offsets without comparing the shard's guard", txn: func(_ *world, x *txn) {
 		if x.writes(coordinator.PrefixOffsets) != nil {
 			x.compares = nil
 		}
@@ -129,7 +128,7 @@ func (x *txn) claims() (l coordinator.Log, ok bool) {
 
 // present returns the comparison that a key is as it is now.
 func (w *world) present(key string) coordinator.Compare {
-	item, _, err := w.kv.Get(context.Background(), key)
+	item, _, err := w.kv.Get(w.ctx, key)
 	if err != nil {
 		panic(err)
 	}

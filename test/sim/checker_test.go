@@ -2,7 +2,6 @@ package sim
 
 import (
 	"cmp"
-	"context"
 	"fmt"
 	"hash/fnv"
 	"slices"
@@ -116,13 +115,12 @@ func (c *checker) offset(op coordinator.Op) {
 
 // object reads an object past all faults; the footer is nil if it cannot be read.
 func (c *checker) object(name string) ([]byte, *segment.Footer) {
-	ctx := context.Background()
-	info, err := c.w.bucket.Stat(ctx, name)
+	info, err := c.w.bucket.Stat(c.w.ctx, name)
 	if err != nil {
 		return nil, nil
 	}
 	b := make([]byte, info.Size)
-	if err := c.w.bucket.Get(ctx, name, 0, b); err != nil {
+	if err := c.w.bucket.Get(c.w.ctx, name, 0, b); err != nil {
 		return nil, nil
 	}
 	pos, err := segment.ParseTrailer(b[len(b)-segment.TrailerSize:], info.Size)
@@ -147,7 +145,7 @@ func (c *checker) ended(a *agent) {
 
 // final reads the whole log back through the commits, and compares it with what clients were told and saw.
 func (c *checker) final() {
-	items, _, err := c.w.kv.List(context.Background(), coordinator.PrefixCommits, 0)
+	items, _, err := c.w.kv.List(c.w.ctx, coordinator.PrefixCommits, 0)
 	if err != nil {
 		panic(err)
 	}
@@ -224,7 +222,7 @@ func (c *checker) compare(number int, final []check.Record) {
 
 // groupOffset checks what is left of a group's commits.
 func (c *checker) groupOffset(g *committer) {
-	item, _, err := c.w.kv.Get(context.Background(), g.key)
+	item, _, err := c.w.kv.Get(c.w.ctx, g.key)
 	if err != nil {
 		panic(err)
 	}

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"context"
 	"errors"
 	"fmt"
 
@@ -39,7 +38,9 @@ func (m *machine) boot() {
 // open opens the store, by calls that park.
 func (m *machine) open() error {
 	store, err := disk.Open(disk.Config{FS: &machineFS{Disk: m.disk, w: m.w, by: &m.process}, FileBytes: walFileBytes})
-	m.store = store
+	if err == nil {
+		m.store = store
+	}
 	return err
 }
 
@@ -60,7 +61,7 @@ func (f *machineFS) do(what string, run, torn func() error) (err error) {
 		}
 		err = run()
 	}}
-	if !f.w.call(context.Background(), c) {
+	if !f.w.call(f.w.ctx, c) {
 		return errDead
 	}
 	return err

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"context"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -154,7 +153,7 @@ func (l *load) newSend(p *producer) *send {
 	log := &l.logs[p.partition]
 	s := &send{first: p.records, floor: log.floor}
 	for range n {
-		b.Append(int64(1000+p.records), nil, l.value(p.writer, p.records))
+		b.Append(1000+p.records, nil, l.value(p.writer, p.records))
 		p.records++
 	}
 	if p.id != protocol.NoProducerID {
@@ -185,7 +184,7 @@ func (l *load) attempt(p *producer, s *send, a *agent) {
 	r := ingest.NewRequest(1, ingest.AcksAll)
 	r.Batches[0] = ingest.Batch{Partition: a.partition(p.partition), Header: s.header, Bytes: slices.Clone(s.bytes)}
 	s.attempt = &attempt{agent: a, request: r, since: l.w.step}
-	a.ingest.Produce(context.Background(), r)
+	a.ingest.Produce(l.w.ctx, r)
 }
 
 // giveUp lets a producer, or a committer, stop waiting: it sends again, perhaps to another agent.

@@ -18,7 +18,7 @@ type script struct {
 func play(t *testing.T, run func(*script)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(1, breakage{})
+		w := newWorld(t.Context(), 1, breakage{})
 		w.chances = chances{}
 		var lines []string
 		w.log = func(line string) { lines = append(lines, line) }

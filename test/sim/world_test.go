@@ -20,8 +20,8 @@ import (
 
 // world is everything that there is, and its scheduler. The scheduler is the only goroutine that touches it, but for parked.
 type world struct {
+	ctx     context.Context // of all that no agent asks for
 	rng     *rand.Rand
-	seed    uint64
 	broken  breakage
 	kv      *kvmem.Store
 	bucket  *mem.Store
@@ -110,10 +110,10 @@ type chances struct {
 }
 
 // newWorld makes a world with a cluster and a topic, and no agent.
-func newWorld(seed uint64, broken breakage) *world {
+func newWorld(ctx context.Context, seed uint64, broken breakage) *world {
 	rng := rand.New(rand.NewPCG(seed, 0x51))
 	w := &world{
-		rng: rng, seed: seed, broken: broken, bucket: mem.New(), away: make(map[kind]int),
+		ctx: ctx, rng: rng, broken: broken, bucket: mem.New(), away: make(map[kind]int),
 		kv:      kvmem.New(kvmem.Config{ClusterID: 1, Start: time.Now()}),
 		topic:   coordinator.Topic{ID: protocol.TopicID{1: 7}, Name: "t", Partitions: partitions, Replication: 1},
 		cluster: coordinator.Cluster{ID: protocol.TopicID{9: 9}.String(), Shards: shards, Generation: 1},
@@ -126,7 +126,7 @@ func newWorld(seed uint64, broken breakage) *world {
 	}
 	w.check = newChecker(w)
 	w.load = newLoad(w)
-	_, err := w.kv.Txn(context.Background(), nil, []coordinator.Op{
+	_, err := w.kv.Txn(ctx, nil, []coordinator.Op{
 		{Key: coordinator.KeyCluster, Value: coordinator.Encode(w.cluster)},
 		{Key: coordinator.KeyTopic(w.topic.Name), Value: coordinator.Encode(w.topic)},
 	})
@@ -203,8 +203,9 @@ func (w *world) settle() {
 	w.clear()
 }
 
-// eligible returns the calls that may happen now, in an order that does not depend on goroutines.
+// eligible lets goroutines come to rest and returns the calls that may happen now, in an order that does not depend on goroutines.
 func (w *world) eligible() []*call {
+	synctest.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	slices.SortStableFunc(w.parked, func(a, b *call) int {
@@ -281,8 +282,8 @@ func (w *world) pass(d time.Duration) {
 // run is one world from its beginning to its end. It returns what it found.
 func run(t *testing.T, seed uint64, broken breakage, steps int, log func(string)) (findings []string, trace uint64) {
 	t.Helper()
-	synctest.Test(t, func(*testing.T) {
-		w := newWorld(seed, broken)
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t.Context(), seed, broken)
 		w.log = log
 		defer w.end()
 		for w.step = 1; w.step <= steps && !w.check.failed(); w.step++ {
