@@ -23,10 +23,7 @@ func TestSeeds(t *testing.T) {
 	t.Logf("seeds %d to %d; to replay one: go test ./test/sim -run TestSeeds -seed N -v", first, last)
 	for n := first; n <= last; n++ {
 		if findings, _ := run(t, n, breakage{}, stepsPerSeed, log); len(findings) > 0 {
-			t.Errorf("seed %d: %q", n, findings)
-			if t.Failed() {
-				return
-			}
+			t.Fatalf("seed %d: %q", n, findings)
 		}
 	}
 }
