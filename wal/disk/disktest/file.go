@@ -80,8 +80,19 @@ func (f *file) WriteBuffers(bufs [][]byte, off int64, durable bool) error {
 	}
 	f.inode.durable = put(f.inode.durable, w.off, w.data)
 	f.inode.pending = slices.DeleteFunc(f.inode.pending, func(p write) bool { return &p.data[0] == &w.data[0] })
+	for _, p := range f.inode.pending {
+		p.supersede(w)
+	}
 	d.step()
 	return nil
+}
+
+// supersede makes w what survives of an earlier write in the same place: a device does not bring back what was written over durably.
+func (p *write) supersede(w write) {
+	from, to := max(p.off, w.off), min(p.off+int64(len(p.data)), w.off+int64(len(w.data)))
+	if from < to {
+		copy(p.data[from-p.off:to-p.off], w.data[from-w.off:to-w.off])
+	}
 }
 
 // room says whether a write fits on the disk.
