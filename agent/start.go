@@ -134,6 +134,7 @@ func (a *Agent) recoverLogs(ctx context.Context, store string) error {
 	r := &recovery.Recovery{
 		KV: a.deps.KV, Store: a.deps.Store, WAL: a.deps.Disk, Cluster: a.clusterID, Claimer: a.id, Now: a.deps.Now, Log: a.log,
 	}
+	said := make(map[coordinator.LogID]bool)
 	for {
 		var logs []coordinator.Log
 		var revision int64
@@ -158,8 +159,12 @@ func (a *Agent) recoverLogs(ctx context.Context, store string) error {
 			case lost:
 				run = r.Abandon
 			default:
-				a.log.Warn("waiting for another agent to close its WAL log; if its disk is lost for good, start with --accept-loss and the log's number",
-					"log", l.ID, "of", l.Node, "stores", l.Segments[len(l.Segments)-1].Stores, "flushed", l.Flushed)
+				if !said[l.ID] { // their flushes change the records all the time
+					said[l.ID] = true
+					a.log.Warn("waiting for another agent to close its WAL log", "log", l.ID, "of", l.Node,
+						"stores", l.Segments[len(l.Segments)-1].Stores, "flushed", l.Flushed,
+						"hint", "if its disk is lost for good, start with --accept-loss and this log's number")
+				}
 				waits = true
 				continue
 			}
