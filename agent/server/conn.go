@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"os"
 	"runtime/pprof"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +23,7 @@ type conn struct {
 	server  *Server
 	handler Handler
 	nc      net.Conn
+	from    *bufio.Reader // of nc
 	client  Client
 	cancel  context.CancelFunc // ends the handler's work for this connection
 	line    chan answer        // in order of requests; closed by the reader
@@ -42,7 +45,7 @@ type answer struct {
 func newConn(ctx context.Context, s *Server, nc net.Conn, ip string) (context.Context, *conn) {
 	ctx, cancel := context.WithCancel(ctx)
 	return ctx, &conn{
-		server: s, handler: s.handler, nc: nc, client: Client{Address: nc.RemoteAddr().String(), Host: "/" + ip}, cancel: cancel,
+		server: s, handler: s.handler, nc: nc, from: bufio.NewReaderSize(nc, readBytes), client: Client{Address: nc.RemoteAddr().String(), Host: "/" + ip}, cancel: cancel,
 		line: make(chan answer, s.cfg.PipelineMax), sent: make(chan struct{}, 1), broken: make(chan struct{}),
 	}
 }
@@ -101,30 +104,41 @@ func (c *conn) setIdle(idle bool) bool {
 	return true
 }
 
+// readBytes is the buffer that a connection reads through: a small request takes one system call, and what is left of a large one goes past the buffer.
+const readBytes = 4 << 10
+
 // read serves requests until the connection ends; the error says why.
 func (c *conn) read(ctx context.Context) error {
 	for {
 		if !c.setIdle(true) {
 			return nil
 		}
-		var size [4]byte
-		if _, err := io.ReadFull(c.nc, size[:1]); err != nil {
+		if _, err := c.from.Peek(1); err != nil {
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				return nil // idle for too long, or draining
 			}
 			return err
 		}
 		c.setIdle(false)
-		if err := c.nc.SetReadDeadline(time.Now().Add(c.server.cfg.StallMax)); err != nil {
-			return err
-		}
-		if _, err := io.ReadFull(c.nc, size[1:]); err != nil {
+		var size [4]byte
+		if err := c.fill(size[:]); err != nil {
 			return fmt.Errorf("read frame size: %w", err)
 		}
 		if err := c.request(ctx, int(int32(binary.BigEndian.Uint32(size[:])))); err != nil {
 			return err
 		}
 	}
+}
+
+// fill reads p in the middle of a frame, for which the peer has StallMax.
+func (c *conn) fill(p []byte) error {
+	if c.from.Buffered() < len(p) {
+		if err := c.nc.SetReadDeadline(time.Now().Add(c.server.cfg.StallMax)); err != nil {
+			return err
+		}
+	}
+	_, err := io.ReadFull(c.from, p)
+	return err
 }
 
 // prefixBytes is the start of a request that tells its API.
@@ -137,7 +151,7 @@ func (c *conn) request(ctx context.Context, size int) error {
 		return fmt.Errorf("frame of %d bytes, want %d to %d", size, prefixBytes, s.cfg.FrameBytesMax)
 	}
 	var prefix [prefixBytes]byte
-	if _, err := io.ReadFull(c.nc, prefix[:]); err != nil {
+	if err := c.fill(prefix[:]); err != nil {
 		return fmt.Errorf("read frame: %w", err)
 	}
 	key := protocol.Key(binary.BigEndian.Uint16(prefix[:]))
@@ -159,10 +173,7 @@ func (c *conn) request(ctx context.Context, size int) error {
 		frame = make([]byte, size)
 	}
 	copy(frame, prefix[:])
-	if err := c.nc.SetReadDeadline(time.Now().Add(s.cfg.StallMax)); err != nil {
-		return err
-	}
-	if _, err := io.ReadFull(c.nc, frame[prefixBytes:]); err != nil {
+	if err := c.fill(frame[prefixBytes:]); err != nil {
 		return fmt.Errorf("read frame of %d bytes: %w", size, err)
 	}
 	return c.serve(ctx, frame)
@@ -213,35 +224,93 @@ func (c *conn) enqueue(ctx context.Context, a answer) error {
 	}
 }
 
-// scratchKeep is the largest encoding buffer that a connection keeps between answers.
-const scratchKeep = 64 << 10
+const (
+	// scratchKeep is the largest encoding buffer that a connection keeps between answers.
+	scratchKeep = 64 << 10
+	// togetherMax is how many answers go out by one system call: those to produce requests become ready several at a time.
+	togetherMax = 16
+)
 
 // write writes answers in order until the line is closed or a write fails.
 func (c *conn) write(ctx context.Context) {
+	var next []answer // taken from the line
 	var bufs [][]byte
 	var scratch []byte
-	for a := range c.line {
-		ok := c.await(ctx, a)
+	for {
+		if len(next) == 0 {
+			a, more := <-c.line
+			if !more {
+				return
+			}
+			next = append(next, a)
+		}
+		ok := c.await(ctx, next[0])
+		n := 1
 		if ok {
-			bufs, scratch = a.AppendTo(bufs[:0], scratch[:0])
+			next = c.more(next)
+			bufs, scratch = next[0].AppendTo(bufs[:0], scratch[:0])
+			for ; n < len(next) && isReady(next[n]); n++ {
+				bufs, scratch = next[n].AppendTo(bufs, scratch)
+			}
 			ok = c.send(bufs)
 			clear(bufs)
 			if cap(scratch) > scratchKeep {
 				scratch = nil
 			}
 		}
-		a.Release()
-		if a.mutes {
-			c.sent <- struct{}{}
-		}
-		if !ok {
-			c.cut()
-			close(c.broken)
-			for rest := range c.line {
-				rest.Release()
+		for _, a := range next[:n] {
+			a.Release()
+			if a.mutes {
+				c.sent <- struct{}{}
 			}
+		}
+		next = slices.Delete(next, 0, n)
+		if !ok {
+			c.fail(next)
 			return
 		}
+	}
+}
+
+// more takes what is in line without waiting.
+func (c *conn) more(next []answer) []answer {
+	for len(next) < togetherMax {
+		select {
+		case a, more := <-c.line:
+			if !more {
+				return next
+			}
+			next = append(next, a)
+		default:
+			return next
+		}
+	}
+	return next
+}
+
+// fail ends the connection from the writer's side: nothing that was to be written is.
+func (c *conn) fail(next []answer) {
+	c.cut()
+	close(c.broken)
+	for _, a := range next {
+		a.Release()
+	}
+	for rest := range c.line {
+		rest.Release()
+	}
+}
+
+// isReady reports whether an answer can be encoded now.
+func isReady(a Answer) bool {
+	ready := a.Ready()
+	if ready == nil {
+		return true
+	}
+	select {
+	case <-ready:
+		return true
+	default:
+		return false
 	}
 }
 
