@@ -12,6 +12,7 @@ import (
 
 	"github.com/varve-io/varve/agent"
 	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/protocol/crc32c"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/quorum"
@@ -34,7 +35,7 @@ func (w *world) leave(t *testing.T, log wal.LogID, entries int) {
 		t.Fatal(err)
 	}
 	for range entries {
-		if _, err := l.Append(nil, []byte("acknowledged"), nil); err != nil {
+		if _, err := l.Append(nil, []byte("acknowledged"), crc32c.Tail{}, nil); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -4,11 +4,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"math"
 	"slices"
 
 	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/crc32c"
 )
 
 // CommitBytesMax is the most that a commit takes in etcd. One that would be larger names its shards only.
@@ -68,8 +68,6 @@ const (
 	commitPartitionMin = 10 // ten varints
 )
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
 // Encode returns the commit as it is stored: whole, or, where that would be over [CommitBytesMax], with its shards alone.
 func (c *Commit) Encode() []byte {
 	if !c.InFooter {
@@ -101,7 +99,7 @@ func (c *Commit) encode(inFooter bool, shards []ShardID) []byte {
 	} else {
 		b = c.appendPartitions(b)
 	}
-	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	return binary.BigEndian.AppendUint32(b, crc32c.Checksum(b))
 }
 
 func appendShards(b []byte, shards []ShardID) []byte {
@@ -156,7 +154,7 @@ func DecodeCommit(b []byte) (Commit, error) {
 		return Commit{}, fmt.Errorf("decode commit: %w: version %d, want %d", ErrBadCommit, b[0], commitVersion)
 	}
 	body, sum := b[:len(b)-4], binary.BigEndian.Uint32(b[len(b)-4:])
-	if got := crc32.Checksum(body, castagnoli); got != sum {
+	if got := crc32c.Checksum(body); got != sum {
 		return Commit{}, fmt.Errorf("decode commit: %w: CRC32C %08x, want %08x", ErrBadCommit, got, sum)
 	}
 	c := Commit{InFooter: b[1]&commitFlagInFooter != 0}

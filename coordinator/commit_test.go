@@ -5,13 +5,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"flag"
-	"hash/crc32"
 	"math"
 	"os"
 	"reflect"
 	"testing"
 
 	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/crc32c"
 )
 
 var updateCommit = flag.Bool("update-commit", false, "write the golden commit anew")
@@ -149,7 +149,7 @@ func FuzzDecodeCommit(f *testing.F) {
 	f.Add(short[1 : len(short)-4])
 	f.Fuzz(func(t *testing.T, body []byte) {
 		b := append([]byte{commitVersion}, body...)
-		c, err := DecodeCommit(binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli)))
+		c, err := DecodeCommit(binary.BigEndian.AppendUint32(b, crc32c.Checksum(b)))
 		if err != nil {
 			if !errors.Is(err, ErrBadCommit) {
 				t.Fatalf("error of another kind: %v", err)

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/varve-io/varve/protocol/crc32c"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/disk/disktest"
@@ -71,7 +72,7 @@ func TestFailure(t *testing.T) {
 	o := newOrder(5)
 	appendOne := func(n int) {
 		t.Helper()
-		if _, err := l.Append(nil, make([]byte, 100), &ordered{order: o, n: n}); err != nil {
+		if _, err := l.Append(nil, make([]byte, 100), crc32c.Tail{}, &ordered{order: o, n: n}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -102,7 +103,7 @@ func TestFailure(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 	}
-	if _, err := l.Append(nil, nil, nil); !errors.Is(err, wal.ErrFailed) {
+	if _, err := l.Append(nil, nil, crc32c.Tail{}, nil); !errors.Is(err, wal.ErrFailed) {
 		t.Errorf("append: %v", err)
 	}
 	if _, err := l.Admit(t.Context(), 1); !errors.Is(err, wal.ErrFailed) {
@@ -118,7 +119,7 @@ func TestProveNeedsALaterAppend(t *testing.T) {
 	d := disktest.New(1)
 	s, l := simulated(t, d, wal.Config{})
 	d.Hold()
-	if _, err := l.Append(nil, []byte("x"), nil); err != nil {
+	if _, err := l.Append(nil, []byte("x"), crc32c.Tail{}, nil); err != nil {
 		t.Fatal(err)
 	}
 	d.AwaitHeld(1)
@@ -259,7 +260,7 @@ func TestAdmission(t *testing.T) {
 
 	// What is appended counts until it is trimmed.
 	for range 15 {
-		if _, err := l.Append(nil, make([]byte, 64<<10), nil); err != nil {
+		if _, err := l.Append(nil, make([]byte, 64<<10), crc32c.Tail{}, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -284,7 +285,7 @@ func TestAdmission(t *testing.T) {
 func TestOwnersMemoryCounts(t *testing.T) {
 	_, l := simulated(t, disktest.New(1), wal.Config{BytesMax: 1 << 20, OwnerBytes: 200})
 	for range 5000 { // of 14 bytes with their lengths: 70 KB, but 1 MB with what owners keep
-		if _, err := l.Append(nil, make([]byte, 10), nil); err != nil {
+		if _, err := l.Append(nil, make([]byte, 10), crc32c.Tail{}, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -337,7 +338,7 @@ func TestEviction(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ref, err := l.Append([]byte("head"), payload, nil)
+		ref, err := l.Append([]byte("head"), payload, crc32c.Tail{}, nil)
 		admission.Done()
 		if err != nil {
 			t.Fatal(err)
@@ -421,7 +422,7 @@ func TestPinned(t *testing.T) {
 			break
 		}
 		a := <-admitted
-		ref, err := l.Append(nil, make([]byte, 64<<10), nil)
+		ref, err := l.Append(nil, make([]byte, 64<<10), crc32c.Tail{}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -443,11 +444,11 @@ func TestPinned(t *testing.T) {
 func TestLargeEntries(t *testing.T) {
 	s, l := simulated(t, disktest.New(1), wal.Config{BytesMax: 1 << 20})
 	for _, n := range []int{l.EntryBytesMax(), 1, l.EntryBytesMax(), 100 << 10, 0} {
-		if _, err := l.Append(make([]byte, n/2), make([]byte, n-n/2), nil); err != nil {
+		if _, err := l.Append(make([]byte, n/2), make([]byte, n-n/2), crc32c.Tail{}, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := l.Append([]byte{1}, make([]byte, l.EntryBytesMax()), nil); !errors.Is(err, wal.ErrTooLarge) {
+	if _, err := l.Append([]byte{1}, make([]byte, l.EntryBytesMax()), crc32c.Tail{}, nil); !errors.Is(err, wal.ErrTooLarge) {
 		t.Errorf("too large: %v", err)
 	}
 	if err := l.Close(t.Context()); err != nil {
@@ -526,7 +527,7 @@ func crashRun(t *testing.T, seed uint64) {
 				default:
 				}
 				a := &ack{acks: told, mark: n, entry: make(chan wal.EntryID, 1), done: make(chan struct{})}
-				ref, err := l.Append(binary.LittleEndian.AppendUint64(nil, n), make([]byte, rng.IntN(20000)), a)
+				ref, err := l.Append(binary.LittleEndian.AppendUint64(nil, n), make([]byte, rng.IntN(20000)), crc32c.Tail{}, a)
 				if err != nil {
 					t.Error(err)
 					return
@@ -586,7 +587,7 @@ func TestAppendAllocatesNothing(t *testing.T) {
 	payload := make([]byte, 1000)
 	durable := make(signal, 1)
 	run := func() {
-		if _, err := l.Append(nil, payload, durable); err != nil {
+		if _, err := l.Append(nil, payload, crc32c.Tail{}, durable); err != nil {
 			t.Fatal(err)
 		}
 		<-durable

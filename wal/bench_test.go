@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/varve-io/varve/protocol/crc32c"
 	"github.com/varve-io/varve/wal"
 )
 
@@ -48,7 +49,7 @@ func benchmarkAppend(b *testing.B, entry, writers int) {
 					b.Error(err)
 					return
 				}
-				ref, err := l.Append(nil, payload, durable)
+				ref, err := l.Append(nil, payload, crc32c.Tail{}, durable)
 				if err != nil {
 					b.Error(err)
 					return

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/varve-io/varve/protocol/crc32c"
 	"github.com/varve-io/varve/wal/frame"
 	"github.com/varve-io/varve/wal/quorum"
 )
@@ -91,11 +92,12 @@ func (l *Log) EntryBytesMax() int { return l.entryMax }
 
 // Append gives head||payload the next number and copies it into the log's memory, from where it is written with
 // whatever else gathers until the store is free. It does not block on I/O; the slices are the caller's again when it
-// returns. w is told what becomes of the entry; nil for nobody. Callers that need entries in an order of their own append
+// returns. known is what the caller knows of the payload's checksum: it becomes part of the frame's, and if it is wrong, the entry is damaged on disk. w is told what
+// becomes of the entry; nil for nobody. Callers that need entries in an order of their own append
 // under a lock of their own.
 //
 // The errors are ErrTooLarge, ErrClosed, and ErrFailed with its cause; then nothing was appended and w is not called.
-func (l *Log) Append(head, payload []byte, w Waiter) (Ref, error) {
+func (l *Log) Append(head, payload []byte, known crc32c.Tail, w Waiter) (Ref, error) {
 	n := len(head) + len(payload)
 	if n > l.entryMax {
 		return Ref{}, fmt.Errorf("append %d bytes, want at most %d: %w", n, l.entryMax, ErrTooLarge)
@@ -107,10 +109,8 @@ func (l *Log) Append(head, payload []byte, w Waiter) (Ref, error) {
 		return Ref{}, err
 	}
 	c := g.chunk
-	end := c.fill + frame.PutEntry(c.mem[c.fill:], head, payload)
+	end := c.fill + g.header.Put(c.mem[c.fill:], head, payload, known)
 	ref := Ref{Chunk: c, Payload: c.mem[end-len(payload) : end : end], Entry: l.next}
-	g.header.Count++
-	g.header.BodyBytes += uint32(end - c.fill)
 	if w != nil {
 		g.waiters = append(g.waiters, w)
 	}

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/varve-io/varve/protocol/crc32c"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/quorum"
@@ -67,7 +68,7 @@ func TestAppendCloseSealRead(t *testing.T) {
 			t.Fatal(err)
 		}
 		done.Add(1)
-		ref, err := l.Append(head, payload, done)
+		ref, err := l.Append(head, payload, crc32c.Tail{}, done)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/varve-io/varve/protocol/crc32c"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/disk/disktest"
 	"github.com/varve-io/varve/wal/quorum"
@@ -34,12 +35,12 @@ func TestNoMemory(t *testing.T) {
 	l.chunkBytes, l.free = 1<<62, nil // more than any address space
 	l.mu.Unlock()
 	for err == nil {
-		_, err = l.Append(nil, make([]byte, 10<<10), nil)
+		_, err = l.Append(nil, make([]byte, 10<<10), crc32c.Tail{}, nil)
 	}
 	if !errors.Is(err, ErrFailed) {
 		t.Fatalf("append without memory: %v, want ErrFailed", err)
 	}
-	if _, again := l.Append(nil, nil, nil); !errors.Is(again, ErrFailed) {
+	if _, again := l.Append(nil, nil, crc32c.Tail{}, nil); !errors.Is(again, ErrFailed) {
 		t.Errorf("append after that: %v, want ErrFailed", again)
 	}
 	<-l.Failed()

@@ -154,7 +154,7 @@ func (in *Ingest) append(nowMs int64, b *Batch) {
 	batch.Restamp(b.Bytes, placed.Base, p.log.Epoch())
 	var head [EntryHeaderBytes]byte
 	EntryHeader{Shard: p.Shard, Topic: p.ID.Topic, Partition: p.ID.Partition}.Put(head[:])
-	ref, err := in.log.Append(head[:], b.Bytes, &b.wait)
+	ref, err := in.log.Append(head[:], b.Bytes, batch.Summed(b.Bytes), &b.wait)
 	if err != nil {
 		// The log has failed for good, and with it this leadership; recovery rebuilds the state.
 		p.mu.Unlock()

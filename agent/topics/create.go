@@ -282,6 +282,9 @@ func (t *Topics) autoCreate(ctx context.Context, name string) error {
 	asked := kmsg.NewCreateTopicsRequestTopic()
 	asked.Topic, asked.NumPartitions, asked.ReplicationFactor = name, -1, -1
 	topic, err := t.plan().add(&asked)
+	if protocol.CodeOf(err) == protocol.TopicAlreadyExists {
+		return nil // it came into the view meanwhile
+	}
 	if err != nil {
 		return err
 	}

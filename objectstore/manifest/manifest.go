@@ -16,10 +16,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"slices"
 
 	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/crc32c"
 )
 
 // Version of the format that this package writes, and the only one that it reads.
@@ -97,8 +97,6 @@ const (
 	entryMin     = 16 + 4 + 8 + 1 + 1
 )
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
 // Encode returns the manifest's bytes. It refuses what Parse would: partitions that are out of order or stand there twice, bad
 // topic names, negative numbers, more than the limits.
 func (m *Manifest) Encode() ([]byte, error) {
@@ -132,7 +130,7 @@ func (m *Manifest) Encode() ([]byte, error) {
 		b = append(b, byte(len(p.TopicName)))
 		b = append(b, p.TopicName...)
 	}
-	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli)), nil
+	return binary.BigEndian.AppendUint32(b, crc32c.Checksum(b)), nil
 }
 
 // check tells what is wrong with the partition at i, if anything.
@@ -162,7 +160,7 @@ func Parse(b []byte) (*Manifest, error) {
 		return nil, fmt.Errorf("parse manifest: %w: %d, want %d", ErrVersion, b[4], Version)
 	}
 	body, sum := b[:len(b)-checksumSize], binary.BigEndian.Uint32(b[len(b)-checksumSize:])
-	if got := crc32.Checksum(body, castagnoli); got != sum {
+	if got := crc32c.Checksum(body); got != sum {
 		return nil, fmt.Errorf("parse manifest: %w: CRC32C %08x, want %08x", ErrCorrupt, got, sum)
 	}
 	m := &Manifest{

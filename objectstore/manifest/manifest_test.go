@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"flag"
-	"hash/crc32"
 	"math"
 	"os"
 	"reflect"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/crc32c"
 )
 
 var update = flag.Bool("update", false, "write golden files anew")
@@ -129,7 +129,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(bytes.Repeat([]byte{0xff}, headerSize))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		b := append([]byte(magic+"\x01\x00\x00\x00"), body...)
-		b = binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+		b = binary.BigEndian.AppendUint32(b, crc32c.Checksum(b))
 		m, err := Parse(b)
 		if err != nil {
 			if !errors.Is(err, ErrCorrupt) {

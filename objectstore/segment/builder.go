@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/batch"
+	"github.com/varve-io/varve/protocol/crc32c"
 )
 
 // Builder makes a segment of batches that come in any order of partitions, and in offset order within each. It copies no
@@ -71,7 +73,7 @@ const (
 // It fails with [ErrGap] if the batch's base offset is not the next one of the section, or its leader epoch is
 // below that of the batch before, and with [ErrFull] at a limit of the format. After an error the builder is as it was.
 func (b *Builder) Add(key Key, topicName string, data []byte) error {
-	added, header, err := describe(data)
+	added, err := describe(data)
 	if err != nil {
 		return fmt.Errorf("add to segment: topic %q partition %d: %w", topicName, key.Partition, err)
 	}
@@ -109,7 +111,7 @@ func (b *Builder) Add(key Key, topicName string, data []byte) error {
 	s.NextOffset = added.Next()
 	s.LeaderEpoch = added.LeaderEpoch
 	s.MaxTimestamp = max(s.MaxTimestamp, added.MaxTimestamp)
-	s.CRC = extend(s.CRC, data, &header)
+	s.CRC = crc32c.Extend(s.CRC, data, batch.Summed(data))
 	return nil
 }
 

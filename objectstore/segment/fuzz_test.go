@@ -134,7 +134,7 @@ func FuzzAdd(f *testing.F) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want, _, err := describe(object[got.Pos : got.Pos+int64(got.Size)])
+			want, err := describe(object[got.Pos : got.Pos+int64(got.Size)])
 			want.Pos = got.Pos
 			if err != nil || got != want {
 				t.Fatalf("read %+v, want %+v (%v)", got, want, err)

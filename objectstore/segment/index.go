@@ -93,10 +93,10 @@ func (c *coding) advance(b *Batch) {
 
 // describe reads from a whole batch its header and what the index keeps of it; Pos stays 0. It trusts the batch to have been checked when
 // it came in, but takes nothing that a reader would refuse.
-func describe(data []byte) (Batch, batch.Header, error) {
+func describe(data []byte) (Batch, error) {
 	h, err := batch.Parse(data)
 	if err != nil {
-		return Batch{}, h, err
+		return Batch{}, err
 	}
 	b := Batch{
 		Offset:          h.BaseOffset,
@@ -113,25 +113,25 @@ func describe(data []byte) (Batch, batch.Header, error) {
 		b.ProducerID, b.ProducerEpoch, b.BaseSequence = h.ProducerID, h.ProducerEpoch, h.BaseSequence
 	}
 	if h.Size() != len(data) || b.Offset < 0 || b.LastOffsetDelta < 0 || b.Next() < b.Offset || b.LeaderEpoch < 0 || b.BaseSequence < protocol.NoSequence {
-		return Batch{}, h, fmt.Errorf("batch of %d bytes in %d: offset %d, last offset delta %d, leader epoch %d, base sequence %d",
+		return Batch{}, fmt.Errorf("batch of %d bytes in %d: offset %d, last offset delta %d, leader epoch %d, base sequence %d",
 			h.Size(), len(data), b.Offset, b.LastOffsetDelta, b.LeaderEpoch, b.BaseSequence)
 	}
 	if h.Attributes.Transactional() {
 		b.Flags |= FlagTransactional
 	}
 	if !h.Attributes.Control() {
-		return b, h, nil
+		return b, nil
 	}
 	b.Flags |= FlagControl
 	end, err := batch.ParseControl(&h, data)
 	if err != nil {
-		return Batch{}, h, err
+		return Batch{}, err
 	}
 	if end.Marker == batch.Commit {
 		b.Flags |= FlagCommit
 	}
 	if b.BaseSequence != protocol.NoSequence {
-		return Batch{}, h, fmt.Errorf("control batch at offset %d has base sequence %d, want none", b.Offset, b.BaseSequence)
+		return Batch{}, fmt.Errorf("control batch at offset %d has base sequence %d, want none", b.Offset, b.BaseSequence)
 	}
-	return b, h, nil
+	return b, nil
 }

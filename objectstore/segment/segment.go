@@ -36,9 +36,9 @@ package segment
 
 import (
 	"errors"
-	"hash/crc32"
 
 	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/crc32c"
 )
 
 // Version of the format that this package writes, and the only one that it reads.
@@ -112,7 +112,4 @@ func (b *Batch) Next() protocol.Offset {
 	return b.Offset + protocol.Offset(b.LastOffsetDelta) + 1
 }
 
-// castagnoli is the polynomial of every checksum in the format, and of Kafka's in the batches.
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-func checksum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
+func checksum(b []byte) uint32 { return crc32c.Checksum(b) }

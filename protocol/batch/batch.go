@@ -39,9 +39,9 @@ package batch
 
 import (
 	"encoding/binary"
-	"hash/crc32"
 
 	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/crc32c"
 )
 
 // Positions in the header, and its size.
@@ -59,9 +59,6 @@ const (
 	producerEpochAt   = 51
 	baseSequenceAt    = 53
 	recordCountAt     = 57
-
-	// ChecksumFrom is where the bytes begin that a batch's CRC covers.
-	ChecksumFrom = attributesAt
 
 	// HeaderBytes is the size of a batch's header, and of the smallest batch.
 	HeaderBytes = 61
@@ -221,10 +218,7 @@ func wrongMagic(b []byte) error {
 	return protocol.InvalidRecord.Errorf("batch has magic %d, want %d", int8(b[magicAt]), magic)
 }
 
-// castagnoli is the polynomial of CRC32C; the CPU has an instruction for it.
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-func checksum(b []byte) uint32 { return crc32.Checksum(b[attributesAt:], castagnoli) }
+func checksum(b []byte) uint32 { return crc32c.Checksum(b[attributesAt:]) }
 
 // Verify compares the checksum of the whole batch b, no byte more, with its
 // header's. The error is an [*protocol.Error] with code CorruptMessage.
@@ -233,6 +227,11 @@ func Verify(b []byte, h *Header) error {
 		return protocol.CorruptMessage.Errorf("batch at offset %d: checksum is %08x, its header says %08x", h.BaseOffset, got, h.CRC)
 	}
 	return nil
+}
+
+// Summed is what the checksum in the batch b, no byte more, says of b. It is true of a batch that [Verify] accepted and of one that was made here.
+func Summed(b []byte) crc32c.Tail {
+	return crc32c.Tail{Bytes: len(b) - attributesAt, Sum: binary.BigEndian.Uint32(b[crcAt:])}
 }
 
 // Restamp writes the base offset and the leader epoch into the batch b, in

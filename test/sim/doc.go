@@ -13,7 +13,7 @@
 //	let time pass, stall an agent, take etcd or the bucket away for a while
 //	kill an agent; cut the power of its machine, which tears what was not synced; start another agent while the first still runs
 //
-// Goroutines run only between two decisions, on data that the decisions order, so that a seed gives the same trace each time:
+// Goroutines run only between two decisions, one at a time, on data that the decisions order, so that a seed gives the same trace each time:
 // TestSameSeedSameTrace compares them.
 //
 // # What is checked

@@ -19,16 +19,17 @@ type Room struct {
 // meet. A folder that no row matches is a finding, so that a new room comes with its row.
 var rooms = []Room{
 	{Path: "protocol", Pure: true},
+	{Path: "protocol/crc32c", Pure: true},
 	{Path: "protocol/wire", Pure: true, Libraries: []string{kmsgLibrary}},
 	{Path: "protocol/batch", Pure: true, Libraries: []string{
 		"github.com/klauspost/compress/gzip", "github.com/klauspost/compress/s2", "github.com/klauspost/compress/zstd",
 		"github.com/pierrec/lz4/v4",
 	}},
 
-	{Path: "wal/frame", Pure: true},
+	{Path: "wal/frame", Pure: true, Rooms: []string{"protocol/crc32c"}},
 	{Path: "wal/quorum", Pure: true},
-	{Path: "wal"},
-	{Path: "wal/disk"},
+	{Path: "wal", Rooms: []string{"protocol/crc32c"}},
+	{Path: "wal/disk", Rooms: []string{"protocol/crc32c"}},
 	{Path: "wal/disk/disktest"},
 
 	{Path: "objectstore/segment", Pure: true, Rooms: []string{"protocol/..."}},

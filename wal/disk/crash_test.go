@@ -9,6 +9,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/varve-io/varve/protocol/crc32c"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/disk/disktest"
 	"github.com/varve-io/varve/wal/frame"
@@ -44,11 +45,11 @@ func framed(fence frame.Fence, first frame.EntryID, sizes ...int) []byte {
 	for _, n := range sizes {
 		body += frame.EntryHeaderBytes + 8 + n
 	}
-	h := frame.Header{Segment: segment, Fence: fence, First: first, Count: uint32(len(sizes)), BodyBytes: uint32(body)}
-	b := aligned(h.Bytes())
+	h := frame.Header{Segment: segment, Fence: fence, First: first}
+	b := aligned(frame.Padded(frame.HeaderBytes + int64(body)))
 	at := frame.HeaderBytes
 	for i, n := range sizes {
-		at += frame.PutEntry(b[at:], nil, content(first+frame.EntryID(i), n))
+		at += h.Put(b[at:], nil, content(first+frame.EntryID(i), n), crc32c.Tail{})
 	}
 	frame.Finish(b, &h)
 	return b

@@ -5,11 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"slices"
 
 	"github.com/google/uuid"
 
+	"github.com/varve-io/varve/protocol/crc32c"
 	"github.com/varve-io/varve/wal/frame"
 )
 
@@ -70,7 +70,7 @@ func decodeState(b []byte) (*state, error) {
 	return st, decoder.Decode(st)
 }
 
-func stateCRC(body []byte) uint32 { return crc32.Checksum(body, crc32.MakeTable(crc32.Castagnoli)) }
+func stateCRC(body []byte) uint32 { return crc32c.Checksum(body) }
 
 // readState reads the state file; nil if there is none.
 func readState(fs FS, names []string) (*state, error) {

@@ -4,7 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
+
+	"github.com/varve-io/varve/protocol/crc32c"
 )
 
 // FileHeader is the first block of a WAL file. It is written when a file is taken into use, and again when it is freed.
@@ -55,8 +56,8 @@ func PutFileHeader(block []byte, h *FileHeader) {
 }
 
 func fileHeaderCRC(b []byte) uint32 {
-	crc := crc32.Update(0, castagnoli, b[:8])
-	return crc32.Update(crc, castagnoli, b[12:fileHeaderBytes])
+	crc := crc32c.Update(0, b[:8])
+	return crc32c.Update(crc, b[12:fileHeaderBytes])
 }
 
 // ParseFileHeader reads a WAL file's first block: the newer of the copies that are whole. The errors are ErrFileHeader and

@@ -18,7 +18,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
+
+	"github.com/varve-io/varve/protocol/crc32c"
 )
 
 // EntryID numbers the entries of a WAL log: 1, 2, 3 ... without a gap. One number has one content for ever. 0 is "none".
@@ -70,8 +71,6 @@ const (
 
 var frameMagic = [4]byte{'V', 'R', 'V', 'F'}
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
 // Why bytes are not a frame.
 var (
 	// ErrNoFrame: no frame's header lies here: the magic or the header's checksum is wrong.
@@ -121,24 +120,27 @@ func (h *Header) Next() EntryID { return h.First + EntryID(h.Count) }
 // Padded rounds n up to the next block boundary.
 func Padded(n int64) int64 { return (n + BlockBytes - 1) &^ (BlockBytes - 1) }
 
-// PutEntry writes the entry head||payload, its length first, to the start of b, which must have room for
-// EntryHeaderBytes more than both, and gives back the bytes taken.
-func PutEntry(b, head, payload []byte) int {
+// Put makes head||payload the next entry of the frame whose header h becomes: it writes the entry, its length first, to the start of b, which is
+// where the body ends and must have room for EntryHeaderBytes more than both, and gives back the bytes taken. known is what the caller knows of the payload's
+// checksum.
+func (h *Header) Put(b, head, payload []byte, known crc32c.Tail) int {
 	n := len(head) + len(payload)
+	from := EntryHeaderBytes + len(head)
 	binary.LittleEndian.PutUint32(b, uint32(n))
 	copy(b[EntryHeaderBytes:], head)
-	copy(b[EntryHeaderBytes+len(head):], payload)
+	copy(b[from:], payload)
+	h.BodyCRC = crc32c.Extend(crc32c.Update(h.BodyCRC, b[:from]), b[from:EntryHeaderBytes+n], known)
+	h.BodyBytes += uint32(EntryHeaderBytes + n)
+	h.Count++
 	return EntryHeaderBytes + n
 }
 
 // Finish turns b into a frame of which only the place is missing: it fills in the header and clears the padding. The
-// body, h.BodyBytes of entries made by [PutEntry], already lies behind the header; b is as long as h.Bytes(). BodyCRC and
-// Place of h are ignored.
+// body, h.BodyBytes of entries made by [Header.Put], already lies behind the header; b is as long as h.Bytes(). Place of h is ignored.
 func Finish(b []byte, h *Header) {
-	body := b[HeaderBytes : HeaderBytes+h.BodyBytes]
 	copy(b[offMagic:], frameMagic[:])
 	binary.LittleEndian.PutUint32(b[offVersion:], version)
-	binary.LittleEndian.PutUint32(b[offBodyCRC:], crc32.Checksum(body, castagnoli))
+	binary.LittleEndian.PutUint32(b[offBodyCRC:], h.BodyCRC)
 	binary.LittleEndian.PutUint32(b[offBodyBytes:], h.BodyBytes)
 	binary.LittleEndian.PutUint32(b[offCount:], h.Count)
 	binary.LittleEndian.PutUint64(b[offLog:], uint64(h.Segment.Log))
@@ -160,8 +162,8 @@ func Stamp(b []byte, at Place) {
 
 // headerCRC covers the header without the checksum's own four bytes.
 func headerCRC(b []byte) uint32 {
-	crc := crc32.Update(0, castagnoli, b[:offHeaderCRC])
-	return crc32.Update(crc, castagnoli, b[offBodyCRC:HeaderBytes])
+	crc := crc32c.Update(0, b[:offHeaderCRC])
+	return crc32c.Update(crc, b[offBodyCRC:HeaderBytes])
 }
 
 // Unstamped reads the header of a frame that [Finish] made, in memory that the caller trusts. Place and checksums are
@@ -216,7 +218,7 @@ func decodeHeader(b []byte) Header {
 // CheckBody says whether body holds exactly the entries that h promises: the checksum, and that the lengths add up. The
 // error is ErrBody.
 func CheckBody(h *Header, body []byte) error {
-	if len(body) != int(h.BodyBytes) || crc32.Checksum(body, castagnoli) != h.BodyCRC {
+	if len(body) != int(h.BodyBytes) || crc32c.Checksum(body) != h.BodyCRC {
 		return fmt.Errorf("checksum of %d bytes: %w", len(body), ErrBody)
 	}
 	rest := body

@@ -1,4 +1,4 @@
-package segment
+package crc32c
 
 import (
 	"hash/crc32"
@@ -18,6 +18,20 @@ func TestCombine(t *testing.T) {
 		want := crc32.Checksum(b[:end], castagnoli)
 		if got := combine(crc32.Checksum(b[:at], castagnoli), crc32.Checksum(b[at:end], castagnoli), end-at); got != want {
 			t.Fatalf("%d and %d bytes: %08x, want %08x", at, end-at, got, want)
+		}
+	}
+}
+
+// TestExtend holds that what is known of a tail changes nothing, whatever part it is.
+func TestExtend(t *testing.T) {
+	b := make([]byte, 5*combineBytesMin)
+	for i := range b {
+		b[i] = byte(i * i)
+	}
+	for _, tail := range []int{0, 1, combineBytesMin - 1, combineBytesMin, combineBytesMin + 1, len(b) - 21, len(b)} {
+		known := Tail{Bytes: tail, Sum: Checksum(b[len(b)-tail:])}
+		if got, want := Extend(0x1234, b, known), Update(0x1234, b); got != want {
+			t.Errorf("%d bytes known: %08x, want %08x", tail, got, want)
 		}
 	}
 }
