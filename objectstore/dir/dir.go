@@ -82,12 +82,12 @@ func (s *Store) Get(ctx context.Context, name string, off int64, p []byte) error
 	if len(p) == 0 {
 		return nil
 	}
-	f, err := os.Open(s.path(name))
+	f, direct, err := openDirect(s.path(name), os.O_RDONLY, len(p) >= directBytesMin)
 	if err != nil {
 		return fail("get", name, err)
 	}
 	defer f.Close() //nolint:errcheck // opened for reading
-	if _, err := f.ReadAt(p, off); err != nil {
+	if err := s.read(ctx, f, direct, p, off); err != nil {
 		if errors.Is(err, io.EOF) {
 			return fmt.Errorf("get %s: %d bytes from %d pass the object's end: %w", name, len(p), off, objectstore.ErrDenied)
 		}

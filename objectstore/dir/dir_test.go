@@ -238,3 +238,29 @@ func BenchmarkPut(b *testing.B) {
 		}
 	})
 }
+
+// TestGetAnyRange reads ranges that begin and end anywhere in sectors, buffers and the object.
+func TestGetAnyRange(t *testing.T) {
+	s := mustOpen(t, t.TempDir())
+	content := make([]byte, 3<<20+777)
+	for i := range content {
+		content[i] = byte(i ^ i>>8 ^ i>>16)
+	}
+	if err := s.Put(t.Context(), "a", objectstore.Bytes(content)); err != nil {
+		t.Fatal(err)
+	}
+	size := len(content)
+	for _, r := range [][2]int{
+		{0, size}, {1, size}, {4095, 4095 + 64<<10}, {4096, 1<<20 + 4096}, {1<<20 - 1, 2<<20 + 1}, {size - 64<<10, size}, {size - 1<<20 - 3, size}, {size - 5, size},
+	} {
+		got := make([]byte, r[1]-r[0])
+		if err := s.Get(t.Context(), "a", int64(r[0]), got); err != nil || !bytes.Equal(got, content[r[0]:r[1]]) {
+			t.Errorf("bytes %d to %d: error %v, or wrong ones", r[0], r[1], err)
+		}
+	}
+	for _, off := range []int{size - 64<<10 + 1, size, size + 9000} {
+		if err := s.Get(t.Context(), "a", int64(off), make([]byte, 64<<10)); !errors.Is(err, objectstore.ErrDenied) {
+			t.Errorf("64 KiB from %d of %d: %v, want %v", off, size, err, objectstore.ErrDenied)
+		}
+	}
+}

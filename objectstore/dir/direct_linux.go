@@ -6,17 +6,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// createFile creates a file for writing, past the page cache if direct. File systems that cannot do that refuse with
-// EINVAL here or at the first write.
-func createFile(path string, direct bool) (*os.File, error) {
-	flags := os.O_WRONLY | os.O_CREATE | os.O_EXCL
-	if direct {
-		flags |= unix.O_DIRECT
+// flagDirect opens a file past the page cache. File systems that cannot do that refuse with EINVAL there, or at the first read or write.
+const flagDirect = unix.O_DIRECT
+
+// readAt is pread(2).
+func readAt(f *os.File, p []byte, off int64) (int, error) {
+	for {
+		n, err := unix.Pread(int(f.Fd()), p, off)
+		if err != unix.EINTR {
+			return max(n, 0), os.NewSyscallError("pread", err)
+		}
 	}
-	return os.OpenFile(path, flags, fileMode)
 }
 
-// clearDirect lets further writes to f go through the page cache.
+// clearDirect lets further reads and writes of f go through the page cache.
 func clearDirect(f *os.File) error {
 	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
 	if err != nil {

@@ -2,11 +2,22 @@
 
 package dir
 
-import "os"
+import (
+	"errors"
+	"io"
+	"os"
+)
 
-// createFile creates a file for writing; writing past the page cache is for Linux alone, and direct is ignored.
-func createFile(path string, _ bool) (*os.File, error) {
-	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
+// flagDirect is nothing: passing the page cache by is for Linux alone.
+const flagDirect = 0
+
+// readAt reads what is there, at most p.
+func readAt(f *os.File, p []byte, off int64) (int, error) {
+	n, err := f.ReadAt(p, off)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return n, err
 }
 
 func clearDirect(*os.File) error { return nil }

@@ -15,9 +15,9 @@ import (
 	"github.com/varve-io/varve/objectstore"
 )
 
-// directBytesMin is the smallest body that is written past the page cache. Fresh page cache costs two to ten times the
-// CPU of a direct write, and what is written here is read again from memory above this store, if at all soon; a small
-// body is not worth the padding.
+// directBytesMin is the smallest body or range that is written or read past the page cache. Fresh page cache costs two to ten times the
+// CPU of direct I/O, and what is written or read here is read again from memory above this store, if at all soon; less is not
+// worth the padding.
 const directBytesMin = 64 << 10
 
 // Put implements [objectstore.Store].
@@ -42,12 +42,7 @@ func (s *Store) Put(ctx context.Context, name string, body objectstore.Body) err
 
 // writeTemp writes the body to a new file and syncs it.
 func (s *Store) writeTemp(ctx context.Context, temp string, body objectstore.Body) (err error) {
-	direct := body.Size >= directBytesMin
-	f, err := createFile(temp, direct)
-	if direct && errors.Is(err, syscall.EINVAL) {
-		direct = false
-		f, err = createFile(temp, false)
-	}
+	f, direct, err := openDirect(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, body.Size >= directBytesMin)
 	if err != nil {
 		return err
 	}
@@ -65,6 +60,17 @@ func (s *Store) writeTemp(ctx context.Context, temp string, body objectstore.Bod
 		return err
 	}
 	return syncData(f)
+}
+
+// openDirect opens a file past the page cache, if that is wanted and the file system can; direct says whether it did. Some refuse only the first read or write.
+func openDirect(path string, flags int, want bool) (f *os.File, direct bool, err error) {
+	if want {
+		if f, err = os.OpenFile(path, flags|flagDirect, fileMode); !errors.Is(err, syscall.EINVAL) {
+			return f, true, err
+		}
+	}
+	f, err = os.OpenFile(path, flags, fileMode)
+	return f, false, err
 }
 
 // writeDirect writes the body past the page cache: through aligned memory, in whole sectors, the last of them padded
@@ -101,6 +107,48 @@ func (s *Store) writeDirect(ctx context.Context, f *os.File, body objectstore.Bo
 	}
 	if padded {
 		return f.Truncate(body.Size)
+	}
+	return nil
+}
+
+// read fills p from a file that was opened direct or not.
+func (s *Store) read(ctx context.Context, f *os.File, direct bool, p []byte, off int64) error {
+	if direct {
+		err := s.readDirect(ctx, f, p, off)
+		if !errors.Is(err, syscall.EINVAL) {
+			return err
+		}
+		if err := clearDirect(f); err != nil {
+			return err
+		}
+	}
+	_, err := f.ReadAt(p, off)
+	return err
+}
+
+// readDirect fills p past the page cache: whole sectors, through aligned memory.
+func (s *Store) readDirect(ctx context.Context, f *os.File, p []byte, off int64) error {
+	buffer, err := s.buffers.take(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.buffers.put(buffer)
+	for len(p) > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		skip := int(off % sectorBytes)
+		sectors := buffer[:min(len(buffer), alignUp(skip+len(p)))]
+		// One call, and no second one for what is missing: that would begin within a sector.
+		n, err := readAt(f, sectors, off-int64(skip))
+		if err != nil {
+			return err
+		}
+		if n <= skip {
+			return io.EOF
+		}
+		n = copy(p, sectors[skip:n])
+		p, off = p[n:], off+int64(n)
 	}
 	return nil
 }
