@@ -89,19 +89,14 @@ func (l *Log) settle() {
 	}
 }
 
-// recycle is the recycler: it tells the store what was trimmed, and keeps free memory ready.
+// recycle is the recycler: it tells the stores what was trimmed, and keeps free memory ready.
 func (l *Log) recycle() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for !l.delivered {
-		if trimmed := l.trimmed; trimmed > l.storeTrimmed {
+	for {
+		if trimmed := l.trimmed; trimmed > l.storeTrimmed || l.dropDue() {
 			l.storeTrimmed = trimmed
-			l.mu.Unlock()
-			err := l.store.Trim(trimmed)
-			l.mu.Lock()
-			if err != nil {
-				l.fail(err)
-			}
+			l.trimStores(trimmed)
 		} // and memory too, lest many trims keep it waiting
 		if c := l.reclaim(); c != nil {
 			l.mu.Unlock()
@@ -110,13 +105,16 @@ func (l *Log) recycle() {
 			continue
 		}
 		l.admit()
-		if l.delivered || l.trimmed > l.storeTrimmed {
-			continue // reclaim let go of the mutex while it allocated
+		switch {
+		case l.trimmed > l.storeTrimmed || l.dropDue(): // reclaim let go of the mutex while it allocated
+		case l.delivered:
+			if l.err == nil {
+				l.release() // a log that failed keeps its memory: its owner may be flushing from it
+			}
+			return
+		default:
+			l.recyclable.Wait()
 		}
-		l.recyclable.Wait()
-	}
-	if l.err == nil {
-		l.release() // a log that failed keeps its memory: its owner may be flushing from it
 	}
 }
 
