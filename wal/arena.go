@@ -13,6 +13,7 @@ type arena struct {
 	trimmed      EntryID
 	storeTrimmed EntryID // the store was told
 	delivered    bool    // the deliverer has ended
+	recycled     bool    // and so has the recycler
 }
 
 // freeChunks is how many free chunks the recycler keeps ready, so that Append finds one.
@@ -93,6 +94,10 @@ func (l *Log) settle() {
 func (l *Log) recycle() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	defer func() {
+		l.recycled = true
+		l.trimmable.Broadcast()
+	}()
 	for {
 		if trimmed := l.trimmed; trimmed > l.storeTrimmed || l.dropDue() {
 			l.storeTrimmed = trimmed

@@ -14,8 +14,9 @@ const (
 	// roundBytesMax bounds what a copier takes at once, so that entries which came first need not wait for megabytes that
 	// came later.
 	roundBytesMax = 8 << 20
-	// backlogBytesMax bounds how far a store may lag behind what was closed. Another agent's drops out then; the writer's own holds up the log.
-	backlogBytesMax = 64 << 20
+	// lagBytesMax bounds how far a store may lag behind what was closed: its frames keep their memory. Another agent's store drops out
+	// then; the writer's own holds up the log. In a small log the bound is half of PinnedBytesMax.
+	lagBytesMax = 64 << 20
 )
 
 // copier takes a log's frames to one store of one segment, in order. The log's mutex guards its fields but for staging.
@@ -29,8 +30,11 @@ type copier struct {
 	stored quorum.Position // and this far it is
 	lag    int64           // bytes of frames that are closed and not taken
 	idle   bool
-	ended  bool // it takes nothing any more: the segment is over, or the store dropped out, or all is done
-	closed bool // and its store is closed
+	ended  bool    // it takes nothing any more: the segment is over, or the store dropped out, or all is done
+	closed bool    // and its store is closed
+	lost   bool    // the store dropped out
+	trim   EntryID // that the store is to be told
+	drop   bool    // the store is to drop the segment
 
 	staging []byte // memory for frames that were closed for another segment
 }
@@ -46,6 +50,9 @@ func (l *Log) startCopiers(segment SegmentID, from quorum.Position, copies []Cop
 		}
 		l.copiers = append(l.copiers, c)
 		l.goRun("wal-copier", c.run)
+		if !c.own() {
+			l.goRun("wal-trimmer", c.tell)
+		}
 	}
 }
 
@@ -72,6 +79,7 @@ func (c *copier) run() {
 	l.writable.Broadcast()
 	l.deliverable.Signal()
 	l.recyclable.Signal()
+	l.trimmable.Broadcast()
 }
 
 // round is what a copier takes at once.
@@ -125,7 +133,7 @@ func (l *Log) quorumIdle() bool {
 		if c.idle && c.taken == l.end() {
 			idle++
 		}
-		if c.own() && c.lag > backlogBytesMax {
+		if c.own() && c.lag > l.lagMax {
 			return false
 		}
 	}
@@ -136,7 +144,7 @@ func (l *Log) quorumIdle() bool {
 func (l *Log) addLag(bytes int64) {
 	for _, c := range l.copiers {
 		c.lag += bytes
-		if !c.own() && c.lag > backlogBytesMax {
+		if !c.own() && c.lag > l.lagMax {
 			l.lose(c, fmt.Errorf("%d bytes behind: %w", c.lag, errLags))
 		}
 	}
@@ -237,7 +245,7 @@ func (l *Log) lose(c *copier, err error) {
 	if c.ended {
 		return // it did before, or the segment is over
 	}
-	c.ended = true
+	c.ended, c.lost = true, true
 	l.quorum.Lost(c.segment.Number, c.store)
 	l.losses = append(l.losses, loss{segment: c.segment.Number, name: c.copy.Name, err: err})
 	l.writable.Broadcast()
@@ -267,13 +275,13 @@ func (l *Log) dropDue() bool {
 	})
 }
 
-// trimStores tells the stores what was trimmed. What another agent's store does not hear now, it finds out from the log's record. The mutex is held, and let go
-// of meanwhile.
+// trimStores tells the writer's own store what was trimmed, and has the others told. The mutex is held, and let go of meanwhile.
 func (l *Log) trimStores(through EntryID) {
-	var live, over []*copier
+	var own, over []*copier
 	for _, c := range l.copiers {
-		if !c.ended {
-			live = append(live, c)
+		c.trim = through
+		if c.own() && !c.ended {
+			own = append(own, c)
 		}
 	}
 	for i := range l.past {
@@ -282,25 +290,51 @@ func (l *Log) trimStores(through EntryID) {
 			if !p.droppable(c, through) {
 				return false
 			}
-			over = append(over, c)
+			if c.drop = true; c.own() {
+				over = append(over, c)
+			}
 			return true
 		})
 	}
 	l.past = slices.DeleteFunc(l.past, func(p past) bool { return len(p.copiers) == 0 })
+	l.trimmable.Broadcast()
 	l.mu.Unlock()
 	var failed error
-	for _, c := range live {
-		if err := c.copy.Store.Trim(through); err != nil && c.own() {
-			failed = err
-		}
+	for _, c := range own {
+		failed = errors.Join(failed, c.copy.Store.Trim(through))
 	}
 	for _, c := range over {
-		if err := c.copy.Store.Drop(); err != nil && c.own() {
-			failed = err
-		}
+		failed = errors.Join(failed, c.copy.Store.Drop())
 	}
 	l.mu.Lock()
 	if failed != nil {
 		l.fail(failed)
+	}
+}
+
+// tell is the goroutine that tells another agent's store what was trimmed. It may take long, and fail: what the store does not hear, it finds out from the log's
+// record.
+func (c *copier) tell() {
+	l := c.log
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	told := l.storeTrimmed
+	for {
+		switch {
+		case c.drop:
+			l.mu.Unlock()
+			_ = c.copy.Store.Drop()
+			l.mu.Lock()
+			return
+		case c.trim > told && !c.ended:
+			told = c.trim
+			l.mu.Unlock()
+			_ = c.copy.Store.Trim(told)
+			l.mu.Lock()
+		case c.lost && c.closed, l.recycled:
+			return
+		default:
+			l.trimmable.Wait()
+		}
 	}
 }

@@ -14,13 +14,14 @@ import (
 
 // Log is an open log. Its methods may be called concurrently.
 //
-// Goroutines belong to it: for each store a copier that takes to it what has gathered, the deliverer, which calls waiters, and the
-// recycler, which frees memory and trims the stores. None holds the mutex while it does.
+// Goroutines belong to it: for each store a copier that takes to it what has gathered, and for other agents' one that tells them what was trimmed; the
+// deliverer, which calls waiters; the recycler, which frees memory and trims the writer's own store. None holds the mutex while it does.
 type Log struct {
 	cfg        Config
 	chunkBytes int
 	entryMax   int
 	frameMax   int64         // of the first ensemble; a store that takes less cannot join
+	lagMax     int64         // bytes that a store may lag
 	failed     chan struct{} // closed when the log fails
 	ended      chan struct{} // closed when the goroutines have ended
 	durable    atomic.Uint64 // the last durable entry
@@ -30,6 +31,7 @@ type Log struct {
 	writable    sync.Cond // for the copiers, and for a roll: something gathered, became durable, or ended
 	deliverable sync.Cond // for the deliverer
 	recyclable  sync.Cond // for the recycler
+	trimmable   sync.Cond // for those who tell other agents' stores
 
 	next    EntryID // the next entry's number
 	err     error   // why the log failed

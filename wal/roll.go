@@ -143,8 +143,9 @@ func (l *Log) endSegment(id SegmentID, last EntryID) {
 	p := past{last: last}
 	for _, c := range l.copiers {
 		if c.segment == id {
-			c.ended = true
-			p.copiers = append(p.copiers, c)
+			if c.ended = true; !c.lost {
+				p.copiers = append(p.copiers, c)
+			}
 		}
 	}
 	if len(p.copiers) > 0 {

@@ -159,14 +159,14 @@ func New(cfg Config, copies ...Copy) (*Log, error) {
 		frameMax = min(frameMax, c.Store.FrameBytesMax())
 	}
 	l := &Log{
-		cfg: cfg, quorum: q, segment: cfg.Segment, next: cfg.First, frameMax: frameMax,
+		cfg: cfg, quorum: q, segment: cfg.Segment, next: cfg.First, frameMax: frameMax, lagMax: min(lagBytesMax, cfg.PinnedBytesMax/2),
 		chunkBytes: int(min(chunkBytesMax, max(chunkBytesMin, frame.Padded(cfg.BytesMax/8)), frameMax)),
 		entryMax:   int(frameMax) - frame.HeaderBytes - frame.EntryHeaderBytes,
 		failed:     make(chan struct{}), ended: make(chan struct{}),
 		arena: arena{trimmed: cfg.First - 1, storeTrimmed: cfg.First - 1},
 	}
 	l.durable.Store(uint64(cfg.First - 1))
-	l.writable.L, l.deliverable.L, l.recyclable.L = &l.mu, &l.mu, &l.mu
+	l.writable.L, l.deliverable.L, l.recyclable.L, l.trimmable.L = &l.mu, &l.mu, &l.mu, &l.mu
 	if err := l.start(copies); err != nil {
 		return nil, fmt.Errorf("new WAL log %s: %w", cfg.Segment, err)
 	}
