@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// parse reads stores as "a1 a2! b3": zone, node, ! for one that drains, =N for its load. A store is named after its node.
+// parse reads stores as "a1 a2! b3": zone, node, ! for one that drains, =N for its load. A store is named after its node, or what follows @.
 func parse(t *testing.T, text string) []Store {
 	t.Helper()
 	var stores []Store
@@ -17,7 +17,10 @@ func parse(t *testing.T, text string) []Store {
 		var s Store
 		word, load, _ := strings.Cut(word, "=")
 		word, s.Draining = strings.CutSuffix(word, "!")
-		s.ID, s.Zone = word, word[:1]
+		word, id, named := strings.Cut(word, "@")
+		if s.ID, s.Zone = word, word[:1]; named {
+			s.ID = id
+		}
 		if _, err := fmt.Sscan(word[1:], &s.Node); err != nil {
 			t.Fatalf("%s: %v", word, err)
 		}
@@ -55,6 +58,7 @@ func TestEnsemble(t *testing.T) {
 		"its node has another disk":      {own: "a1", candidates: "b1 a2", copies: 2, quorum: 2, want: "a1 a2"},
 		"a node with two disks":          {own: "a1", candidates: "b2 c2", copies: 3, quorum: 2, want: "a1 b2|a1 c2"},
 		"named twice":                    {own: "a1", candidates: "b2 b2", copies: 3, quorum: 2, want: "a1 b2"},
+		"a disk on two nodes":            {own: "a1", candidates: "b2 c3@b2", copies: 3, quorum: 2, want: "a1 b2"},
 		"no copies":                      {own: "a1", copies: 0, quorum: 0, want: "-"},
 		"more to acknowledge than there": {own: "a1", candidates: "a2 a3", copies: 2, quorum: 3, want: "-"},
 	} {
@@ -91,6 +95,7 @@ func TestRoll(t *testing.T) {
 		"one drains, no other":           {candidates: "a1 b2 c3!", present: "a1 b2 c3", want: StoreDrain, next: "a1 b2"},
 		"all others drain":               {candidates: "a1! b2! c3!", present: "a1 b2 c3", want: StoreDrain, next: "-"},
 		"one drains, one is gone":        {candidates: "a1 b2! c4 b5", present: "a1 b2 c3", want: StoreGone, next: "a1 b5 c4|a1 c4 b5"},
+		"one is gone, one drains":        {candidates: "a1 b2! c4 b5", present: "a1 c3 b2", want: StoreGone, next: "a1 b5 c4|a1 c4 b5"},
 		"the writer drains":              {candidates: "a1! b2 c3", present: "a1 b2 c3"},
 		"the writer is no candidate":     {candidates: "b2 c3", present: "a1 b2 c3"},
 		"a copy more":                    {candidates: "a1 b2 b3", present: "a1 b2", want: MoreCopies, next: "a1 b2 b3"},

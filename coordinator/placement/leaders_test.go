@@ -27,9 +27,13 @@ func TestEdges(t *testing.T) {
 		"a wish to the owner":    {Cluster{Agents: two, Shards: []Shard{{Owner: 1, Wish: 1}, {Owner: 2}}}, "withdraw 0\n"},
 		"a wish to a closed log": {Cluster{Agents: two, Closed: map[LogID]bool{2: true}, Shards: []Shard{{Owner: 1, Wish: 2}}}, "withdraw 0\n"},
 		"a wish of a closed log": {Cluster{Agents: append(two, Agent{Log: 3}), Closed: map[LogID]bool{1: true}, Shards: []Shard{{Owner: 1, Wish: 3}}}, "assign 0: 1 -> 3\n"},
-		"no moves allowed":       {Cluster{Agents: two, Shards: []Shard{{Owner: 1}, {Owner: 1}, {Owner: 1}, {Owner: 1}}}, ""},
-		"one move allowed":       {Cluster{Agents: two, Shards: []Shard{{Owner: 1}, {Owner: 1}, {Owner: 1}, {Owner: 1}}, MovesMax: 1}, "wish 0: 1 -> 2\n"},
-		"fewer than none":        {Cluster{Agents: two, Shards: []Shard{{Owner: 1}, {Owner: 1}, {Owner: 1}, {Owner: 1}}, MovesMax: -1}, ""},
+		"what moves anyhow moves first": {
+			Cluster{Agents: two, Closed: map[LogID]bool{9: true}, Shards: []Shard{{Owner: 1}, {Owner: 1}, {Owner: 9, Wish: 1}, {Owner: 9, Wish: 1}}, MovesMax: 9},
+			"assign 2: 9 -> 2\nassign 3: 9 -> 2\n",
+		},
+		"no moves allowed": {Cluster{Agents: two, Shards: []Shard{{Owner: 1}, {Owner: 1}, {Owner: 1}, {Owner: 1}}}, ""},
+		"one move allowed": {Cluster{Agents: two, Shards: []Shard{{Owner: 1}, {Owner: 1}, {Owner: 1}, {Owner: 1}}, MovesMax: 1}, "wish 0: 1 -> 2\n"},
+		"fewer than none":  {Cluster{Agents: two, Shards: []Shard{{Owner: 1}, {Owner: 1}, {Owner: 1}, {Owner: 1}}, MovesMax: -1}, ""},
 		"loads without measure": {
 			Cluster{Agents: two, Shards: []Shard{{Load: math.MaxInt64}, {Load: math.MaxInt64}, {Load: math.MinInt64}, {Load: -1}}, MovesMax: 1},
 			"assign 0: 0 -> 1\nassign 1: 0 -> 2\nassign 2: 0 -> 1\nassign 3: 0 -> 2\n",

@@ -10,6 +10,40 @@ import (
 
 // TestWalk drives clusters at random: agents join, drain, vanish, come back, are closed; loads change; owners carry some of their wishes
 // out. After each plan it checks the rules of the package comment, and at rest that the load is balanced.
+//
+// Deliberate breakages of the planner, and what catches each (tried by hand):
+//
+//	an owner that is not registered loses its shards       walk, edges, scripts
+//	a closed log keeps its shards, or gets some            walk, edges
+//	what drains gets shards, or keeps them                 walk, edges, scripts
+//	agents count in the order in which they are listed     walk
+//	absent load is not reckoned with                       restart
+//	absent load is not poured again after a move           absence
+//	moves are begun while others are under way             walk, life
+//	moves are not counted                                  walk, edges, life
+//	wishes under way are planned anew                      walk
+//	wishes under way count where the shard still is        walk, nearly all
+//	a wish is forgotten when its owner's log is closed     edges
+//	wishes in vain, or of absent owners, stand             walk, edges, wishes
+//	shards are counted whatever their load                 walk, few moves, loads
+//	an idle shard weighs nothing                           walk, noise
+//	loads may overflow                                     edges
+//	tolerance of 0 or 5 percent                            noise
+//	tolerance of 40 percent                                walk, fewest moves, life
+//	a move may turn the difference round                   noise, spread
+//	heavy shards are placed when their turn comes          few moves
+//	placing ignores balance, or spread                     spread, life
+//	moves ignore the spread of the receiver, or giver      spread, scripts
+//	the first shard is not a neighbour of the last         life
+//	the lightest moves first                               few moves
+//	what moves anyhow does not move first                  edges
+//	a newcomer is filled beyond its share                  fewest moves
+//	a newcomer takes all from one                          few moves
+//	what is relieved gives more than it must               fewest moves
+//	what is relieved overloads another                     relief
+//	always fill, or always relieve                         scripts, few moves
+//	a heavy shard moves though a light one would do        few moves
+//	nothing moves that is heavier than a tenth of a share  walk, fewest moves
 func TestWalk(t *testing.T) {
 	for seed := range uint64(300) {
 		w := &walk{life: newLife(1+int(seed*7%130), int(seed%9)), t: t, seed: seed, rnd: rand.New(rand.NewPCG(seed, 2))}
@@ -158,14 +192,14 @@ func (w *walk) rest() {
 		return
 	}
 	w.settle(w.t)
-	if difference, bound := apart(w.cluster()); difference > bound {
-		w.t.Fatalf("seed %d: at rest and %f apart, more than %f\n%s", w.seed, difference, bound, w)
+	if difference := apart(w.cluster()); difference > 0 {
+		w.t.Fatalf("seed %d: at rest and %f apart\n%s", w.seed, difference, w)
 	}
 }
 
-// apart returns by how many shards of mean weight two agents differ most, beyond what is tolerated, and how much of that there may be, since no
-// shard is small enough to mend it. All shards must have owners that are registered.
-func apart(c Cluster) (difference, bound float64) {
+// apart returns by how many shards of mean weight two agents differ most that are farther apart than is tolerated, though there is a shard
+// light enough to mend it; 0 if no two do. All shards must have owners that are registered.
+func apart(c Cluster) (difference float64) {
 	weights, sum := make([]float64, len(c.Shards)), 0.0
 	for _, s := range c.Shards {
 		sum += float64(s.Load)
@@ -187,7 +221,7 @@ func apart(c Cluster) (difference, bound float64) {
 		lightest[s.Owner] = min(lightest[s.Owner], weights[i])
 	}
 	if takers == 0 {
-		return 0, 0
+		return 0
 	}
 	tolerated := 0.2 * float64(len(c.Shards)) / float64(takers)
 	for from, much := range load {
@@ -198,7 +232,7 @@ func apart(c Cluster) (difference, bound float64) {
 			}
 		}
 	}
-	return difference, 0
+	return difference
 }
 
 // TestFewestMoves compares with the fewest moves that lead to a balanced cluster: with loads alike, each agent has as many shards as the others, or one more.
@@ -266,12 +300,14 @@ func (l *life) counts() []int {
 		counts[log] = 0
 	}
 	for _, s := range l.shards {
-		counts[s.Owner]++
+		if _, there := l.agents[s.Owner]; there {
+			counts[s.Owner]++
+		}
 	}
 	return slices.Sorted(maps.Values(counts))
 }
 
-// surplus counts the shards that must move to even the counts out.
+// surplus counts the shards that agents must give away to even the counts out, once all shards have owners that are there.
 func (l *life) surplus() int {
 	counts := l.counts()
 	slices.Reverse(counts)
@@ -311,7 +347,7 @@ func TestFewMovesOfUnevenShards(t *testing.T) {
 			l.join()
 		}
 		l.settle(t)
-		if difference, _ := apart(l.cluster()); difference > 0 {
+		if difference := apart(l.cluster()); difference > 0 {
 			t.Errorf("seed %d: %f apart", seed, difference)
 		}
 		l.join()
@@ -322,7 +358,7 @@ func TestFewMovesOfUnevenShards(t *testing.T) {
 				t.Errorf("seed %d: shard %d goes from %d to %d, which was there before", seed, i, before[i], s.Owner)
 			}
 		}
-		if difference, _ := apart(l.cluster()); difference > 0 {
+		if difference := apart(l.cluster()); difference > 0 {
 			t.Errorf("seed %d: %f apart after a join", seed, difference)
 		}
 		weights, sum := weigh(l.shards)
@@ -339,6 +375,75 @@ func TestFewMovesOfUnevenShards(t *testing.T) {
 	t.Logf("%d moves, at least %d, an even share of all shards is %d", total, fewest, share)
 	if total > 3*fewest || total > share/2 {
 		t.Errorf("%d moves, at least %d, an even share of all shards is %d", total, fewest, share)
+	}
+}
+
+// TestRelief makes the shards of one agent busier, with loads that differ a lot: it gives some away, and others hardly ever do (that they do at all is
+// because the mean changes, and with it what an idle shard weighs).
+func TestRelief(t *testing.T) {
+	relieved, others := 0, 0
+	for seed := range uint64(200) {
+		rnd := rand.New(rand.NewPCG(seed, 9))
+		l := newLife(100+rnd.IntN(400), 100)
+		for i := range l.shards {
+			l.shards[i].Load = int64(1000 * rnd.ExpFloat64() * rnd.ExpFloat64())
+		}
+		for range 2 + rnd.IntN(10) {
+			l.join()
+		}
+		l.settle(t)
+		before := l.owners()
+		for i, owner := range before {
+			if owner == 1 {
+				l.shards[i].Load *= 3
+			}
+		}
+		l.settle(t)
+		for i, s := range l.shards {
+			switch {
+			case s.Owner == before[i]:
+			case before[i] == 1:
+				relieved++
+			default:
+				others++
+			}
+		}
+		if difference := apart(l.cluster()); difference > 0 {
+			t.Errorf("seed %d: %f apart", seed, difference)
+		}
+	}
+	if others > relieved/100 {
+		t.Errorf("%d moves of the agent that is too busy, %d of others", relieved, others)
+	}
+}
+
+// TestAbsence lets agents join while another is away. Altogether no more moves than must.
+func TestAbsence(t *testing.T) {
+	for seed := range uint64(200) {
+		rnd := rand.New(rand.NewPCG(seed, 10))
+		l := newLife(1+rnd.IntN(500), 1+rnd.IntN(500))
+		agents := 2 + rnd.IntN(20)
+		for range agents {
+			l.join()
+		}
+		l.settle(t)
+		gone := LogID(1 + rnd.IntN(agents))
+		delete(l.agents, gone)
+		for i := range 1 + rnd.IntN(5) {
+			l.agents[LogID(agents+1+i)] = Agent{Log: LogID(agents + 1 + i)}
+		}
+		before, must := l.owners(), l.surplus()
+		_, moves, _ := l.settle(t)
+		l.closed[gone] = true
+		if _, more, _ := l.settle(t); moves+more > must {
+			t.Errorf("seed %d: %d shards, %d agents: %d moves while %d is away, then %d, %d suffice", seed, len(l.shards), agents, moves, gone, more, must)
+		}
+		for i, s := range l.shards {
+			if s.Owner != before[i] && s.Owner <= LogID(agents) && before[i] != gone {
+				t.Errorf("seed %d: shard %d goes from %d to %d, which was there before", seed, i, before[i], s.Owner)
+			}
+		}
+		l.checkCounts(t, seed)
 	}
 }
 
@@ -371,7 +476,7 @@ func TestNoise(t *testing.T) {
 	}
 }
 
-// TestNoiseOfUnevenShards lets uneven loads vary by a few percent for a long time: after the first correction there is not one in a hundred.
+// TestNoiseOfUnevenShards lets uneven loads vary by a few percent for a long time: of a hundred shards at most one moves in all that time.
 func TestNoiseOfUnevenShards(t *testing.T) {
 	const rounds = 200
 	total, shards := 0, 0
