@@ -37,6 +37,7 @@ var rooms = []Room{
 	{Path: "objectstore/..."},
 
 	{Path: "coordinator/group", Pure: true, Rooms: []string{"protocol/..."}},
+	{Path: "coordinator/placement", Pure: true},
 	{Path: "coordinator/...", Rooms: []string{"protocol/..."}},
 
 	{Path: "agent/partition", Pure: true, Rooms: []string{"protocol/..."}},
