@@ -139,7 +139,7 @@ func TestStrangers(t *testing.T) {
 
 // TestCrowd: connections that prove nothing do not keep peers out, and their number is limited.
 func TestCrowd(t *testing.T) {
-	r := serve(t, disktest.New(1), nil)
+	r := serve(t, disktest.New(1), func(_ *disk.Config, sc *peer.ServerConfig) { sc.Timeout = time.Minute })
 	first := connect(t, r.address)
 	for range 100 {
 		connect(t, r.address)
