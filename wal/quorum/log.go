@@ -3,6 +3,7 @@ package quorum
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Log decides what is durable in a log whose ensemble changes while it is written. It has one open ensemble, and during a roll a next one:
@@ -167,23 +168,25 @@ func (l *Log) Abandon() bool {
 
 // String shows the ensembles: "durable 7: segment 1: durable 7 (2 of 3): 9 7 4; segment 2, listing: durable 7 (2 of 2): 7 7".
 func (l *Log) String() string {
-	s := fmt.Sprintf("durable %d: segment %d: %s", l.durable, l.open.segment, &l.open)
+	var b strings.Builder
+	fmt.Fprintf(&b, "durable %d: segment %d: ", l.durable, l.open.segment)
+	l.open.write(&b)
 	if l.rolling {
-		state := ""
+		fmt.Fprintf(&b, "; segment %d", l.next.segment)
 		if l.listing {
-			state = ", listing"
+			b.WriteString(", listing")
 		}
-		s += fmt.Sprintf("; segment %d%s: %s", l.next.segment, state, &l.next)
+		b.WriteString(": ")
+		l.next.write(&b)
 	}
-	return s
+	return b.String()
 }
 
-func (e *ensemble) String() string {
-	s := e.tracker.String()
+func (e *ensemble) write(b *strings.Builder) {
+	b.WriteString(e.tracker.String())
 	for i, lost := range e.lost[:e.tracker.size.Copies] {
 		if lost {
-			s += fmt.Sprintf(", store %d lost", i)
+			fmt.Fprintf(b, ", store %d lost", i)
 		}
 	}
-	return s
 }
