@@ -15,7 +15,6 @@ import (
 	"github.com/varve-io/varve/protocol/crc32c"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
-	"github.com/varve-io/varve/wal/quorum"
 )
 
 // leave puts a log that no coordinator knows on the world's disk, with so many entries.
@@ -30,7 +29,7 @@ func (w *world) leave(t *testing.T, log wal.LogID, entries int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := wal.New(wal.Config{Segment: id, Fence: 1, First: 1, Size: quorum.Size{Copies: 1, Quorum: 1}}, a)
+	l, err := wal.New(wal.Config{Segment: id, Fence: 1, First: 1}, wal.Copy{Name: "own", Store: a})
 	if err != nil {
 		t.Fatal(err)
 	}

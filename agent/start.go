@@ -26,7 +26,6 @@ import (
 	"github.com/varve-io/varve/objectstore/cache"
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/wal"
-	"github.com/varve-io/varve/wal/quorum"
 )
 
 // start brings the agent to where it serves. What it spawns lives until run ends; waiting ends with ctx.
@@ -213,10 +212,10 @@ func (a *Agent) openLog(ctx context.Context, store string) (coordinator.Log, int
 		return coordinator.Log{}, 0, err
 	}
 	a.wal, err = wal.New(wal.Config{ //nolint:contextcheck // the log ends by Close, after the drain
-		Segment: id, Fence: 1, First: 1, Size: quorum.Size{Copies: 1, Quorum: 1}, BytesMax: a.cfg.WALBytesMax,
+		Segment: id, Fence: 1, First: 1, BytesMax: a.cfg.WALBytesMax,
 		CacheBytes: a.cfg.WALCacheBytes, OwnerBytes: ingest.EntryMemoryBytes,
 		OnFull: func(last wal.EntryID) { a.flusher.Hurry(int64(last)) },
-	}, appender)
+	}, wal.Copy{Name: store, Store: appender})
 	return record, revision, err
 }
 

@@ -13,6 +13,7 @@ type arena struct {
 	trimmed      EntryID
 	storeTrimmed EntryID // the store was told
 	delivered    bool    // the deliverer has ended
+	recycled     bool    // and so has the recycler
 }
 
 // freeChunks is how many free chunks the recycler keeps ready, so that Append finds one.
@@ -89,19 +90,18 @@ func (l *Log) settle() {
 	}
 }
 
-// recycle is the recycler: it tells the store what was trimmed, and keeps free memory ready.
+// recycle is the recycler: it tells the stores what was trimmed, and keeps free memory ready.
 func (l *Log) recycle() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for !l.delivered {
-		if trimmed := l.trimmed; trimmed > l.storeTrimmed {
+	defer func() {
+		l.recycled = true
+		l.trimmable.Broadcast()
+	}()
+	for {
+		if trimmed := l.trimmed; trimmed > l.storeTrimmed || l.dropDue() {
 			l.storeTrimmed = trimmed
-			l.mu.Unlock()
-			err := l.store.Trim(trimmed)
-			l.mu.Lock()
-			if err != nil {
-				l.fail(err)
-			}
+			l.trimStores(trimmed)
 		} // and memory too, lest many trims keep it waiting
 		if c := l.reclaim(); c != nil {
 			l.mu.Unlock()
@@ -110,13 +110,16 @@ func (l *Log) recycle() {
 			continue
 		}
 		l.admit()
-		if l.delivered || l.trimmed > l.storeTrimmed {
-			continue // reclaim let go of the mutex while it allocated
+		switch {
+		case l.trimmed > l.storeTrimmed || l.dropDue(): // reclaim let go of the mutex while it allocated
+		case l.delivered:
+			if l.err == nil {
+				l.release() // a log that failed keeps its memory: its owner may be flushing from it
+			}
+			return
+		default:
+			l.recyclable.Wait()
 		}
-		l.recyclable.Wait()
-	}
-	if l.err == nil {
-		l.release() // a log that failed keeps its memory: its owner may be flushing from it
 	}
 }
 

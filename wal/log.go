@@ -14,34 +14,45 @@ import (
 
 // Log is an open log. Its methods may be called concurrently.
 //
-// Three goroutines belong to it: the writer takes what has gathered to the store, the deliverer calls waiters, the
-// recycler frees memory and trims the store. None holds the mutex while it does.
+// Goroutines belong to it: for each store a copier that takes to it what has gathered, and for other agents' one that tells them what was trimmed; the
+// deliverer, which calls waiters; the recycler, which frees memory and trims the writer's own store. None holds the mutex while it does.
 type Log struct {
 	cfg        Config
-	store      Store
 	chunkBytes int
 	entryMax   int
+	frameMax   int64         // of the first ensemble; a store that takes less cannot join
+	lagMax     int64         // bytes that a store may lag
 	failed     chan struct{} // closed when the log fails
 	ended      chan struct{} // closed when the goroutines have ended
 	durable    atomic.Uint64 // the last durable entry
 	starved    atomic.Bool   // the recycler wants a chunk that readers hold
 
 	mu          sync.Mutex
-	writable    sync.Cond // for the writer
+	writable    sync.Cond // for the copiers, and for a roll: something gathered, became durable, or ended
 	deliverable sync.Cond // for the deliverer
 	recyclable  sync.Cond // for the recycler
+	trimmable   sync.Cond // for those who tell other agents' stores
 
 	next    EntryID // the next entry's number
-	tracker *quorum.Tracker
-	err     error // why the log failed
+	err     error   // why the log failed
 	closing bool
-	drained bool // the writer has ended
+	running sync.WaitGroup // the log's goroutines
 
-	open    *group          // gathers entries at the end of the current chunk; nil when nothing has come
-	waiting []*group        // closed, to be written
-	sent    quorum.Position // how many the writer took
-	done    []*group        // acknowledged or failed, to be delivered
-	spare   []*group        // for reuse
+	quorum  *quorum.Log
+	segment SegmentID // of frames that are closed now
+	copiers []*copier // of all segments, until they have ended
+	past    []past    // segments that were rolled away and not dropped
+	rolling bool      // keep is in force
+	keep    quorum.Position
+
+	open   *group   // gathers entries at the end of the current chunk; nil when nothing has come
+	groups []*group // closed, in order; the first one's position is before+1
+	before quorum.Position
+	own    quorum.Position // everything up to here is durable on the writer's own store
+	stored quorum.Position // waiters up to here were told that it is stored
+	told   quorum.Position // and that it is durable
+	losses []loss          // stores that dropped out, of which nobody was told
+	spare  []*group        // for reuse
 
 	arena
 	admissions
@@ -50,13 +61,15 @@ type Log struct {
 
 // group is what one frame gathers: the entries of one append, and who waits for them.
 type group struct {
-	chunk   *Chunk // held until the group is delivered
+	chunk   *Chunk // held until the group was delivered and every copier has taken it
 	start   int    // the frame's place in the chunk
 	bytes   int    // its length, once it is closed
 	header  frame.Header
 	waiters []Waiter
-	err     error // the append failed
 }
+
+// memory is the frame.
+func (g *group) memory() []byte { return g.chunk.mem[g.start : g.start+g.bytes] }
 
 // groupsSpareMax and waitersSpareMax bound what is kept for reuse.
 const (
@@ -69,8 +82,8 @@ type Stats struct {
 	Entries uint64 // appended
 	Bytes   uint64 // of entries
 	Appends uint64 // frames written
-	Syncs   uint64 // calls of the store, each a device sync
-	// WrittenBytes counts frames with headers and padding.
+	Syncs   uint64 // calls of the writer's own store, each a device sync
+	// WrittenBytes counts frames with headers and padding, once for all stores.
 	WrittenBytes uint64
 
 	UnflushedBytes int64 // memory of entries that are not trimmed
@@ -157,20 +170,60 @@ func (l *Log) gather(n int) (*group, error) {
 	c := l.current
 	c.refs.Add(1) // cannot be evicted: it is the current one
 	g.chunk, g.start = c, c.fill
-	g.header = frame.Header{Segment: l.cfg.Segment, Fence: l.cfg.Fence, First: l.next}
+	g.header = frame.Header{Fence: l.cfg.Fence, First: l.next}
 	c.fill += frame.HeaderBytes
 	l.open = g
-	l.writable.Signal()
+	l.writable.Broadcast()
 	return g, nil
 }
 
-// closeGroup ends the open group at a block boundary, for the writer.
+// closeGroup ends the open group at a block boundary, for the copiers.
 func (l *Log) closeGroup() {
 	g, c := l.open, l.current
 	c.fill = int(frame.Padded(int64(c.fill)))
 	g.bytes = c.fill - g.start
-	l.waiting = append(l.waiting, g)
+	g.header.Segment = l.segment
+	frame.Finish(g.memory(), &g.header)
+	l.groups = append(l.groups, g)
 	l.open = nil
+	l.stats.Appends++
+	l.stats.WrittenBytes += uint64(g.bytes)
+	l.addLag(int64(g.bytes))
+}
+
+// end is the position of the last closed group.
+func (l *Log) end() quorum.Position { return l.before + quorum.Position(len(l.groups)) }
+
+// at is the group at a position that is retained.
+func (l *Log) at(p quorum.Position) *group { return l.groups[p-l.before-1] }
+
+// letGo releases the groups that nobody needs any more: delivered, taken by every copier, and not to be sent to an ensemble that is being opened.
+func (l *Log) letGo() {
+	through := l.told
+	if l.rolling {
+		through = min(through, l.keep)
+	}
+	for _, c := range l.copiers {
+		if !c.ended {
+			through = min(through, c.taken)
+		}
+	}
+	if through <= l.before {
+		return
+	}
+	n := int(through - l.before)
+	for _, g := range l.groups[:n] {
+		if g.chunk.refs.Add(-1) == 0 && l.starved.Load() { // Release, with the mutex held
+			l.recyclable.Signal()
+		}
+		if len(l.spare) < groupsSpareMax && cap(g.waiters) <= waitersSpareMax {
+			*g = group{waiters: g.waiters[:0]}
+			l.spare = append(l.spare, g)
+		}
+	}
+	rest := copy(l.groups, l.groups[n:])
+	clear(l.groups[rest:])
+	l.groups, l.before = l.groups[:rest], through
 }
 
 func (l *Log) newGroup() *group {
@@ -198,12 +251,12 @@ func (l *Log) Err() error {
 }
 
 // Close stops appends, waits until what was appended is durable and its waiters were called, and ends the segment in the
-// store. It returns the log's failure, if it failed. When ctx ends first, Close returns; the log still comes to its end by
+// stores. It returns the log's failure, if it failed. When ctx ends first, Close returns; the log still comes to its end by
 // itself. Entries are not readable from memory after Close, except through chunks that were acquired before.
 func (l *Log) Close(ctx context.Context) error {
 	l.mu.Lock()
 	l.closing = true
-	l.writable.Signal()
+	l.writable.Broadcast()
 	l.mu.Unlock()
 	select {
 	case <-l.ended:
@@ -214,24 +267,26 @@ func (l *Log) Close(ctx context.Context) error {
 }
 
 // start allocates the first memory and starts the goroutines.
-func (l *Log) start() error {
+func (l *Log) start(copies []Copy) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if err := l.nextChunk(0); err != nil {
 		return err
 	}
-	var running sync.WaitGroup
-	for _, g := range []struct {
-		name string
-		run  func()
-	}{{"wal-writer", l.write}, {"wal-deliverer", l.deliver}, {"wal-recycler", l.recycle}} {
-		running.Go(func() {
-			pprof.Do(context.Background(), pprof.Labels("varve", g.name), func(context.Context) { g.run() })
-		})
-	}
+	l.startCopiers(l.segment, 0, copies)
+	l.goRun("wal-deliverer", l.deliver)
+	l.goRun("wal-recycler", l.recycle)
 	go func() {
-		running.Wait()
+		l.running.Wait()
 		close(l.ended)
 	}()
 	return nil
+}
+
+func (l *Log) goRun(name string, run func()) {
+	l.running.Go(func() {
+		pprof.Do(context.Background(), pprof.Labels("varve", name), func(context.Context) { run() })
+	})
 }
 
 // fail ends the log, and everything that is not acknowledged with it. The mutex is held.
@@ -242,5 +297,6 @@ func (l *Log) fail(cause error) {
 	l.err = fmt.Errorf("%w: %w", ErrFailed, cause)
 	close(l.failed)
 	l.refuseAdmissions(l.err)
-	l.writable.Signal()
+	l.writable.Broadcast()
+	l.deliverable.Signal()
 }

@@ -31,12 +31,12 @@ func openStore(tb testing.TB, dir string, fileBytes int64) *disk.Store {
 
 func newLog(tb testing.TB, s *disk.Store, cfg wal.Config) *wal.Log {
 	tb.Helper()
-	cfg.Segment, cfg.Fence, cfg.First, cfg.Size = wal.SegmentID{Log: 1, Number: 1}, 1, 1, one
+	cfg.Segment, cfg.Fence, cfg.First = wal.SegmentID{Log: 1, Number: 1}, 1, 1
 	a, err := s.Create(cfg.Segment, cfg.Fence, cfg.First)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	l, err := wal.New(cfg, a)
+	l, err := wal.New(cfg, wal.Copy{Name: "own", Store: a})
 	if err != nil {
 		tb.Fatal(err)
 	}

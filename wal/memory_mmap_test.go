@@ -9,7 +9,6 @@ import (
 	"github.com/varve-io/varve/protocol/crc32c"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/disk/disktest"
-	"github.com/varve-io/varve/wal/quorum"
 )
 
 // TestNoMemory: an append for which there is no memory fails the log. Its caller has given the entry a place among its own by then, so that a
@@ -24,7 +23,7 @@ func TestNoMemory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := New(Config{Segment: id, Fence: 1, First: 1, Size: quorum.Size{Copies: 1, Quorum: 1}, BytesMax: 1 << 20}, a)
+	l, err := New(Config{Segment: id, Fence: 1, First: 1, BytesMax: 1 << 20}, Copy{Name: "own", Store: a})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,9 +19,10 @@
 //
 // # Failure
 //
-// The first error of a store fails the log for good: every entry that is not durable yet fails, in order, and so does
+// The first error of the writer's own store fails the log for good: every entry that is not durable yet fails, in order, and so does
 // every later Append. A failed sync is not tried again, since the kernel may have dropped the pages that it could not
-// write. What was durable stays readable; recovery decides about the rest. wal/DESIGN.md has the reasons.
+// write. What was durable stays readable; recovery decides about the rest. Another store that fails drops out of the ensemble; while a quorum remains, the log
+// goes on, and [Log.Roll] gives it a new ensemble. wal/DESIGN.md has the reasons.
 package wal
 
 import (
@@ -55,16 +56,25 @@ var (
 	ErrTooLarge = errors.New("entry too large for the WAL")
 )
 
-// Store is where a log's frames become durable. *disk.Appender is one.
+// Store is where a log's frames become durable: one segment in one store. *disk.Appender is one.
 type Store interface {
-	// Append makes frames durable, or fails for good. Each of bufs is a run of frames on block boundaries.
+	// Append makes frames durable, or fails for good. Each of bufs is a run of frames on block boundaries. A store in this process may stamp them
+	// ([frame.Stamp]); any other must not read what that writes.
 	Append(bufs [][]byte) error
-	// Trim says that entries up to through are not needed any more.
+	// Trim says that entries up to through are not needed any more. It may be called while Append runs.
 	Trim(through EntryID) error
-	// Close ends the segment in the store.
+	// Close ends the segment in the store. It comes after the last Append.
 	Close() error
+	// Drop frees everything of the segment. It comes after Close.
+	Drop() error
 	// FrameBytesMax is the length of the longest frame that Append takes.
 	FrameBytesMax() int64
+}
+
+// Copy is a store of an ensemble.
+type Copy struct {
+	Name  string // as the segment's record names it
+	Store Store
 }
 
 // Waiter is told what became of an entry. Its methods are called in the order of the entries, by one goroutine that the
@@ -88,12 +98,12 @@ type Ref struct {
 
 // Config describes a log and its limits.
 type Config struct {
-	// Segment and Fence are those under which Store was created. First is the number of the first entry.
+	// Segment and Fence are those under which the stores were created. First is the number of the first entry.
 	Segment SegmentID
 	Fence   Fence
 	First   EntryID
-	// Size is the ensemble's; in this version one copy, quorum one.
-	Size quorum.Size
+	// Quorum is how many stores of the first ensemble must hold an entry before it is acknowledged; 0 means 1.
+	Quorum int
 	// BytesMax limits the memory for entries that are not trimmed; 0 means 256 MiB. Admit waits beyond it. A frame
 	// takes at least 4 KiB of it.
 	BytesMax int64
@@ -106,6 +116,9 @@ type Config struct {
 	// PinnedBytesMax is how much more the log takes when readers hold so many trimmed chunks that none can be
 	// reused; 0 means a quarter of BytesMax. Beyond it, Admit waits for the readers.
 	PinnedBytesMax int64
+	// OnLost is called when a store other than the writer's own drops out of the segment of that number, by a goroutine of the log, without any
+	// lock. It must not wait for the log. nil for none.
+	OnLost func(segment uint32, name string, err error)
 	// OnEvict is called for each chunk that goes, like an [Owner]; nil for none.
 	OnEvict func(c *Chunk)
 	// OnFull is called when somebody begins to wait in Admit, with the number of the last entry that was appended: room comes when entries
@@ -120,15 +133,15 @@ const (
 	chunkBytesMin     = 64 << 10
 )
 
-// New starts a log that writes to store, and its goroutines; Close ends them.
-func New(cfg Config, store Store) (*Log, error) {
+// New starts a log that writes to an ensemble, whose first store is the writer's own, and its goroutines; Close ends them.
+func New(cfg Config, copies ...Copy) (*Log, error) {
 	if cfg.Segment.Log == 0 || cfg.Segment.Number == 0 || cfg.Fence == 0 || cfg.First == 0 {
 		return nil, fmt.Errorf("new WAL log %s, fence %d, first entry %d: want all above 0", cfg.Segment, cfg.Fence, cfg.First)
 	}
-	if cfg.Size.Copies > 1 {
-		return nil, fmt.Errorf("new WAL log %s: %d copies, want 1", cfg.Segment, cfg.Size.Copies)
+	if cfg.Quorum == 0 {
+		cfg.Quorum = 1
 	}
-	tracker, err := quorum.NewTracker(cfg.Size)
+	q, err := quorum.NewLog(cfg.Segment.Number, quorum.Size{Copies: len(copies), Quorum: cfg.Quorum})
 	if err != nil {
 		return nil, fmt.Errorf("new WAL log %s: %w", cfg.Segment, err)
 	}
@@ -141,17 +154,20 @@ func New(cfg Config, store Store) (*Log, error) {
 	if cfg.PinnedBytesMax == 0 {
 		cfg.PinnedBytesMax = cfg.BytesMax / 4
 	}
-	frameMax := store.FrameBytesMax()
+	frameMax := copies[0].Store.FrameBytesMax()
+	for _, c := range copies[1:] {
+		frameMax = min(frameMax, c.Store.FrameBytesMax())
+	}
 	l := &Log{
-		cfg: cfg, store: store, tracker: tracker, next: cfg.First,
+		cfg: cfg, quorum: q, segment: cfg.Segment, next: cfg.First, frameMax: frameMax, lagMax: min(lagBytesMax, cfg.PinnedBytesMax/2),
 		chunkBytes: int(min(chunkBytesMax, max(chunkBytesMin, frame.Padded(cfg.BytesMax/8)), frameMax)),
 		entryMax:   int(frameMax) - frame.HeaderBytes - frame.EntryHeaderBytes,
 		failed:     make(chan struct{}), ended: make(chan struct{}),
 		arena: arena{trimmed: cfg.First - 1, storeTrimmed: cfg.First - 1},
 	}
 	l.durable.Store(uint64(cfg.First - 1))
-	l.writable.L, l.deliverable.L, l.recyclable.L = &l.mu, &l.mu, &l.mu
-	if err := l.start(); err != nil {
+	l.writable.L, l.deliverable.L, l.recyclable.L, l.trimmable.L = &l.mu, &l.mu, &l.mu, &l.mu
+	if err := l.start(copies); err != nil {
 		return nil, fmt.Errorf("new WAL log %s: %w", cfg.Segment, err)
 	}
 	return l, nil

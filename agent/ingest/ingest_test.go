@@ -12,7 +12,6 @@ import (
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/batch"
 	"github.com/varve-io/varve/wal"
-	"github.com/varve-io/varve/wal/quorum"
 )
 
 // store is a WAL store whose appends wait for the test, or fail.
@@ -33,6 +32,7 @@ func (s *store) Append([][]byte) error {
 }
 func (s *store) Trim(wal.EntryID) error { return nil }
 func (s *store) Close() error           { return nil }
+func (s *store) Drop() error            { return nil }
 func (s *store) FrameBytesMax() int64   { return 1 << 20 }
 
 // flushed remembers what came to the flush.
@@ -59,9 +59,9 @@ type fixture struct {
 func newFixture(t *testing.T, cfg wal.Config) *fixture {
 	t.Helper()
 	f := &fixture{store: newStore(), flushed: new(flushed)}
-	cfg.Segment, cfg.Fence, cfg.First, cfg.Size = wal.SegmentID{Log: 1, Number: 1}, 1, 1, quorum.Size{Copies: 1, Quorum: 1}
+	cfg.Segment, cfg.Fence, cfg.First = wal.SegmentID{Log: 1, Number: 1}, 1, 1
 	var err error
-	if f.log, err = wal.New(cfg, f.store); err != nil {
+	if f.log, err = wal.New(cfg, wal.Copy{Name: "own", Store: f.store}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

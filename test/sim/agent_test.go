@@ -23,7 +23,6 @@ import (
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
-	"github.com/varve-io/varve/wal/quorum"
 )
 
 // agent is one incarnation: the product's rooms, put together in the order of agent/start.go.
@@ -328,8 +327,8 @@ func (a *agent) openLog() error {
 		return errors.Join(err, appender.Close())
 	}
 	a.wal, err = wal.New(wal.Config{
-		Segment: id, Fence: 1, First: 1, Size: quorum.Size{Copies: 1, Quorum: 1}, BytesMax: 4 << 20, CacheBytes: 64 << 10,
-	}, appender)
+		Segment: id, Fence: 1, First: 1, BytesMax: 4 << 20, CacheBytes: 64 << 10,
+	}, wal.Copy{Name: "disk", Store: appender})
 	if err != nil {
 		return err
 	}

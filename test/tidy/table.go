@@ -31,12 +31,14 @@ var rooms = []Room{
 	{Path: "wal", Rooms: []string{"protocol/crc32c"}},
 	{Path: "wal/disk", Rooms: []string{"protocol/crc32c"}},
 	{Path: "wal/disk/disktest"},
+	{Path: "wal/peer", Rooms: []string{"protocol/crc32c"}},
 
 	{Path: "objectstore/segment", Pure: true, Rooms: []string{"protocol/..."}},
 	{Path: "objectstore/manifest", Pure: true, Rooms: []string{"protocol/..."}},
 	{Path: "objectstore/..."},
 
 	{Path: "coordinator/group", Pure: true, Rooms: []string{"protocol/..."}},
+	{Path: "coordinator/placement", Pure: true},
 	{Path: "coordinator/...", Rooms: []string{"protocol/..."}},
 
 	{Path: "agent/partition", Pure: true, Rooms: []string{"protocol/..."}},
@@ -60,7 +62,7 @@ var homes = map[string][]string{
 	"os/exec":   {},
 	"os/signal": {"."},
 	// Below are sockets, but for two that only need net's types: agent is handed a listener, config takes addresses apart.
-	"net":                               {".", "agent/server", "agent/admin", "objectstore/internal/s3http", "agent", "agent/config"},
+	"net":                               {".", "agent/server", "agent/admin", "objectstore/internal/s3http", "wal/peer", "agent", "agent/config"},
 	"net/netip":                         {"agent/config"},
 	"net/url":                           {"agent/config", "objectstore/bucket", "coordinator", "coordinator/etcd/embedded"},
 	"net/http":                          {"agent/admin", "objectstore/s3", "objectstore/minio", "objectstore/internal/s3http"},
@@ -85,7 +87,7 @@ var homes = map[string][]string{
 	"syscall":                           {".", "objectstore/dir", "objectstore/storetest"},
 	"golang.org/x/net":                  {"agent/admin"},
 	"go.uber.org/zap":                   {"coordinator/etcd/..."},
-	"github.com/google/uuid":            {"agent", "wal/disk"},
+	"github.com/google/uuid":            {"agent", "wal/disk", "wal/peer"},
 }
 
 // pureLibrary is what pure rooms may import of the standard library: nothing that starts, waits, locks or does I/O. Of

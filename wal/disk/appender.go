@@ -31,7 +31,7 @@ func (s *Store) Create(id frame.SegmentID, fence frame.Fence, first frame.EntryI
 		return nil, fmt.Errorf("create WAL segment %s, fence %d, first entry %d: want all above 0", id, fence, first)
 	}
 	a := &Appender{
-		store: s, fence: fence, next: first, header: alignedBytes(frame.BlockBytes),
+		store: s, fence: fence, next: first, header: Aligned(frame.BlockBytes),
 		seg: &segment{id: id, fence: fence, last: first - 1, scanned: true},
 	}
 	a.seg.live = a
@@ -223,6 +223,9 @@ func (a *Appender) roll() error {
 // Trim is [Store.Trim] of the appender's segment.
 func (a *Appender) Trim(through frame.EntryID) error { return a.store.Trim(a.seg.id, through) }
 
+// Drop is [Store.Drop] of the appender's segment.
+func (a *Appender) Drop() error { return a.store.Drop(a.seg.id) }
+
 // FrameBytesMax is [Store.FrameBytesMax].
 func (a *Appender) FrameBytesMax() int64 { return a.store.FrameBytesMax() }
 
@@ -232,7 +235,7 @@ func (a *Appender) FrameBytesMax() int64 { return a.store.FrameBytesMax() }
 func (a *Appender) Close() error {
 	var err error
 	if a.appended {
-		block := alignedBytes(frame.BlockBytes)
+		block := Aligned(frame.BlockBytes)
 		frame.Finish(block, &frame.Header{Segment: a.seg.id, Fence: a.fence, First: a.next})
 		err = a.Append([][]byte{block})
 	}

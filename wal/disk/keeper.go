@@ -21,7 +21,7 @@ const (
 // urgency, until the store closes.
 func (s *Store) keep() {
 	defer close(s.kept)
-	zeros := alignedBytes(zerosBytes)
+	zeros := Aligned(zerosBytes)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for {
@@ -87,7 +87,7 @@ func (s *Store) free(f *walFile) error {
 		f.file = file
 	}
 	f.header = frame.FileHeader{Store: s.state.Identity, File: f.header.File}
-	block := alignedBytes(frame.BlockBytes)
+	block := Aligned(frame.BlockBytes)
 	frame.PutFileHeader(block, &f.header)
 	if err := f.file.WriteBuffers([][]byte{block}, 0, true); err != nil {
 		return err
@@ -142,7 +142,7 @@ func (s *Store) prepare(name string, zeros []byte) (*walFile, error) {
 
 // fill writes the whole file, so that later writes change no metadata, and makes it durable.
 func (s *Store) fill(f *walFile, zeros []byte) error {
-	header := alignedBytes(frame.BlockBytes)
+	header := Aligned(frame.BlockBytes)
 	frame.PutFileHeader(header, &f.header)
 	if err := f.file.WriteBuffers([][]byte{header}, 0, false); err != nil {
 		return err
@@ -207,8 +207,8 @@ func (s *Store) retry() {
 	s.cond.Broadcast()
 }
 
-// alignedBytes gives n zero bytes at an address that direct I/O accepts.
-func alignedBytes(n int) []byte {
+// Aligned gives n zero bytes at an address that direct I/O accepts.
+func Aligned(n int) []byte {
 	b := make([]byte, n+frame.BlockBytes)
 	skip := -int(uintptr(unsafe.Pointer(&b[0]))) & (frame.BlockBytes - 1)
 	return b[skip : skip+n : skip+n]

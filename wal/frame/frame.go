@@ -47,6 +47,8 @@ const (
 	HeaderBytes = 72
 	// EntryHeaderBytes is what an entry takes beside its own bytes.
 	EntryHeaderBytes = 4
+	// UnplacedBytes is the size of a header without its place.
+	UnplacedBytes = 48
 
 	version = 1
 )
@@ -166,17 +168,56 @@ func headerCRC(b []byte) uint32 {
 	return crc32c.Update(crc, b[offBodyCRC:HeaderBytes])
 }
 
-// Unstamped reads the header of a frame that [Finish] made, in memory that the caller trusts. Place and checksums are
-// not looked at. It fails if the frame claims to be longer than b.
+// Readdress copies the frame that b begins with, as [Finish] left it, to dst as a frame of another segment of the log, and gives back its length. dst must have
+// room for it. What [Stamp] writes is not read: a store may be stamping b meanwhile.
+func Readdress(dst, b []byte, segment SegmentID) int {
+	body := binary.LittleEndian.Uint32(b[offBodyBytes:])
+	n := int(Padded(HeaderBytes + int64(body)))
+	clear(dst[:HeaderBytes])
+	copy(dst[offMagic:], b[offMagic:offHeaderCRC])
+	copy(dst[offBodyCRC:], b[offBodyCRC:offSegment])
+	binary.LittleEndian.PutUint64(dst[offLog:], uint64(segment.Log))
+	binary.LittleEndian.PutUint32(dst[offSegment:], segment.Number)
+	copy(dst[offFirst:], b[offFirst:offSynced])
+	copy(dst[HeaderBytes:], b[HeaderBytes:n])
+	return n
+}
+
+// Unstamped reads the header of a frame that [Finish] made, in memory that the caller trusts. It fails if the frame claims to be longer
+// than b. Place and the header's checksum are not touched, so that a store may stamp them meanwhile.
 func Unstamped(b []byte) (Header, error) {
 	if len(b) < HeaderBytes || [4]byte(b[offMagic:]) != frameMagic {
 		return Header{}, ErrNoFrame
 	}
-	h := decodeHeader(b)
+	h := decodeUnplaced(b)
 	if h.Bytes() > int64(len(b)) {
 		return Header{}, fmt.Errorf("frame of %d bytes in %d: %w", h.Bytes(), len(b), ErrNoFrame)
 	}
 	return h, nil
+}
+
+// AppendUnplaced appends UnplacedBytes to dst: what [Finish] filled in of the header at the start of b, for a store that is elsewhere. What
+// [Stamp] fills in is not touched.
+func AppendUnplaced(dst, b []byte) []byte {
+	dst = append(dst, b[:offHeaderCRC]...)
+	dst = append(dst, b[offBodyCRC:offBlock]...)
+	return append(dst, b[offFirst:offSynced]...)
+}
+
+// ParseUnplaced reads what [AppendUnplaced] made, from the start of b, and checks all that can be checked without the body. The error is
+// ErrNoFrame, also for another version.
+func ParseUnplaced(b []byte) (Header, error) {
+	if len(b) < UnplacedBytes {
+		return Header{}, fmt.Errorf("header of %d bytes, want %d: %w", len(b), UnplacedBytes, ErrNoFrame)
+	}
+	var placed [HeaderBytes]byte
+	n := copy(placed[:offHeaderCRC], b)
+	n += copy(placed[offBodyCRC:offBlock], b[n:])
+	copy(placed[offFirst:offSynced], b[n:])
+	if [4]byte(placed[offMagic:]) != frameMagic {
+		return Header{}, ErrNoFrame
+	}
+	return checkedHeader(placed[:])
 }
 
 // ParseHeader reads the header at the start of b and checks all that can be checked without the body. The error is
@@ -186,17 +227,31 @@ func ParseHeader(b []byte) (Header, error) {
 		binary.LittleEndian.Uint32(b[offHeaderCRC:]) != headerCRC(b) {
 		return Header{}, ErrNoFrame
 	}
+	h, err := checkedHeader(b)
+	if err != nil {
+		return Header{}, err
+	}
+	h.Place = Place{
+		File:   binary.LittleEndian.Uint64(b[offFile:]),
+		Block:  binary.LittleEndian.Uint32(b[offBlock:]),
+		Synced: binary.LittleEndian.Uint32(b[offSynced:]),
+	}
+	return h, nil
+}
+
+// checkedHeader decodes a header but for its place, and checks its version and whether it can be.
+func checkedHeader(b []byte) (Header, error) {
 	if v := binary.LittleEndian.Uint32(b[offVersion:]); v != version {
 		return Header{}, fmt.Errorf("frame of version %d, want %d: %w", v, version, ErrNoFrame)
 	}
-	h := decodeHeader(b)
+	h := decodeUnplaced(b)
 	if uint64(h.Count)*EntryHeaderBytes > uint64(h.BodyBytes) || h.First == 0 {
 		return Header{}, ErrNoFrame
 	}
 	return h, nil
 }
 
-func decodeHeader(b []byte) Header {
+func decodeUnplaced(b []byte) Header {
 	return Header{
 		Segment: SegmentID{
 			Log:    LogID(binary.LittleEndian.Uint64(b[offLog:])),
@@ -207,11 +262,6 @@ func decodeHeader(b []byte) Header {
 		Count:     binary.LittleEndian.Uint32(b[offCount:]),
 		BodyBytes: binary.LittleEndian.Uint32(b[offBodyBytes:]),
 		BodyCRC:   binary.LittleEndian.Uint32(b[offBodyCRC:]),
-		Place: Place{
-			File:   binary.LittleEndian.Uint64(b[offFile:]),
-			Block:  binary.LittleEndian.Uint32(b[offBlock:]),
-			Synced: binary.LittleEndian.Uint32(b[offSynced:]),
-		},
 	}
 }
 

@@ -93,6 +93,34 @@ func TestFrameRoundTrip(t *testing.T) {
 	}
 }
 
+// TestUnplaced: a header without its place is the same wherever the frame was stamped, and says the rest.
+func TestUnplaced(t *testing.T) {
+	b := build(golden, "first entry", "second")
+	sent := AppendUnplaced([]byte("before"), b)
+	Stamp(b, Place{File: 1, Block: 2, Synced: 3})
+	if again := AppendUnplaced([]byte("before"), b); len(sent) != 6+UnplacedBytes || !bytes.Equal(sent, again) {
+		t.Fatalf("%x, stamped elsewhere %x", sent, again)
+	}
+	want, err := Unstamped(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h, err := ParseUnplaced(sent[6:]); err != nil || h != want || h.Place != (Place{}) {
+		t.Errorf("got %+v, %v; want %+v", h, err, want)
+	}
+	for name, damage := range map[string]func(b []byte) []byte{
+		"short":      func(b []byte) []byte { return b[:UnplacedBytes-1] },
+		"magic":      func(b []byte) []byte { b[0]++; return b },
+		"version":    func(b []byte) []byte { b[4]++; return b },
+		"count":      func(b []byte) []byte { b[18]++; return b },
+		"no entry 0": func(b []byte) []byte { clear(b[40:]); return b },
+	} {
+		if h, err := ParseUnplaced(damage(bytes.Clone(sent[6:]))); !errors.Is(err, ErrNoFrame) {
+			t.Errorf("%s: %+v, %v", name, h, err)
+		}
+	}
+}
+
 // TestEveryByteCounts inverts each byte of a frame in turn: none may go unnoticed, except in the padding.
 func TestEveryByteCounts(t *testing.T) {
 	b := build(golden, "first entry", "second")
