@@ -78,7 +78,7 @@ func ensureNode(ctx context.Context, kv coordinator.KV, store string) (int32, er
 func openLog(ctx context.Context, kv coordinator.KV, log *slog.Logger, id coordinator.LogID, node int32, store string) (coordinator.Log, int64, error) {
 	record := coordinator.Log{
 		ID: id, Node: node, Fence: 1,
-		Segments: []coordinator.WALSegment{{First: 1, Last: -1, Stores: []string{store}, Quorum: 1}},
+		Segments: []coordinator.WALSegment{{Number: 1, First: 1, Last: -1, Stores: []string{store}, Quorum: 1}},
 	}
 	guard := coordinator.Guard{Key: coordinator.KeyLog(id), Next: coordinator.Encode(record)}
 	err := coordinator.Insist(ctx, kv, []*coordinator.Guard{&guard}, nil, func(err error) {

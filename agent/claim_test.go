@@ -39,7 +39,7 @@ func TestTwoStartAtOnce(t *testing.T) {
 		}
 	}
 	other := coordinator.Log{
-		ID: 77, Node: 9, Fence: 1, Segments: []coordinator.WALSegment{{First: 1, Last: -1, Stores: []string{"another disk"}, Quorum: 1}},
+		ID: 77, Node: 9, Fence: 1, Segments: []coordinator.WALSegment{{Number: 1, First: 1, Last: -1, Stores: []string{"another disk"}, Quorum: 1}},
 	}
 	closed := false
 	w.kv = &lateKV{KV: kv, claiming: func() {

@@ -52,7 +52,7 @@ func TestUnknownLog(t *testing.T) {
 	t.Run("new coordinator", func(t *testing.T) { testUnknownLog(t, newWorld(t)) })
 	t.Run("another cluster", func(t *testing.T) {
 		w := newWorld(t)
-		other := coordinator.Log{ID: 77, Fence: 1, Closed: true, Segments: []coordinator.WALSegment{{First: 1, Stores: []string{"another disk"}, Quorum: 1}}}
+		other := coordinator.Log{ID: 77, Fence: 1, Closed: true, Segments: []coordinator.WALSegment{{Number: 1, First: 1, Stores: []string{"another disk"}, Quorum: 1}}}
 		ops := []coordinator.Op{{Key: coordinator.KeyLog(77), Value: coordinator.Encode(other)}}
 		if _, err := w.kv.Txn(t.Context(), nil, ops); err != nil {
 			t.Fatal(err)

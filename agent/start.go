@@ -131,8 +131,15 @@ func (a *Agent) catchUp(ctx context.Context) error {
 // disk is elsewhere, it waits.
 func (a *Agent) recoverLogs(ctx context.Context, store string) error {
 	r := &recovery.Recovery{
-		KV: a.deps.KV, Store: a.deps.Store, WAL: a.deps.Disk, Cluster: a.clusterID, Claimer: a.id, Now: a.deps.Now, Log: a.log,
+		KV: a.deps.KV, Store: a.deps.Store, Cluster: a.clusterID, Claimer: a.id, Now: a.deps.Now, Log: a.log,
+		WAL: func(name string) wal.Sealer {
+			if name == store {
+				return a.deps.Disk
+			}
+			return nil
+		},
 	}
+	own := func(name string) bool { return name == store }
 	said := make(map[coordinator.LogID]bool)
 	for {
 		var logs []coordinator.Log
@@ -152,9 +159,9 @@ func (a *Agent) recoverLogs(ctx context.Context, store string) error {
 			}
 			run := r.Run
 			switch lost := l.ID == a.cfg.AcceptLoss; {
-			case recovery.Recoverable(*l, store) && lost:
+			case recovery.Recoverable(*l, own) && lost:
 				run = func(ctx context.Context, id coordinator.LogID) error { return r.RunDamaged(ctx, id, a.deps.Disk) }
-			case recovery.Recoverable(*l, store):
+			case recovery.Recoverable(*l, own):
 			case lost:
 				run = r.Abandon
 			default:

@@ -69,6 +69,7 @@ type Write struct {
 
 // WALSegment is a stretch of a WAL log with one ensemble.
 type WALSegment struct {
+	Number uint32   `json:"number"` // grows; a number may be left out
 	First  int64    `json:"first"`  // first entry
 	Last   int64    `json:"last"`   // last entry once sealed; -1 while open
 	Stores []string `json:"stores"` // the ensemble
@@ -82,9 +83,9 @@ type Log struct {
 	Fence    uint64       `json:"fence"`             // 1 for its own writer; one more with each claim
 	Claimer  LogID        `json:"claimer,omitempty"` // incarnation that recovers it; 0 for none
 	Closed   bool         `json:"closed"`            // every entry that counts is committed; final
-	Segments []WALSegment `json:"segments"`
-	Flushed  int64        `json:"flushed"` // last entry whose batches are committed; 0 for none
-	Commits  uint64       `json:"commits"` // number of the newest commit; 0 for none
+	Segments []WALSegment `json:"segments"`          // by number: the open one, and those before it with entries that are not flushed
+	Flushed  int64        `json:"flushed"`           // last entry whose batches are committed; 0 for none
+	Commits  uint64       `json:"commits"`           // number of the newest commit; 0 for none
 }
 
 // GroupOffset is one committed consumer offset.

@@ -56,6 +56,30 @@ func Seal(id SegmentID, fence Fence, size quorum.Size, stores []Sealer) (*Sealed
 	return &Sealed{First: answer.First, Last: answer.Last, id: id, store: stores[store]}, nil
 }
 
+// Past finds a segment that was rolled away, and so ends with the entry last, on a store that holds all of it, for a reader that has claimed the log. Stores are
+// asked in turn; nil stands for one that is out of reach. At least a quorum of the segment's stores holds it, as long as they have not lost their disks.
+func Past(id SegmentID, fence Fence, last EntryID, stores []Sealer) (*Sealed, error) {
+	var errs []error
+	for _, s := range stores {
+		if s == nil {
+			continue
+		}
+		answer, err := s.Seal(id, fence)
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+		case answer.Last < last:
+			errs = append(errs, fmt.Errorf("a store has entries to %d only", answer.Last))
+		default:
+			return &Sealed{First: answer.First, Last: last, id: id, store: s}, nil
+		}
+	}
+	return nil, fmt.Errorf("find WAL segment %s to entry %d on %d stores: %w", id, last, len(stores), errors.Join(append(errs, errNowhere)...))
+}
+
+// errNowhere: no store in reach holds a whole segment.
+var errNowhere = errors.New("no store in reach holds it")
+
 // Read calls visit with the entries from number from (at least First) to Last; the bytes are valid until visit returns.
 // It fails if they cannot be read to the end.
 func (s *Sealed) Read(from EntryID, visit func(EntryID, []byte) error) error {

@@ -50,7 +50,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, kv: memkv.New(memkv.Config{ClusterID: 1, Start: time.Now()}), objects: mem.New()}
 	w.bucket = fault.New(w.objects)
 	w.record = coordinator.Log{
-		ID: 3, Node: 1, Fence: 1, Segments: []coordinator.WALSegment{{First: 1, Last: -1, Stores: []string{"s"}, Quorum: 1}},
+		ID: 3, Node: 1, Fence: 1, Segments: []coordinator.WALSegment{{Number: 1, First: 1, Last: -1, Stores: []string{"s"}, Quorum: 1}},
 	}
 	w.revision = w.put(coordinator.KeyLog(3), coordinator.Encode(w.record))
 	w.part = ingest.NewPartition(partition.ID{Topic: protocol.TopicID{1}}, "t", 0, partition.New(1))
@@ -540,4 +540,75 @@ func TestStats(t *testing.T) {
 			t.Errorf("trims went back: %v", w.trims)
 		}
 	})
+}
+
+// TestRollsBetweenCommits: the log's record lists its open segment and those before it with entries that are not flushed, whoever of flush and roll comes first.
+func TestRollsBetweenCommits(t *testing.T) {
+	w := newWorld(t)
+	wr := w.writer()
+	commit := func(number uint64, entry int64) error {
+		t.Helper()
+		staged, err := wr.Upload(t.Context(), new(segment.Builder), number, []Record{record(t, entry, entry)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = wr.Commit(t.Context(), staged)
+		return err
+	}
+	roll := func(number uint32, first int64) error {
+		return wr.Roll(t.Context(), coordinator.WALSegment{Number: number, First: first, Stores: []string{"s", "r"}, Quorum: 2})
+	}
+	want := func(segments ...coordinator.WALSegment) {
+		t.Helper()
+		item, _, err := w.kv.Get(t.Context(), coordinator.KeyLog(3))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := coordinator.Decode[coordinator.Log](item)
+		same := func(a, b coordinator.WALSegment) bool {
+			return a.Number == b.Number && a.First == b.First && a.Last == b.Last && len(a.Stores) == len(b.Stores) && a.Quorum == b.Quorum
+		}
+		if err != nil || !slices.EqualFunc(l.Segments, segments, same) || !slices.EqualFunc(wr.Record().Segments, segments, same) {
+			t.Errorf("segments %+v, %v, the writer says %+v; want %+v", l.Segments, err, wr.Record().Segments, segments)
+		}
+	}
+	two := []string{"s", "r"}
+	if err := errors.Join(commit(1, 5), roll(3, 8)); err != nil {
+		t.Fatal(err)
+	}
+	want(coordinator.WALSegment{Number: 1, First: 1, Last: 7, Stores: []string{"s"}, Quorum: 1}, coordinator.WALSegment{Number: 3, First: 8, Last: -1, Stores: two, Quorum: 2})
+	if roll(3, 9) == nil || roll(2, 9) == nil || roll(4, 7) == nil {
+		t.Error("rolled back")
+	}
+	if err := commit(2, 6); err != nil {
+		t.Fatal(err)
+	}
+	want(coordinator.WALSegment{Number: 1, First: 1, Last: 7, Stores: []string{"s"}, Quorum: 1}, coordinator.WALSegment{Number: 3, First: 8, Last: -1, Stores: two, Quorum: 2})
+	if err := commit(3, 7); err != nil {
+		t.Fatal(err)
+	}
+	want(coordinator.WALSegment{Number: 3, First: 8, Last: -1, Stores: two, Quorum: 2})
+	if err := errors.Join(roll(4, 8), roll(5, 9)); err != nil { // the first of them before anything was appended
+		t.Fatal(err)
+	}
+	want(coordinator.WALSegment{Number: 4, First: 8, Last: 8, Stores: two, Quorum: 2}, coordinator.WALSegment{Number: 5, First: 9, Last: -1, Stores: two, Quorum: 2})
+
+	// At the same time, each has its turn.
+	var running sync.WaitGroup
+	running.Go(func() {
+		for n := range uint32(20) {
+			if err := roll(6+n, 30+int64(n)); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	for n := range uint64(20) {
+		if err := commit(4+n, 9+int64(n)); err != nil {
+			t.Error(err)
+		}
+	}
+	running.Wait()
+	if l := wr.Record(); l.Commits != 23 || l.Segments[len(l.Segments)-1].Number != 25 {
+		t.Errorf("after commits and rolls at once: %+v", l)
+	}
 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/varve-io/varve/agent/index"
@@ -26,7 +28,7 @@ type Record struct {
 // Writer turns records of one WAL log into segments and commits them. It is the only writer of the log's commits,
 // by the guard of the log's record: the log's own agent while it lives, or the agent that has claimed the log to recover it.
 //
-// Upload may be called concurrently for several commits; Commit and Close by one goroutine, in order of commit numbers.
+// Upload and Roll may be called concurrently with everything; Commit and Close by one goroutine, in order of commit numbers.
 type Writer struct {
 	kv      coordinator.KV
 	store   objectstore.Store
@@ -37,8 +39,11 @@ type Writer struct {
 	id    coordinator.LogID
 	fence uint64
 
-	record coordinator.Log // as etcd has it; Commit and Close change it
-	guard  coordinator.Guard
+	turn  chan struct{} // has capacity 1: who holds its token changes the record
+	guard coordinator.Guard
+
+	mu     sync.Mutex
+	record coordinator.Log // as etcd has it
 }
 
 // WriterConfig is what a [Writer] needs.
@@ -57,15 +62,19 @@ func NewWriter(cfg WriterConfig) *Writer {
 	return &Writer{
 		kv: cfg.KV, store: cfg.Store, cluster: cfg.Cluster, now: cfg.Now, log: cfg.Log,
 		id: cfg.Record.ID, fence: cfg.Record.Fence, record: cfg.Record,
-		guard: coordinator.Guard{Key: coordinator.KeyLog(cfg.Record.ID), Revision: cfg.Revision},
+		guard: coordinator.Guard{Key: coordinator.KeyLog(cfg.Record.ID), Revision: cfg.Revision}, turn: make(chan struct{}, 1),
 	}
 }
 
-// NextCommit returns the number that the next commit must have. Not to be called while a Commit runs.
-func (w *Writer) NextCommit() uint64 { return w.record.Commits + 1 }
+// Record returns the log's record as the last change left it. Its segments are not to be changed.
+func (w *Writer) Record() coordinator.Log {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.record
+}
 
-// Flushed returns the last entry that is committed; 0 for none.
-func (w *Writer) Flushed() int64 { return w.record.Flushed }
+// NextCommit returns the number that the next commit must have.
+func (w *Writer) NextCommit() uint64 { return w.Record().Commits + 1 }
 
 // Staged is a segment that is in the bucket and not committed yet.
 type Staged struct {
@@ -165,32 +174,71 @@ func (w *Writer) retry(ctx context.Context, what, name string, do func(context.C
 // Commit makes a staged segment part of the log, by one transaction that holds only if nobody has claimed the log and the
 // commit is the next. It returns once the outcome is certain: [coordinator.ErrFenced] if another agent has taken the log over.
 func (w *Writer) Commit(ctx context.Context, s Staged) (coordinator.Commit, error) {
-	next := w.record
-	next.Commits, next.Flushed = s.number, s.Last
-	if s.number != w.record.Commits+1 || s.First <= w.record.Flushed {
-		return coordinator.Commit{}, fmt.Errorf("commit %d of entries %d to %d: want commit %d of entries after %d",
-			s.number, s.First, s.Last, w.record.Commits+1, w.record.Flushed)
-	}
-	c := newCommit(s, w.record)
-	err := w.apply(ctx, next, []coordinator.Op{{Key: coordinator.KeyCommit(next.ID, next.Commits), Value: c.Encode()}})
+	var c coordinator.Commit
+	err := w.change(ctx, func(next *coordinator.Log) ([]coordinator.Op, error) {
+		if s.number != next.Commits+1 || s.First <= next.Flushed {
+			return nil, fmt.Errorf("commit %d of entries %d to %d: want commit %d of entries after %d",
+				s.number, s.First, s.Last, next.Commits+1, next.Flushed)
+		}
+		c = newCommit(s, *next)
+		next.Commits, next.Flushed = s.number, s.Last
+		next.Segments = unflushed(next.Segments, next.Flushed)
+		return []coordinator.Op{{Key: coordinator.KeyCommit(next.ID, next.Commits), Value: c.Encode()}}, nil
+	})
 	return c, err
+}
+
+// unflushed leaves out segments that were rolled away and are flushed to their end.
+func unflushed(all []coordinator.WALSegment, flushed int64) []coordinator.WALSegment {
+	return slices.DeleteFunc(slices.Clone(all), func(s coordinator.WALSegment) bool { return s.Last >= 0 && s.Last <= flushed })
+}
+
+// Roll lists the log's next WAL segment, whose stores hold it already, and ends the open one before its first entry. It returns once the outcome is certain, and
+// waits for a commit under way.
+func (w *Writer) Roll(ctx context.Context, s coordinator.WALSegment) error {
+	return w.change(ctx, func(next *coordinator.Log) ([]coordinator.Op, error) {
+		open := len(next.Segments) - 1
+		if before := next.Segments[open]; s.Number <= before.Number || s.First < before.First {
+			return nil, fmt.Errorf("roll from segment %d at entry %d to %d at %d: want higher ones", before.Number, before.First, s.Number, s.First)
+		}
+		segments := slices.Clone(next.Segments)
+		segments[open].Last = s.First - 1
+		s.Last = -1
+		next.Segments = append(unflushed(segments, next.Flushed), s)
+		return nil, nil
+	})
 }
 
 // Close closes the log: every entry that counts is committed. Nothing can be committed to it afterwards.
 func (w *Writer) Close(ctx context.Context) error {
-	next := w.record
-	next.Closed = true
-	return w.apply(ctx, next, nil)
+	return w.change(ctx, func(next *coordinator.Log) ([]coordinator.Op, error) {
+		next.Closed = true
+		return nil, nil
+	})
 }
 
-func (w *Writer) apply(ctx context.Context, next coordinator.Log, ops []coordinator.Op) error {
+// change writes a changed record, with what edit gives beside it, by one transaction. Changes have turns.
+func (w *Writer) change(ctx context.Context, edit func(next *coordinator.Log) ([]coordinator.Op, error)) error {
+	select {
+	case w.turn <- struct{}{}:
+		defer func() { <-w.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	next := w.Record()
+	ops, err := edit(&next)
+	if err != nil {
+		return err
+	}
 	w.guard.Next = coordinator.Encode(next)
-	err := coordinator.Insist(ctx, w.kv, []*coordinator.Guard{&w.guard}, ops, func(err error) {
+	err = coordinator.Insist(ctx, w.kv, []*coordinator.Guard{&w.guard}, ops, func(err error) {
 		w.log.Error("waiting for room in etcd; until then the WAL gathers", "log", next.ID, "commit", next.Commits, "err", err)
 	})
 	if err != nil {
 		return fmt.Errorf("commit %d of WAL log %s: %w", next.Commits, next.ID, err)
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.record = next
 	return nil
 }

@@ -29,11 +29,11 @@ import (
 	"github.com/varve-io/varve/wal/quorum"
 )
 
-// Recovery is a recoverer of logs whose only store is at hand.
+// Recovery is a recoverer of logs.
 type Recovery struct {
 	KV      coordinator.KV
 	Store   objectstore.Store
-	WAL     wal.Sealer // the store that holds the logs
+	WAL     func(store string) wal.Sealer // a store of that name; nil if it is out of reach
 	Cluster [16]byte
 	Claimer coordinator.LogID // incarnation that recovers
 	Now     func() time.Time
@@ -56,10 +56,24 @@ func List(ctx context.Context, kv coordinator.KV) (logs []coordinator.Log, revis
 	return logs, revision, nil
 }
 
-// Recoverable reports whether the store at hand suffices to seal the log's open segment.
-func Recoverable(l coordinator.Log, store string) bool {
-	s := l.Segments[len(l.Segments)-1]
-	return slices.Equal(s.Stores, []string{store})
+// Recoverable reports whether stores in reach may suffice to seal the log's open segment, and to read those that were rolled away.
+func Recoverable(l coordinator.Log, reach func(store string) bool) bool {
+	for _, s := range l.Segments {
+		n := 0
+		for _, store := range s.Stores {
+			if reach(store) {
+				n++
+			}
+		}
+		if want := sizeOf(s).SealAnswers(); n < want && s.Last < 0 || n == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func sizeOf(s coordinator.WALSegment) quorum.Size {
+	return quorum.Size{Copies: len(s.Stores), Quorum: s.Quorum}
 }
 
 // Run recovers one log, unless it is closed by now.
@@ -75,7 +89,7 @@ func (r *Recovery) Run(ctx context.Context, id coordinator.LogID) error {
 	if err != nil {
 		return err
 	}
-	r.Log.Info("recovering WAL log", "log", id, "flushed", record.Flushed, "last", sealed.Last)
+	r.Log.Info("recovering WAL log", "log", id, "flushed", record.Flushed, "last", sealed[len(sealed)-1].Last)
 	w := flush.NewWriter(flush.WriterConfig{
 		KV: r.KV, Store: r.Store, Cluster: r.Cluster, Record: record, Revision: revision, Now: r.Now, Log: r.Log,
 	})
@@ -147,16 +161,31 @@ func (r *Recovery) claim(ctx context.Context, id coordinator.LogID) (coordinator
 	return record, guard.Revision, nil
 }
 
-// seal fences the log's open segment on its stores, of which this version has one.
-func (r *Recovery) seal(record coordinator.Log) (*wal.Sealed, error) {
-	n := len(record.Segments)
-	s := record.Segments[n-1]
-	sealed, err := wal.Seal(wal.SegmentID{Log: wal.LogID(record.ID), Number: uint32(n)}, wal.Fence(record.Fence),
-		quorum.Size{Copies: len(s.Stores), Quorum: s.Quorum}, []wal.Sealer{r.WAL})
-	if err != nil {
-		return nil, fmt.Errorf("recover WAL log %s: %w", record.ID, err)
+// seal fences the log's open segment on its stores, and finds those that were rolled away and are not flushed. The open one comes last.
+func (r *Recovery) seal(record coordinator.Log) ([]*wal.Sealed, error) {
+	var all []*wal.Sealed
+	for _, s := range record.Segments {
+		stores := make([]wal.Sealer, len(s.Stores))
+		for i, name := range s.Stores {
+			stores[i] = r.WAL(name)
+		}
+		id := wal.SegmentID{Log: wal.LogID(record.ID), Number: s.Number}
+		var sealed *wal.Sealed
+		var err error
+		switch {
+		case s.Last < 0:
+			sealed, err = wal.Seal(id, wal.Fence(record.Fence), sizeOf(s), stores)
+		case s.Last > record.Flushed:
+			sealed, err = wal.Past(id, wal.Fence(record.Fence), wal.EntryID(s.Last), stores)
+		default:
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("recover WAL log %s: %w", record.ID, err)
+		}
+		all = append(all, sealed)
 	}
-	return sealed, nil
+	return all, nil
 }
 
 // topics reads the topics' names by id. A batch is only ever appended to a topic that is in etcd already, so that a topic that is not there now was deleted,
@@ -178,7 +207,7 @@ func (r *Recovery) topics(ctx context.Context) (map[protocol.TopicID]string, err
 }
 
 // flush commits what the sealed log has beyond its flushed position, a segment at a time.
-func (r *Recovery) flush(ctx context.Context, w *flush.Writer, sealed *wal.Sealed, topics map[protocol.TopicID]string) error {
+func (r *Recovery) flush(ctx context.Context, w *flush.Writer, sealed []*wal.Sealed, topics map[protocol.TopicID]string) error {
 	var records []flush.Record
 	var builder segment.Builder
 	size := 0
@@ -194,11 +223,7 @@ func (r *Recovery) flush(ctx context.Context, w *flush.Writer, sealed *wal.Seale
 		_, err = w.Commit(ctx, staged)
 		return err
 	}
-	first := wal.EntryID(w.Flushed() + 1)
-	if first > sealed.Last {
-		return nil
-	}
-	err := sealed.Read(first, func(n wal.EntryID, entry []byte) error {
+	add := func(n wal.EntryID, entry []byte) error {
 		h, b, err := ingest.ParseEntry(entry)
 		if err != nil {
 			return fmt.Errorf("entry %d: %w", n, err)
@@ -218,9 +243,16 @@ func (r *Recovery) flush(ctx context.Context, w *flush.Writer, sealed *wal.Seale
 		})
 		size += len(b)
 		return nil
-	})
-	if err != nil {
-		return err
+	}
+	next := wal.EntryID(w.Record().Flushed + 1)
+	for _, s := range sealed {
+		if next > s.Last {
+			continue
+		}
+		if err := s.Read(next, add); err != nil {
+			return err
+		}
+		next = s.Last + 1
 	}
 	return cut()
 }

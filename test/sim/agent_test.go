@@ -294,7 +294,7 @@ func (a *agent) recoverLogs() error {
 		sealer = a.w.broken.sealer(a.machine)
 	}
 	r := &recovery.Recovery{
-		KV: a.kv, Store: a.bucket, WAL: sealer, Cluster: [16]byte{9: 9}, Claimer: a.id, Now: a.now, Log: discard,
+		KV: a.kv, Store: a.bucket, WAL: func(string) wal.Sealer { return sealer }, Cluster: [16]byte{9: 9}, Claimer: a.id, Now: a.now, Log: discard,
 	}
 	for _, l := range logs {
 		if l.Closed || l.ID == a.id {
@@ -320,7 +320,7 @@ func (a *agent) openLog() error {
 	}
 	record := coordinator.Log{
 		ID: a.id, Node: 1, Fence: 1,
-		Segments: []coordinator.WALSegment{{First: 1, Last: -1, Stores: []string{"disk"}, Quorum: 1}},
+		Segments: []coordinator.WALSegment{{Number: 1, First: 1, Last: -1, Stores: []string{"disk"}, Quorum: 1}},
 	}
 	guard := coordinator.Guard{Key: coordinator.KeyLog(a.id), Next: coordinator.Encode(record)}
 	if err := coordinator.Insist(a.run, a.kv, []*coordinator.Guard{&guard}, nil, func(error) {}); err != nil {

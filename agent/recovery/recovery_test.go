@@ -1,0 +1,208 @@
+package recovery_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/varve-io/varve/agent/ingest"
+	"github.com/varve-io/varve/agent/recovery"
+	"github.com/varve-io/varve/coordinator"
+	kvmem "github.com/varve-io/varve/coordinator/mem"
+	"github.com/varve-io/varve/objectstore/mem"
+	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/batch"
+	"github.com/varve-io/varve/protocol/crc32c"
+	"github.com/varve-io/varve/wal"
+	"github.com/varve-io/varve/wal/disk"
+	"github.com/varve-io/varve/wal/disk/disktest"
+	"github.com/varve-io/varve/wal/frame"
+)
+
+var topic = coordinator.Topic{ID: protocol.TopicID{7}, Name: "t", Partitions: 1}
+
+// world is a log of three segments on four stores, as a writer left it that died: entries 1 to 4 are in the first, to 8 in the second, to 12 in the third.
+type world struct {
+	kv     *kvmem.Store
+	bucket *mem.Store
+	stores map[string]*disk.Store
+	record coordinator.Log
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{kv: kvmem.New(kvmem.Config{ClusterID: 1, Start: time.Now()}), bucket: mem.New(), stores: make(map[string]*disk.Store)}
+	for i, name := range []string{"a", "b", "c", "d"} {
+		s, err := disk.Open(disk.Config{FS: disktest.New(uint64(i)), FileBytes: 64 << 10})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.stores[name] = s
+	}
+	w.record = coordinator.Log{ID: 5, Node: 1, Fence: 1, Segments: []coordinator.WALSegment{
+		{Number: 1, First: 1, Last: 4, Stores: []string{"a", "b", "c"}, Quorum: 2},
+		{Number: 3, First: 5, Last: 8, Stores: []string{"a", "b", "d"}, Quorum: 2},
+		{Number: 4, First: 9, Last: -1, Stores: []string{"a", "c", "d"}, Quorum: 2},
+	}}
+	for i, s := range w.record.Segments {
+		for _, name := range s.Stores {
+			last := s.First + 3
+			if i == 0 && name == "b" {
+				last-- // it was slow
+			}
+			w.write(t, name, s, last)
+		}
+	}
+	_, err := w.kv.Txn(t.Context(), nil, []coordinator.Op{
+		{Key: coordinator.KeyLog(5), Value: coordinator.Encode(w.record)}, {Key: coordinator.KeyTopic("t"), Value: coordinator.Encode(topic)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// write puts a segment's entries into a store, one record each, whose offset is the entry's number less one.
+func (w *world) write(t *testing.T, store string, s coordinator.WALSegment, last int64) {
+	t.Helper()
+	id := wal.SegmentID{Log: wal.LogID(w.record.ID), Number: s.Number}
+	a, err := w.stores[store].Create(id, 1, wal.EntryID(s.First))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for entry := s.First; entry <= last; entry++ {
+		b := batch.NewBuilder(batch.None)
+		b.BaseOffset, b.LeaderEpoch = protocol.Offset(entry-1), 1
+		b.Append(1, nil, fmt.Append(nil, "entry ", entry))
+		payload, err := b.AppendTo(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var head [ingest.EntryHeaderBytes]byte
+		ingest.EntryHeader{Topic: topic.ID}.Put(head[:])
+		h := frame.Header{Segment: id, Fence: 1, First: wal.EntryID(entry)}
+		memory := disk.Aligned(frame.BlockBytes)
+		h.Put(memory[frame.HeaderBytes:], head[:], payload, crc32c.Tail{})
+		frame.Finish(memory, &h)
+		if err := a.Append([][]byte{memory}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// recover recovers the log with some stores in reach.
+func (w *world) recover(ctx context.Context, reach ...string) error {
+	r := &recovery.Recovery{
+		KV: w.kv, Store: w.bucket, Cluster: [16]byte{9}, Claimer: 6, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		WAL: func(name string) wal.Sealer {
+			if slices.Contains(reach, name) {
+				return w.stores[name]
+			}
+			return nil
+		},
+	}
+	return r.Run(ctx, 5)
+}
+
+// committed returns up to which offset the partition is committed.
+func (w *world) committed(t *testing.T) (next protocol.Offset) {
+	t.Helper()
+	items, _, err := w.kv.List(t.Context(), coordinator.PrefixCommits, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, it := range items {
+		c, err := coordinator.DecodeCommit(it.Value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range c.Partitions {
+			if p.FirstOffset != next {
+				t.Errorf("a commit begins at offset %d, want %d", p.FirstOffset, next)
+			}
+			next = p.NextOffset
+		}
+	}
+	return next
+}
+
+// TestSegments recovers the log with one store gone after the other: two of three are left of each segment, or one that has all of a segment that was rolled away.
+func TestSegments(t *testing.T) {
+	for name, reach := range map[string][]string{
+		"all":       {"a", "b", "c", "d"},
+		"without a": {"b", "c", "d"}, // the writer's own: b lacks the last entry of segment 1, c has it
+		"without b": {"a", "c", "d"},
+		"without c": {"a", "b", "d"},
+		"without d": {"a", "b", "c"},
+		"a and c":   {"a", "c"},
+		"c and d":   {"c", "d"}, // segments 1 and 3 are on one of them each
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			if err := w.recover(t.Context(), reach...); err != nil {
+				t.Fatal(err)
+			}
+			if next := w.committed(t); next != 12 {
+				t.Errorf("committed to offset %d, want 12", next)
+			}
+			if err := w.recover(t.Context(), reach...); err != nil {
+				t.Errorf("again: %v", err)
+			}
+		})
+	}
+}
+
+// TestTooFewStores: recovery claims the log, commits nothing and says why, and goes on when the stores are there.
+func TestTooFewStores(t *testing.T) {
+	for name, reach := range map[string][]string{
+		"open segment on one of three":  {"a", "b"},
+		"first segment not to its end":  {"b", "d"},
+		"second segment out of reach":   {"c"},
+		"nothing in reach":              {},
+		"enough stores, of another one": {"b", "c"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			if err := w.recover(t.Context(), reach...); err == nil {
+				t.Fatal("recovered")
+			}
+			if next := w.committed(t); next != 0 {
+				t.Errorf("committed to offset %d", next)
+			}
+			if err := w.recover(t.Context(), "a", "b", "c", "d"); err != nil {
+				t.Fatal(err)
+			}
+			if next := w.committed(t); next != 12 {
+				t.Errorf("committed to offset %d, want 12", next)
+			}
+		})
+	}
+}
+
+// TestRecoverable holds what is tried at all.
+func TestRecoverable(t *testing.T) {
+	l := newWorld(t).record
+	for _, test := range []struct {
+		reach []string
+		want  bool
+	}{
+		{[]string{"a", "b", "c", "d"}, true},
+		{[]string{"a", "c"}, true},
+		{[]string{"c", "d"}, true},
+		{[]string{"a", "b"}, false}, // one of the open segment's
+		{[]string{"b", "c"}, false},
+		{nil, false},
+	} {
+		if got := recovery.Recoverable(l, func(s string) bool { return slices.Contains(test.reach, s) }); got != test.want {
+			t.Errorf("recoverable with %v: %v", test.reach, got)
+		}
+	}
+	l.Segments = l.Segments[1:]
+	l.Segments[0].Stores = []string{"e"}
+	if recovery.Recoverable(l, func(s string) bool { return s != "e" }) {
+		t.Error("recoverable without any store of a segment that was rolled away")
+	}
+}
