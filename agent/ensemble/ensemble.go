@@ -154,7 +154,7 @@ func (k *Keeper) step(ctx context.Context, log *wal.Log, writer *flush.Writer) (
 	// A segment that came to nothing may be on some store: its number is not used again.
 	k.tried = max(k.tried, open.Number) + 1
 	r := &roll{keeper: k, ctx: ctx, writer: writer, segment: coordinator.WALSegment{Number: k.tried, Stores: next, Quorum: k.cfg.Quorum}}
-	err = log.Roll(r.segment.Number, quorum.Size{Copies: len(next), Quorum: k.cfg.Quorum}, r)
+	err = log.Roll(r.segment.Number, quorum.Size{Copies: len(next), Quorum: k.cfg.Quorum}, r) //nolint:contextcheck // what the roll starts is the log's
 	switch {
 	case err == nil:
 		k.deps.Logger.Info("WAL rolled", "log", k.cfg.Log, "segment", r.segment.Number, "why", why, "stores", next)

@@ -86,7 +86,7 @@ func newWorld(t *testing.T, candidates ...placement.Store) *world {
 	go func() { w.over <- w.keeper.Run(ctx, w.log, w.writer) }()
 	t.Cleanup(func() {
 		cancel()
-		<-w.over
+		_ = <-w.over
 		_ = w.log.Close(context.WithoutCancel(ctx))
 	})
 	synctest.Wait()
