@@ -108,14 +108,14 @@ func (l *Log) take(c *copier, r *round) bool {
 		case l.err != nil || c.ended, l.closing && l.open == nil && c.taken == l.end():
 			c.ended = true
 			return false
-		case c.taken < l.end():
-			c.idle = false
-			l.fill(c, r)
-			return true
 		case l.open != nil && l.quorumIdle():
 			l.closeGroup()
 			l.writable.Broadcast()
 			continue
+		case c.taken < l.end():
+			c.idle = false
+			l.fill(c, r)
+			return true
 		}
 		l.writable.Wait()
 	}
@@ -124,13 +124,16 @@ func (l *Log) take(c *copier, r *round) bool {
 // quorumIdle reports whether a frame that is closed now can be taken to a quorum at once. Closing it earlier would make more and smaller frames, and closing it
 // only when the writer's own store is free would make a slow one slow all down.
 func (l *Log) quorumIdle() bool {
+	if l.quorum.Short() && l.open.header.Count == 0 && !l.closing {
+		return false // proofs of nothing, which nobody limits
+	}
 	idle, live := 0, 0
 	for _, c := range l.copiers {
 		if c.ended || c.segment != l.segment {
 			continue
 		}
 		live++
-		if c.idle && c.taken == l.end() {
+		if c.idle {
 			idle++
 		}
 		if c.own() && c.lag > l.lagMax {
@@ -140,11 +143,12 @@ func (l *Log) quorumIdle() bool {
 	return idle >= min(l.quorum.Quorum(), live)
 }
 
-// addLag accounts for a frame that was closed. A store of another agent that lags too far drops out.
+// addLag accounts for a frame that was closed. A store of another agent that lags too far drops out, unless what it lacks is not durable anyway: the quorum may need it, and
+// Admit limits that.
 func (l *Log) addLag(bytes int64) {
 	for _, c := range l.copiers {
 		c.lag += bytes
-		if !c.own() && c.lag > l.lagMax {
+		if !c.own() && c.lag > l.lagMax && c.taken < l.quorum.Durable() {
 			l.lose(c, fmt.Errorf("%d bytes behind: %w", c.lag, errLags))
 		}
 	}
@@ -176,6 +180,9 @@ func (l *Log) fill(c *copier, r *round) {
 		}
 		before = g
 	}
+	if c.lag > l.lagMax {
+		l.writable.Broadcast() // the own store may have held the others up
+	}
 	c.lag -= int64(bytes)
 	r.through = c.taken
 	if c.own() && c.segment == l.segment {
@@ -187,6 +194,7 @@ func (l *Log) fill(c *copier, r *round) {
 // staged gives the round's frames as frames of the copier's segment. During a roll, those of the other segment are copied: its store may be stamping them.
 func (c *copier) staged(r *round) [][]byte {
 	if !r.foreign {
+		c.staging = nil
 		return r.bufs
 	}
 	n := 0
@@ -221,15 +229,28 @@ func (l *Log) wrote(c *copier, r *round, err error) bool {
 		return false // what is stored now is acknowledged to nobody
 	}
 	c.stored = r.through
-	if c.own() && c.segment == l.segment && c.stored > l.own {
-		l.own = c.stored
-		l.deliverable.Signal()
+	if c.own() {
+		l.storedHere()
 	}
 	l.acknowledged(l.quorum.Ack(c.segment.Number, c.store, c.stored))
 	if l.rolling {
 		l.writable.Broadcast()
 	}
 	return true
+}
+
+// storedHere moves the position of what the writer's own store has, during a roll in both segments: either may be the one that recovery reads.
+func (l *Log) storedHere() {
+	p := l.end()
+	for _, c := range l.copiers {
+		if c.own() && !c.ended {
+			p = min(p, c.stored)
+		}
+	}
+	if p > l.own {
+		l.own = p
+		l.deliverable.Signal()
+	}
 }
 
 // acknowledged takes a durable position.
@@ -280,7 +301,7 @@ func (l *Log) trimStores(through EntryID) {
 	var own, over []*copier
 	for _, c := range l.copiers {
 		c.trim = through
-		if c.own() && !c.ended {
+		if c.own() {
 			own = append(own, c)
 		}
 	}

@@ -473,6 +473,9 @@ func rollsAndCrash(t *testing.T, seed uint64) {
 	}
 	_ = l.Close(t.Context())
 	writers.Wait()
+	for _, h := range hosts {
+		_ = h.store.Close() // from here on nothing can reach the moment of the crash
+	}
 	crashed := acked != nil
 	if !crashed {
 		acked = told.acked
@@ -480,7 +483,6 @@ func rollsAndCrash(t *testing.T, seed uint64) {
 
 	gone := hosts[rng.IntN(len(hosts))]
 	for i, h := range hosts {
-		_ = h.store.Close()
 		d := h.disk.Kill()
 		if i == 0 && crashed {
 			d = h.disk.Crash()

@@ -14,7 +14,7 @@ var ErrNotRolled = errors.New("WAL log not rolled")
 // Roller does a roll's work outside of the log.
 type Roller interface {
 	// Open creates the segment, whose first entry will be first, on every store of the next ensemble, the writer's own first. It fails if one of them
-	// does not take it, and leaves none of them open then.
+	// does not take it, and leaves none of them open then. The log keeps all memory meanwhile, so that it must not take long.
 	Open(id SegmentID, first EntryID) ([]Copy, error)
 	// List makes the segment known: by one transaction, the open segment ends before first, and this one follows it. It returns nil when that is
 	// certain; an error ends the log, as one that may have lost its segment.
@@ -84,7 +84,8 @@ func (l *Log) prepareRoll(id SegmentID, size quorum.Size, copies []Copy) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.startCopiers(id, l.keep, copies)
-	for {
+	l.keep = ^quorum.Position(0) // the copiers keep what they have not taken
+	for looks := 0; ; {
 		err := l.endErr()
 		switch {
 		case err != nil:
@@ -103,6 +104,9 @@ func (l *Log) prepareRoll(id SegmentID, size quorum.Size, copies []Copy) error {
 		if !errors.Is(err, quorum.ErrBehind) {
 			return err
 		}
+		if looks++; looks > looksMax {
+			l.quorum.HoldBack()
+		}
 		l.writable.Wait()
 	}
 }
@@ -113,9 +117,13 @@ func (l *Log) abandonRoll(id SegmentID) {
 	l.abandon(id)
 }
 
+// looksMax is how often a roll looks, each time that a store has answered, whether the next ensemble has caught up with one that may be faster; then what it lacks is held back.
+const looksMax = 32
+
 // abandon gives the next segment up; its stores drop it.
 func (l *Log) abandon(id SegmentID) {
-	l.quorum.Abandon()
+	p, _ := l.quorum.Abandon() // before List, so that it is done
+	l.acknowledged(p)
 	l.rolling = false
 	l.endSegment(id, 0)
 	l.letGo()
@@ -126,13 +134,9 @@ func (l *Log) abandon(id SegmentID) {
 func (l *Log) listed(id SegmentID, first EntryID) {
 	before := l.segment
 	l.segment, l.rolling = id, false
-	for _, c := range l.copiers {
-		if c.own() && c.segment == id {
-			l.own = max(l.own, c.stored)
-		}
-	}
 	l.acknowledged(l.quorum.Listed())
 	l.endSegment(before, first-1)
+	l.storedHere()
 	l.letGo()
 	l.deliverable.Signal()
 	l.recyclable.Signal()

@@ -328,7 +328,7 @@ func (c *conn) await(ctx context.Context, a Answer) bool {
 	}
 }
 
-// send writes one answer. A peer that takes none of it for StallMax is cut off.
+// send writes answers. A peer that takes none of it for StallMax is cut off.
 func (c *conn) send(bufs [][]byte) bool {
 	for len(bufs) > 0 {
 		if err := c.nc.SetWriteDeadline(time.Now().Add(c.server.cfg.StallMax)); err != nil {

@@ -28,8 +28,12 @@ func TestSeeds(t *testing.T) {
 	}
 }
 
-// TestSameSeedSameTrace holds that a seed decides everything.
+// TestSameSeedSameTrace holds that a seed decides everything, but for what the race detector shuffles.
 func TestSameSeedSameTrace(t *testing.T) {
+	if raced {
+		t.Log("nothing to compare under the race detector")
+		return
+	}
 	for n := uint64(1); n <= 20; n++ {
 		var lines [2][]string
 		var hash [2]uint64

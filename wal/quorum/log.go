@@ -9,6 +9,7 @@ import (
 // Log decides what is durable in a log whose ensemble changes while it is written. It has one open ensemble, and during a roll a next one:
 //
 //	Begin    the next ensemble opens behind what is durable; it is sent all that is not, and all that comes
+//	HoldBack nothing becomes durable any more that it does not hold, if it cannot catch up otherwise
 //	List     once it holds all that is durable, it may be listed in etcd, in place of the open one: until the outcome
 //	         is known, an append is durable when quorums of both hold it
 //	Listed   it is the open ensemble now
@@ -21,7 +22,9 @@ import (
 type Log struct {
 	open, next ensemble
 	rolling    bool // next is there
+	heldBack   bool // nothing becomes durable that next does not hold
 	listing    bool // the transaction that lists it may have been sent
+	highest    uint32
 	durable    Position
 }
 
@@ -35,7 +38,7 @@ type ensemble struct {
 
 // NewLog starts a log with its first ensemble. No store holds anything.
 func NewLog(segment uint32, size Size) (*Log, error) {
-	l := &Log{}
+	l := &Log{highest: segment}
 	err := l.open.start(segment, size, 0)
 	return l, err
 }
@@ -72,7 +75,7 @@ func (l *Log) Ack(segment uint32, store int, through Position) Position {
 // advance moves the durable position to what the rules allow.
 func (l *Log) advance() {
 	d := l.open.tracker.Durable()
-	if l.listing {
+	if l.listing || l.heldBack {
 		d = min(d, l.next.tracker.Durable())
 	}
 	l.durable = max(l.durable, d)
@@ -123,13 +126,13 @@ func (l *Log) Begin(segment uint32, size Size) (Position, error) {
 	if l.rolling {
 		return 0, ErrRolling
 	}
-	if segment <= l.open.segment {
-		return 0, fmt.Errorf("roll from segment %d to %d: want a higher number", l.open.segment, segment)
+	if segment <= l.highest { // a late word of a store about another attempt must not count for this one
+		return 0, fmt.Errorf("roll to segment %d: want a number above %d, which was used", segment, l.highest)
 	}
 	if err := l.next.start(segment, size, l.durable); err != nil {
 		return 0, err
 	}
-	l.rolling = true
+	l.rolling, l.highest = true, segment
 	return l.durable, nil
 }
 
@@ -147,23 +150,27 @@ func (l *Log) List() error {
 	return nil
 }
 
+// HoldBack lets nothing become durable that the next ensemble does not hold, so that it catches up with one that is faster.
+func (l *Log) HoldBack() { l.heldBack = l.rolling }
+
 // Listed says that the transaction applied: the next ensemble is the open one, and decides alone.
 func (l *Log) Listed() Position {
 	if l.listing {
 		l.open = l.next
-		l.rolling, l.listing = false, false
+		l.rolling, l.listing, l.heldBack = false, false, false
 		l.advance()
 	}
 	return l.durable
 }
 
-// Abandon gives the next ensemble up. It is false, and changes nothing, if the transaction that lists it may have been sent.
-func (l *Log) Abandon() bool {
+// Abandon gives the next ensemble up, and gives the durable position. It is false, and changes nothing, if the transaction that lists it may have been sent.
+func (l *Log) Abandon() (Position, bool) {
 	if l.listing {
-		return false
+		return l.durable, false
 	}
-	l.rolling = false
-	return true
+	l.rolling, l.heldBack = false, false
+	l.advance()
+	return l.durable, true
 }
 
 // String shows the ensembles: "durable 7: segment 1: durable 7 (2 of 3): 9 7 4; segment 2, listing: durable 7 (2 of 2): 7 7".

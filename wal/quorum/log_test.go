@@ -91,10 +91,14 @@ func rolls(rng *rand.Rand, broken breakage) error {
 			}
 		case n < 18 && next != nil && !listing:
 			if rng.IntN(6) == 0 {
-				if !l.Abandon() {
+				if _, ok := l.Abandon(); !ok {
 					return errors.New("abandon before List: false")
 				}
 				next = nil
+				continue
+			}
+			if rng.IntN(3) == 0 {
+				l.HoldBack()
 				continue
 			}
 			err := l.List()
@@ -105,13 +109,13 @@ func rolls(rng *rand.Rand, broken breakage) error {
 				open.last = next.from
 			}
 			if broken == openAlone || broken == nextAlone {
-				l.listing = false
+				l.listing, l.heldBack = false, false
 			}
 		case listing && rng.IntN(3) == 0:
-			if l.Abandon() && broken == sound {
+			if _, ok := l.Abandon(); ok && broken == sound {
 				return errors.New("abandon after List: true")
 			}
-			l.listing = true
+			l.rolling, l.listing = true, true
 			before = append(before, *open)
 			l.Listed()
 			open, next, listing = next, nil, false
@@ -197,7 +201,7 @@ func TestRollStepByStep(t *testing.T) {
 	want(4, true, false) // the open ensemble has 5 on one store only
 	l.Lost(2, 1)
 	want(4, true, true)
-	if l.Abandon() {
+	if _, ok := l.Abandon(); ok {
 		t.Error("abandoned though it may be listed")
 	}
 	if l.Listed() != 5 {
@@ -207,6 +211,36 @@ func TestRollStepByStep(t *testing.T) {
 	l.Ack(1, 0, 9)
 	l.Ack(1, 1, 9) // of a segment that is over
 	want(5, true, false)
+}
+
+// TestHoldBack: what the next ensemble lacks is not durable, until it is given up.
+func TestHoldBack(t *testing.T) {
+	l, err := NewLog(1, Size{Copies: 1, Quorum: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Begin(2, Size{Copies: 1, Quorum: 1}); err != nil {
+		t.Fatal(err)
+	}
+	l.Ack(1, 0, 3)
+	l.HoldBack()
+	if got := l.Ack(1, 0, 7); got != 3 {
+		t.Errorf("held back, and durable to %d", got)
+	}
+	if got := l.Ack(2, 0, 5); got != 5 || l.List() != nil {
+		t.Errorf("caught up: %s", l)
+	}
+	if l, err = NewLog(1, Size{Copies: 1, Quorum: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Begin(2, Size{Copies: 1, Quorum: 1}); err != nil {
+		t.Fatal(err)
+	}
+	l.HoldBack()
+	l.Ack(1, 0, 7)
+	if got, ok := l.Abandon(); !ok || got != 7 {
+		t.Errorf("abandoned: durable to %d", got)
+	}
 }
 
 func TestRollRefused(t *testing.T) {
@@ -221,6 +255,13 @@ func TestRollRefused(t *testing.T) {
 		if _, err := l.Begin(segment, size); err == nil {
 			t.Errorf("began segment %d with %+v", segment, size)
 		}
+	}
+	if _, err := l.Begin(9, Size{Copies: 1, Quorum: 1}); err != nil {
+		t.Fatal(err)
+	}
+	l.Abandon()
+	if _, err := l.Begin(9, Size{Copies: 1, Quorum: 1}); err == nil {
+		t.Error("began segment 9 again, of which a store may yet speak")
 	}
 	if _, err := NewLog(1, Size{Copies: 2, Quorum: 3}); err == nil {
 		t.Error("a quorum of 3 of 2")

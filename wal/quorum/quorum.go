@@ -39,7 +39,7 @@ func (s Size) Check() error {
 // SealAnswers is how many stores must answer a seal.
 func (s Size) SealAnswers() int { return s.Copies - s.Quorum + 1 }
 
-// Position counts the appends (frames) of a segment, from 1. Acknowledgements count appends rather than entries, because an
+// Position counts appends (frames), from 1: of a segment in a Tracker, of the whole log in a Log. Acknowledgements count appends rather than entries, because an
 // append without entries, which only proves that nobody has sealed the segment, must be acknowledged too.
 type Position uint64
 
