@@ -6,11 +6,11 @@ import (
 )
 
 const (
-	// sectorBytes is the alignment of direct writes, in memory and in the file: a multiple of what any disk asks for.
+	// sectorBytes is the alignment of direct I/O, in memory and in the file: a multiple of what any disk asks for.
 	sectorBytes = 4096
-	// bufferBytes is the size of one direct write. Larger ones gain little more (measured from 256 KiB to 4 MiB).
+	// bufferBytes is the size of one direct read or write. Larger ones gain little more (measured from 256 KiB to 4 MiB).
 	bufferBytes = 1 << 20
-	// buffersMax bounds the memory of the pool, and with it the number of large Puts that write at the same time.
+	// buffersMax bounds the memory of the pool, and with it the number of large Puts, or Gets, at the same time.
 	buffersMax = 8
 )
 

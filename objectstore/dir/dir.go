@@ -39,7 +39,8 @@ type Store struct {
 	temp    string // absolute; this store's own folder below tempFolder
 	lock    *os.File
 	tempSeq atomic.Uint64
-	buffers *bufferPool
+	writes  *bufferPool // apart, so that consumers do not wait for uploads
+	reads   *bufferPool
 
 	mu      sync.Mutex
 	folders map[string]struct{} // relative paths of folders whose entry in their parent is durable
@@ -60,7 +61,7 @@ func Open(path string) (*Store, error) {
 	if err := makeFolders(root); err != nil {
 		return nil, fmt.Errorf("open folder %s: %w", root, err)
 	}
-	s := &Store{root: root, buffers: newBufferPool(), folders: make(map[string]struct{})}
+	s := &Store{root: root, writes: newBufferPool(), reads: newBufferPool(), folders: make(map[string]struct{})}
 	if err := s.openTemp(); err != nil {
 		return nil, fmt.Errorf("open folder %s: %w", root, err)
 	}

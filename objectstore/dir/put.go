@@ -76,11 +76,11 @@ func openDirect(path string, flags int, want bool) (f *os.File, direct bool, err
 // writeDirect writes the body past the page cache: through aligned memory, in whole sectors, the last of them padded
 // and cut off afterwards. If the file system turns out not to allow it, it goes on through the page cache.
 func (s *Store) writeDirect(ctx context.Context, f *os.File, body objectstore.Body) error {
-	buffer, err := s.buffers.take(ctx)
+	buffer, err := s.writes.take(ctx)
 	if err != nil {
 		return err
 	}
-	defer s.buffers.put(buffer)
+	defer s.writes.put(buffer)
 
 	r := body.Reader()
 	padded := false
@@ -128,11 +128,11 @@ func (s *Store) read(ctx context.Context, f *os.File, direct bool, p []byte, off
 
 // readDirect fills p past the page cache: whole sectors, through aligned memory.
 func (s *Store) readDirect(ctx context.Context, f *os.File, p []byte, off int64) error {
-	buffer, err := s.buffers.take(ctx)
+	buffer, err := s.reads.take(ctx)
 	if err != nil {
 		return err
 	}
-	defer s.buffers.put(buffer)
+	defer s.reads.put(buffer)
 	for len(p) > 0 {
 		if err := ctx.Err(); err != nil {
 			return err
