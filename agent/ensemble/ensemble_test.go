@@ -86,7 +86,9 @@ func newWorld(t *testing.T, candidates ...placement.Store) *world {
 	go func() { w.over <- w.keeper.Run(ctx, w.log, w.writer) }()
 	t.Cleanup(func() {
 		cancel()
-		_ = <-w.over
+		if err := <-w.over; err == nil {
+			t.Error("the keeper ended without a reason")
+		}
 		_ = w.log.Close(context.WithoutCancel(ctx))
 	})
 	synctest.Wait()
