@@ -28,7 +28,7 @@ type copier struct {
 
 	taken  quorum.Position // everything up to here is, or is being, stored
 	stored quorum.Position // and this far it is
-	lag    int64           // bytes of frames that are closed and not taken
+	lag    int64           // bytes of frames that were closed since it joined, less what it has taken; negative while it catches up
 	idle   bool
 	ended  bool    // it takes nothing any more: the segment is over, or the store dropped out, or all is done
 	closed bool    // and its store is closed
@@ -45,9 +45,6 @@ func (c *copier) own() bool { return c.store == 0 }
 func (l *Log) startCopiers(segment SegmentID, from quorum.Position, copies []Copy) {
 	for i, store := range copies {
 		c := &copier{log: l, segment: segment, store: i, copy: store, taken: from, stored: from}
-		for _, g := range l.groups[from-l.before:] {
-			c.lag += int64(g.bytes)
-		}
 		l.copiers = append(l.copiers, c)
 		l.goRun("wal-copier", c.run)
 		if !c.own() {

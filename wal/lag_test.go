@@ -122,6 +122,32 @@ func TestRollWithBacklog(t *testing.T) {
 	closeLog(t, l)
 }
 
+// TestRollOpensSlowly: what comes while the next ensemble is being opened is no fault of its stores.
+func TestRollOpensSlowly(t *testing.T) {
+	hosts := newHosts(t, 1, 3)
+	l, rec := replicated(t, wal.Config{BytesMax: smallLog, OnLost: noneLost(t)}, hosts[:2], 2)
+	size := quorum.Size{Copies: 3, Quorum: 2}
+	err := l.Roll(2, size, &roll{record: rec, size: size, hosts: hosts, opened: func() {
+		for range 10 {
+			addLarge(t, l, largeEntry, nil)
+		}
+		if err := l.Prove(t.Context()); err != nil {
+			t.Error(err)
+		}
+		hosts[2].disk.Hold()
+	}, during: func() error {
+		hosts[2].disk.Go()
+		return nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Prove(t.Context()); err != nil {
+		t.Error(err)
+	}
+	closeLog(t, l)
+}
+
 // TestLongListPinsNothing: while a roll waits for etcd, what is flushed lets go of its memory.
 func TestLongListPinsNothing(t *testing.T) {
 	hosts := newHosts(t, 1, 2)

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -61,19 +62,23 @@ type Keeper struct {
 
 	mu      sync.Mutex
 	suspect map[string]time.Time // stores that failed, and until when they are left out
+	lost    map[uint32][]string  // by segment: stores that dropped out, and do not come back into it
 
 	tried uint32 // number of the newest segment that was tried; Run's alone
 }
 
 // New returns a keeper, whose Lost is to be the log's OnLost.
 func New(cfg Config, deps Deps) *Keeper {
-	return &Keeper{cfg: cfg, deps: deps, kick: make(chan struct{}, 1), suspect: make(map[string]time.Time)}
+	return &Keeper{cfg: cfg, deps: deps, kick: make(chan struct{}, 1), suspect: make(map[string]time.Time), lost: make(map[uint32][]string)}
 }
 
 // Lost says that a store dropped out of the segment of that number.
 func (k *Keeper) Lost(segment uint32, store string, err error) {
 	k.deps.Logger.Warn("store dropped out of the WAL's ensemble", "log", k.cfg.Log, "segment", segment, "store", store, "err", err)
 	k.leaveOut(store)
+	k.mu.Lock()
+	k.lost[segment] = append(k.lost[segment], store)
+	k.mu.Unlock()
 	k.Changed()
 }
 
@@ -89,6 +94,14 @@ func (k *Keeper) leaveOut(store string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.suspect[store] = k.deps.Now().Add(suspectTime)
+}
+
+// present are the stores that take appends of the open segment. Those of segments before it are forgotten.
+func (k *Keeper) present(open coordinator.WALSegment) []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	maps.DeleteFunc(k.lost, func(segment uint32, _ []string) bool { return segment < open.Number })
+	return slices.DeleteFunc(slices.Clone(open.Stores), func(s string) bool { return slices.Contains(k.lost[open.Number], s) })
 }
 
 // candidates are those that are not left out, and when the next of these may be taken again; zero for none.
@@ -142,6 +155,10 @@ func (k *Keeper) step(ctx context.Context, log *wal.Log, writer *flush.Writer) (
 	open := segments[len(segments)-1]
 	need := placement.Need{Log: placement.LogID(k.cfg.Log), Own: k.cfg.Own, Copies: k.cfg.Copies, Quorum: k.cfg.Quorum}
 	next, why, err := placement.Roll(need, candidates, open.Stores)
+	if why == placement.Stay && err == nil {
+		// One that dropped out may be a candidate again: it can come back by another segment only.
+		next, why, err = placement.Roll(need, candidates, k.present(open))
+	}
 	switch {
 	case errors.Is(err, placement.ErrTooFewStores):
 		k.deps.Logger.Error("the WAL lacks stores; below its ack quorum nothing is acknowledged", "log", k.cfg.Log, "stores", open.Stores, "why", why, "err", err)

@@ -201,6 +201,33 @@ func TestLife(t *testing.T) {
 	})
 }
 
+// TestBackAlone: of two stores one drops out, there is no other, and it comes back: by a segment of its own, since it takes nothing more of the old one.
+func TestBackAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, zoned("b", 2, "z2"))
+		w.change(func() {})
+		w.wants(2, "own", "b")
+		w.append()
+		w.mu.Lock()
+		w.fails["b"] = errBroken
+		w.mu.Unlock()
+		w.append()
+		w.wants(2, "own", "b")
+		if got := w.log.Durable(); got != 1 {
+			t.Errorf("durable to entry %d without a quorum", got)
+		}
+		w.mu.Lock()
+		w.fails = nil
+		w.mu.Unlock()
+		time.Sleep(suspectTime + time.Second)
+		synctest.Wait()
+		w.wants(3, "own", "b")
+		if got := w.log.Durable(); got != 2 {
+			t.Errorf("durable to entry %d after the roll", got)
+		}
+	})
+}
+
 // TestRefused: a store that does not take a segment is left out, and the number is not used again.
 func TestRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -102,7 +102,7 @@ func connect(tb testing.TB, address string) net.Conn {
 // ends waits until the other side has closed a connection.
 func ends(tb testing.TB, c net.Conn) []byte {
 	tb.Helper()
-	must(tb, c.SetReadDeadline(time.Now().Add(10*time.Second)))
+	must(tb, c.SetReadDeadline(time.Now().Add(30*time.Second)))
 	b, err := io.ReadAll(c)
 	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
 		tb.Error("the connection is open still")
@@ -111,7 +111,7 @@ func ends(tb testing.TB, c net.Conn) []byte {
 }
 
 func TestStrangers(t *testing.T) {
-	r := serve(t, disktest.New(1), func(_ *disk.Config, sc *peer.ServerConfig) { sc.Timeout = 300 * time.Millisecond })
+	r := serve(t, disktest.New(1), func(_ *disk.Config, sc *peer.ServerConfig) { sc.Timeout = 3 * time.Second })
 	ends(t, connect(t, r.address)) // silent
 	http := connect(t, r.address)
 	_, err := http.Write(bytes.Repeat([]byte("GET / HTTP/1.1\r\n"), 10))
@@ -237,7 +237,7 @@ func (a *authority) config(signer *authority) *tls.Config {
 func TestTLS(t *testing.T) {
 	ours, theirs := newAuthority(t), newAuthority(t)
 	r := serve(t, disktest.New(1), func(dc *disk.Config, sc *peer.ServerConfig) {
-		dc.FileBytes, sc.Credentials.TLS, sc.Timeout = 2<<20, ours.config(ours), 2*time.Second
+		dc.FileBytes, sc.Credentials.TLS, sc.Timeout = 2<<20, ours.config(ours), 20*time.Second
 	})
 	s := r.dial(t, func(cfg *peer.Config) { cfg.Credentials.TLS = ours.config(ours) })
 	a := create(t, s, segment)

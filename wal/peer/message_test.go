@@ -128,7 +128,7 @@ func TestGarbageFromAPeer(t *testing.T) {
 		t.Fatal(err)
 	}
 	credentials := Credentials{Cluster: uuid.UUID{1}, Secret: bytes.Repeat([]byte("secret "), 4)}
-	server, err := NewServer(ServerConfig{Store: d, Credentials: credentials, Timeout: 500 * time.Millisecond})
+	server, err := NewServer(ServerConfig{Store: d, Credentials: credentials, Timeout: 3 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

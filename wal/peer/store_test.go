@@ -204,7 +204,7 @@ func TestSharedMemory(t *testing.T) {
 // TestStall: a disk that hangs fails the append, and nothing else.
 func TestStall(t *testing.T) {
 	r := serve(t, disktest.New(1), nil)
-	s := r.dial(t, func(cfg *peer.Config) { cfg.Stall = 500 * time.Millisecond })
+	s := r.dial(t, func(cfg *peer.Config) { cfg.Stall = 2 * time.Second })
 	a := create(t, s, segment)
 	must(t, a.Append([][]byte{framed(segment, 1, 10)}))
 	r.disk.Hold()
@@ -295,7 +295,7 @@ func TestCut(t *testing.T) {
 
 // TestDamageOnTheWay inverts each byte of an append in turn: none becomes durable.
 func TestDamageOnTheWay(t *testing.T) {
-	r := serve(t, disktest.New(1), func(_ *disk.Config, sc *peer.ServerConfig) { sc.Timeout = time.Second })
+	r := serve(t, disktest.New(1), func(_ *disk.Config, sc *peer.ServerConfig) { sc.Timeout = 5 * time.Second })
 	at, sent := -1, 0
 	s := r.dial(t, through(func(b []byte) []byte {
 		if at >= sent && at < sent+len(b) {
@@ -330,7 +330,7 @@ func TestDamageOnTheWay(t *testing.T) {
 // TestSlowReader: a peer that does not take what it asked for is cut off, and goes on later where it was.
 func TestSlowReader(t *testing.T) {
 	r := serve(t, disktest.New(1), func(dc *disk.Config, sc *peer.ServerConfig) {
-		dc.FileBytes, sc.Timeout = 2<<20, 500*time.Millisecond
+		dc.FileBytes, sc.Timeout = 2<<20, 3*time.Second
 	})
 	s := r.dial(t, func(cfg *peer.Config) {
 		cfg.Dial = func(ctx context.Context, address string) (net.Conn, error) {
