@@ -30,6 +30,8 @@ class KafkaPython(driver.Client):
             enable_auto_commit=False,
             session_timeout_ms=10000,
             heartbeat_interval_ms=500,
+            # One that joins a group before it has heard of a new topic looks again soon, rather than in five minutes.
+            metadata_max_age_ms=1000,
         )
 
     def poll(self, consumer):
