@@ -21,18 +21,21 @@ class KafkaPython(driver.Client):
             each.get(timeout=driver.LIMIT_SECONDS)
         producer.close()
 
-    def consumer(self, *topics):
+    def consumer(self):
         return KafkaConsumer(
-            *topics,
             bootstrap_servers=self.job.bootstrap,
             group_id=self.job.group,
             auto_offset_reset="earliest",
             enable_auto_commit=False,
             session_timeout_ms=10000,
             heartbeat_interval_ms=500,
-            # One that joins a group before it has heard of a new topic looks again soon, rather than in five minutes.
-            metadata_max_age_ms=1000,
         )
+
+    def subscribe(self, consumer, **listener):
+        """Subscribes, and waits until the topic is known. A member that hears of its topic only after it joined joins
+        once more, and kafka-python forgets that assignment for good where a poll's time ends while it is on its way."""
+        consumer.subscribe([self.job.topic], **listener)
+        self.eventually("find the topic", lambda: consumer.partitions_for_topic(self.job.topic))
 
     def poll(self, consumer):
         seen = 0
@@ -51,7 +54,8 @@ class KafkaPython(driver.Client):
         consumer.close()
 
     def resume(self):
-        consumer = self.consumer(self.job.topic)
+        consumer = self.consumer()
+        self.subscribe(consumer)
         self.poll(consumer)
         consumer.commit()
         consumer.close()
@@ -67,7 +71,7 @@ class KafkaPython(driver.Client):
                 client.show_assigned([])
 
         consumer = self.consumer()
-        consumer.subscribe([self.job.topic], listener=Listener())
+        self.subscribe(consumer, listener=Listener())
         ended = driver.end_of_input()
         while not ended.is_set():
             for batch in consumer.poll(timeout_ms=100).values():
