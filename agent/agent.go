@@ -1,6 +1,6 @@
 // Package agent is the life of one Varve agent: how it joins its cluster, what it recovers, what it leads, and how it leaves.
 //
-//	join -> recover old WAL logs -> open a log of its own -> claim shards -> restore partitions -> serve -> drain
+//	join -> register -> recover old WAL logs -> open a log of its own -> serve -> take shards, and give them -> drain
 //
 // DESIGN.md tells each step, its invariants and its failures. The rooms below do the work: server and api speak Kafka, ingest and fetch
 // move records, flush fills the bucket, groups coordinates consumers.
@@ -8,18 +8,21 @@ package agent
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"runtime/pprof"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/varve-io/varve/agent/api"
+	"github.com/varve-io/varve/agent/ensemble"
 	"github.com/varve-io/varve/agent/fetch"
 	"github.com/varve-io/varve/agent/flush"
 	"github.com/varve-io/varve/agent/groups"
@@ -41,6 +44,8 @@ type Config struct {
 	Zone          string // empty for none
 	AdvertiseHost string // where clients are sent
 	AdvertisePort int32
+	PeerAdvertise string // host:port at which other agents reach the WAL store; empty if they do not
+	Copies        int    // stores that hold each entry of the WAL; more than half of them acknowledge it
 	Shards        uint32 // of a cluster that this agent creates
 	Topics        topics.Config
 	AutoCreate    bool // auto.create.topics.enable
@@ -63,7 +68,7 @@ type Config struct {
 // Defaults returns the settings that hold unless they are configured. Advertise fields are empty.
 func Defaults() Config {
 	return Config{
-		Shards: 128, AutoCreate: true, Topics: topics.Defaults(), Server: server.Defaults(),
+		Copies: 3, Shards: 128, AutoCreate: true, Topics: topics.Defaults(), Server: server.Defaults(),
 		Flush: flush.Config{
 			SegmentBytes: flush.SegmentBytesDefault, AgeMax: flush.AgeMaxDefault, UploadsMax: flush.UploadsMaxDefault,
 		},
@@ -78,6 +83,9 @@ type Deps struct {
 	Store    objectstore.Store
 	Disk     *disk.Store
 	Listener net.Listener
+	// PeerListener is where other agents reach the disk; nil if they do not. PeerTLS is for both directions; nil for none.
+	PeerListener net.Listener
+	PeerTLS      *tls.Config
 	Metrics  prometheus.Registerer
 	Log      *slog.Logger
 	Now      func() time.Time
@@ -98,6 +106,11 @@ type Agent struct {
 	node      int32
 	id        coordinator.LogID // of its WAL log, and so of the incarnation
 
+	members      members
+	registration *registration
+	stores       *stores
+	draining     atomic.Bool
+
 	view       *coordinator.View
 	follower   *lead.Follower
 	index      *index.Index
@@ -111,7 +124,10 @@ type Agent struct {
 	wal        *wal.Log
 	writer     *flush.Writer
 	flusher    *flush.Flusher
+	keeper     *ensemble.Keeper
 	flushing   task
+	keeping    task
+	leading    task
 	lease      task
 }
 

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"log/slog"
 
@@ -74,12 +75,16 @@ func ensureNode(ctx context.Context, kv coordinator.KV, store string) (int32, er
 	}
 }
 
-// openLog writes the record of a new WAL log of this agent, with an ensemble of its own store alone.
-func openLog(ctx context.Context, kv coordinator.KV, log *slog.Logger, id coordinator.LogID, node int32, store string) (coordinator.Log, int64, error) {
-	record := coordinator.Log{
-		ID: id, Node: node, Fence: 1,
-		Segments: []coordinator.WALSegment{{Number: 1, First: 1, Last: -1, Stores: []string{store}, Quorum: 1}},
-	}
+// newSecret returns a secret for a new cluster's agents.
+func newSecret() []byte {
+	secret := make([]byte, 32)
+	_, _ = rand.Read(secret) // never fails
+	return secret
+}
+
+// openLog writes the record of a new WAL log of this agent, which begins with a segment that is on its stores.
+func openLog(ctx context.Context, kv coordinator.KV, log *slog.Logger, id coordinator.LogID, node int32, first coordinator.WALSegment) (coordinator.Log, int64, error) {
+	record := coordinator.Log{ID: id, Node: node, Fence: 1, Segments: []coordinator.WALSegment{first}}
 	guard := coordinator.Guard{Key: coordinator.KeyLog(id), Next: coordinator.Encode(record)}
 	err := coordinator.Insist(ctx, kv, []*coordinator.Guard{&guard}, nil, func(err error) {
 		log.Error("waiting for room in etcd", "to", "open a WAL log", "log", id, "err", err)

@@ -3,79 +3,73 @@ package agent
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
+	"github.com/varve-io/varve/agent/recovery"
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/wal"
 )
 
-// leaseSeconds is how long an agent counts as alive after its last sign of life. It is a hint, never a proof: fences decide.
-const leaseSeconds = 6
-
-// register makes the agent known to clients, and keeps it so under a lease; if the lease is lost, it registers again.
-func (a *Agent) register(run, ctx context.Context) error {
-	lease, revision, err := a.registerOnce(ctx)
-	if err != nil {
-		return err
-	}
-	a.lease = a.spawn(run, "keep the registration", func(ctx context.Context) error {
-		for {
-			err := a.deps.KV.KeepAlive(ctx, lease)
-			if ctx.Err() != nil {
-				return a.deregister(context.WithoutCancel(ctx), lease)
-			}
-			a.log.Warn("registration lost; registering again", "err", err)
-			if lease, _, err = a.registerOnce(ctx); err != nil {
-				return err
-			}
-		}
-	})
-	return a.view.Wait(ctx, revision)
-}
-
-func (a *Agent) registerOnce(ctx context.Context) (lease, revision int64, err error) {
-	me := coordinator.Agent{Node: a.node, Log: a.id, Host: a.cfg.AdvertiseHost, Port: a.cfg.AdvertisePort, Zone: a.cfg.Zone}
-	err = retry.Coordinator(ctx, a.log, "register", func(ctx context.Context) (err error) {
-		if lease, err = a.deps.KV.Grant(ctx, leaseSeconds); err != nil {
-			return err
-		}
-		res, err := a.deps.KV.Txn(ctx, nil, []coordinator.Op{{
-			Key: coordinator.KeyAgent(a.node), Value: coordinator.Encode(me), Lease: lease,
-		}})
-		revision = res.Revision
-		return err
-	})
-	return lease, revision, err
-}
-
-// deregister ends the lease, and with it the registration; if etcd is away it ends by itself.
-func (a *Agent) deregister(ctx context.Context, lease int64) error {
-	ctx, cancel := context.WithTimeout(ctx, retry.CallTimeout)
-	defer cancel()
-	if err := a.deps.KV.Revoke(ctx, lease); err != nil {
-		a.log.Warn("registration stays until its lease ends", "err", err)
-	}
-	return nil
-}
-
-// drain leaves in order: out of metadata, answer what is here, flush, close the log. What cannot be done in time is left to the
-// next incarnation's recovery, and said.
+// drain leaves in order: give the shards away, out of metadata, answer what is here, flush, close the log, wait until no other log needs this store. What cannot be
+// done in time is left to recovery, and said.
 func (a *Agent) drain(run context.Context) error {
 	start := a.deps.Now()
 	a.log.Info("draining")
 	ctx, cancel := context.WithTimeout(run, a.cfg.DrainMax)
 	defer cancel()
-	a.lease.stop()
+	a.draining.Store(true)
+	if _, err := a.registration.become(ctx, coordinator.AgentDraining); err != nil {
+		a.log.Warn("drain: the others do not know", "err", err)
+	}
+	if err := a.handOverAll(ctx); err != nil {
+		a.log.Warn("drain: recovery will move the shards that are left", "err", err)
+	}
+	a.leading.stop()
 	// Whoever waits for other members of a group, or takes an answer slowly, must not use up the time that the flush needs.
 	answer, cut := context.WithTimeout(ctx, a.cfg.DrainMax/3)
 	a.server.Drain(answer)
 	cut()
+	a.keeping.stop()
 	if err := a.closeLog(ctx); err != nil {
-		return fmt.Errorf("drain: WAL log %s stays open, and the next start recovers it: %w", a.id, err)
+		return fmt.Errorf("drain: WAL log %s stays open, and recovery closes it: %w", a.id, err)
 	}
+	if err := a.standBy(ctx); err != nil {
+		return fmt.Errorf("drain: %w", err)
+	}
+	a.lease.stop()
 	a.log.Info("drained", "took", a.deps.Now().Sub(start).Round(time.Millisecond))
 	return nil
+}
+
+// standByPause is how often an agent that is about to leave looks whether its store is still needed.
+const standByPause = 50 * time.Millisecond
+
+// standBy waits until no log that is open has a copy on this agent's disk that is not flushed.
+func (a *Agent) standBy(ctx context.Context) error {
+	store := a.deps.Disk.Identity().String()
+	for {
+		needs := coordinator.LogID(0)
+		err := retry.Coordinator(ctx, a.log, "list WAL logs", func(ctx context.Context) error {
+			logs, _, err := recovery.List(ctx, a.deps.KV)
+			for _, l := range logs {
+				here := slices.ContainsFunc(l.Segments, func(s coordinator.WALSegment) bool { return slices.Contains(s.Stores, store) })
+				if here && !l.Closed {
+					needs = l.ID
+				}
+			}
+			return err
+		})
+		if err != nil || needs == 0 {
+			return err
+		}
+		select {
+		case <-time.After(standByPause):
+		case <-ctx.Done():
+			return fmt.Errorf("WAL log %s still has a copy on this agent's disk: %w", needs, ctx.Err())
+		}
+	}
 }
 
 // closeLog flushes everything and closes the log, so that nothing is to be recovered.
@@ -94,15 +88,15 @@ func (a *Agent) closeLog(ctx context.Context) error {
 	if err := a.wal.Close(ctx); err != nil {
 		return fmt.Errorf("close WAL: %w", err)
 	}
-	return a.deps.Disk.Drop(wal.SegmentID{Log: wal.LogID(a.id), Number: 1})
-}
-
-// resign stops leading a shard that another agent has taken.
-func (a *Agent) resign(id coordinator.ShardID) {
-	a.log.Warn("shard lost to another agent", "shard", id)
-	a.partitions.resign(id)
-	a.groups.Resign(id)
-	a.starts.Resign(id)
+	for _, s := range a.deps.Disk.Segments() {
+		if s.ID.Log != wal.LogID(a.id) {
+			continue
+		}
+		if err := a.deps.Disk.Drop(s.ID); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // dropTopic forgets what the agent holds of a topic that was deleted.

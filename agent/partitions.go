@@ -98,11 +98,11 @@ func (p *Partitions) Len() int {
 }
 
 // adopt starts to lead shards, with the restored state of their partitions that have records.
-func (p *Partitions) adopt(epochs map[uint32]protocol.LeaderEpoch, logs map[partition.ID]*partition.Log) {
+func (p *Partitions) adopt(epochs map[coordinator.ShardID]protocol.LeaderEpoch, logs map[partition.ID]*partition.Log) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for shard, epoch := range epochs {
-		p.epochs[coordinator.ShardID(shard)] = epoch
+		p.epochs[shard] = epoch
 	}
 	for id, log := range logs {
 		t, ok := p.view.TopicByID(id.Topic)

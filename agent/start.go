@@ -2,13 +2,15 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"net"
 	"strconv"
+	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/varve-io/varve/agent/api"
+	"github.com/varve-io/varve/agent/controller"
+	"github.com/varve-io/varve/agent/ensemble"
 	"github.com/varve-io/varve/agent/fetch"
 	"github.com/varve-io/varve/agent/flush"
 	"github.com/varve-io/varve/agent/groups"
@@ -16,16 +18,18 @@ import (
 	"github.com/varve-io/varve/agent/ingest"
 	"github.com/varve-io/varve/agent/lead"
 	"github.com/varve-io/varve/agent/ledger"
-	"github.com/varve-io/varve/agent/partition"
 	"github.com/varve-io/varve/agent/recovery"
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/agent/server"
 	"github.com/varve-io/varve/agent/topics"
 	"github.com/varve-io/varve/agent/upkeep"
 	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/coordinator/placement"
 	"github.com/varve-io/varve/objectstore/cache"
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/wal"
+	"github.com/varve-io/varve/wal/disk"
+	"github.com/varve-io/varve/wal/peer"
 )
 
 // start brings the agent to where it serves. What it spawns lives until run ends; waiting ends with ctx.
@@ -33,30 +37,51 @@ func (a *Agent) start(run, ctx context.Context) error {
 	a.server = server.New(a.cfg.Server, a.log, a.deps.Metrics)
 	a.spawn(run, "serve", func(ctx context.Context) error { return a.server.Serve(ctx, a.deps.Listener) })
 	store := a.deps.Disk.Identity().String()
+	held := a.deps.Disk.Segments() // by earlier incarnations, of this agent and of others: from here on, others may begin new ones
 	if err := a.join(ctx, store); err != nil {
 		return err
 	}
 	if err := a.follow(run, ctx); err != nil {
 		return err
 	}
-	if err := a.recoverLogs(ctx, store); err != nil {
+	if err := a.servePeers(run); err != nil {
 		return err
 	}
-	record, revision, err := a.openLog(ctx, store)
-	if err != nil {
+	if err := a.register(run, ctx, store); err != nil {
 		return err
 	}
-	if err := a.startFlush(run, record, revision); err != nil {
+	if err := a.recoverOwn(ctx, store, held); err != nil {
 		return err
 	}
-	if err := a.lead(ctx); err != nil {
+	if err := a.openLog(run, ctx, store); err != nil {
 		return err
 	}
 	a.startGroups(run)
-	if err := a.register(run, ctx); err != nil {
+	if err := a.serve(run); err != nil {
 		return err
 	}
-	return a.serve(run)
+	if err := a.takePart(run, ctx); err != nil {
+		return err
+	}
+	return a.awaitLeaders(ctx)
+}
+
+// takePart makes the agent one of those that lead shards, and that look after the others.
+func (a *Agent) takePart(run, ctx context.Context) error {
+	a.leading = a.spawn(run, "lead shards", a.leadShards)
+	a.spawn(run, "recover WAL logs of others", a.succeed)
+	a.spawn(run, "look after the WAL store", a.sweepStore)
+	c := controller.New(controller.Deps{
+		KV: a.deps.KV, View: a.view, Node: a.node, Log: a.id, Kick: a.members.subscribe(), Logger: a.log,
+		Lease: func() int64 {
+			lease, _ := a.registration.current()
+			return lease
+		},
+		Willing: func() bool { return !a.draining.Load() },
+	})
+	a.spawn(run, "control the cluster", c.Run)
+	_, err := a.registration.become(ctx, coordinator.AgentServing)
+	return err
 }
 
 // join finds or creates the cluster, and takes the agent's node id and the number of its log.
@@ -64,6 +89,7 @@ func (a *Agent) join(ctx context.Context, store string) error {
 	kv := a.deps.KV
 	create := coordinator.Cluster{
 		ID: protocol.TopicID(newID()).String(), Shards: a.cfg.Shards, Generation: 1, CreatedMs: a.deps.Now().UnixMilli(),
+		Secret: newSecret(),
 	}
 	err := retry.Coordinator(ctx, a.log, "join the cluster", func(ctx context.Context) (err error) {
 		if a.cluster, err = ensureCluster(ctx, kv, create); err != nil {
@@ -98,7 +124,9 @@ func (a *Agent) follow(run, ctx context.Context) error {
 			return ok
 		},
 	})
-	a.view = coordinator.NewView(a.deps.KV, coordinator.ViewConfig{OnCommit: a.follower.OnCommit, OnTopic: a.follower.OnTopic, Log: a.log})
+	a.view = coordinator.NewView(a.deps.KV, coordinator.ViewConfig{
+		OnCommit: a.follower.OnCommit, OnTopic: a.follower.OnTopic, OnMember: a.members.tell, Log: a.log,
+	})
 	a.partitions = newPartitions(a.view, a.cluster.Shards)
 	a.ledger = ledger.New(a.deps.KV, a.resign)
 	a.starts = upkeep.NewStarts(a.deps.Store, a.ledger, a.clusterID, a.deps.Now)
@@ -109,6 +137,44 @@ func (a *Agent) follow(run, ctx context.Context) error {
 		return nil
 	})
 	return a.catchUp(ctx)
+}
+
+// servePeers lets other agents keep copies of their logs on this agent's disk, if there is a place for it.
+func (a *Agent) servePeers(run context.Context) error {
+	a.stores = newStores(a.deps.Disk, a.view, a.clusterID, a.cluster.Secret, a.deps.PeerTLS)
+	context.AfterFunc(run, a.stores.close)
+	if a.deps.PeerListener == nil {
+		return nil
+	}
+	server, err := peer.NewServer(peer.ServerConfig{Store: a.deps.Disk, Credentials: a.stores.credentials, Logger: a.log})
+	if err != nil {
+		return err
+	}
+	a.spawn(run, "serve peers", func(ctx context.Context) error {
+		defer context.AfterFunc(ctx, func() {
+			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), retry.CallTimeout)
+			defer cancel()
+			if err := server.Close(limited); err != nil {
+				a.log.Warn("end the peers' connections", "err", err)
+			}
+		})()
+		return server.Serve(a.deps.PeerListener)
+	})
+	return nil
+}
+
+// register makes the agent known, which others may then give copies of their logs.
+func (a *Agent) register(run, ctx context.Context, store string) error {
+	a.registration = &registration{kv: a.deps.KV, log: a.log, now: a.deps.Now, me: coordinator.Agent{
+		Node: a.node, Log: a.id, Host: a.cfg.AdvertiseHost, Port: a.cfg.AdvertisePort,
+		Store: store, Peer: a.cfg.PeerAdvertise, Zone: a.cfg.Zone, State: coordinator.AgentStarting,
+	}}
+	revision, err := a.registration.register(ctx)
+	if err != nil {
+		return err
+	}
+	a.lease = a.spawn(run, "keep the registration", a.registration.keep)
+	return a.view.Wait(ctx, revision)
 }
 
 // catchUp waits until view and index have seen everything up to now.
@@ -127,107 +193,145 @@ func (a *Agent) catchUp(ctx context.Context) error {
 	return a.follower.Wait(ctx)
 }
 
-// recoverLogs brings every log that is open to its end: those on this agent's disk by itself; for others, of agents that live or whose
-// disk is elsewhere, it waits.
-func (a *Agent) recoverLogs(ctx context.Context, store string) error {
-	r := &recovery.Recovery{
-		KV: a.deps.KV, Store: a.deps.Store, Cluster: a.clusterID, Claimer: a.id, Now: a.deps.Now, Log: a.log,
-		WAL: func(name string) wal.Sealer {
-			if name == store {
-				return a.deps.Disk
-			}
-			return nil
-		},
-	}
+// recoverOwn brings to their end the logs that nobody else can: those that lie on this agent's disk alone, and one of which an operator has said that it is lost.
+// Then it frees what the disk need not hold any more.
+func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.SegmentInfo) error {
+	r := a.recovery()
 	own := func(name string) bool { return name == store }
-	said := make(map[coordinator.LogID]bool)
+	var logs []coordinator.Log
+	err := retry.Coordinator(ctx, a.log, "list WAL logs", func(ctx context.Context) (err error) {
+		logs, _, err = recovery.List(ctx, a.deps.KV)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for i := range logs {
+		l := &logs[i]
+		if l.Closed {
+			continue
+		}
+		run := r.Run
+		switch lost := l.ID == a.cfg.AcceptLoss; {
+		case lost && recovery.Recoverable(*l, own):
+			run = func(ctx context.Context, id coordinator.LogID) error { return r.RunDamaged(ctx, id, a.deps.Disk) }
+		case lost:
+			run = r.Abandon
+		case !recovery.Recoverable(*l, own):
+			continue
+		}
+		if err := run(ctx, l.ID); err != nil {
+			return err
+		}
+		l.Closed = true
+	}
+	return recovery.Sweep(a.deps.Disk, held, logs, true)
+}
+
+// sweepPause is how often the disk is looked through for what it need not hold any more.
+const sweepPause = 10 * time.Second
+
+// sweepStore frees, at intervals, what the disk holds of logs that are over. It ends the agent if its own log was claimed: an idle one would not notice.
+func (a *Agent) sweepStore(ctx context.Context) error {
+	tick := time.NewTicker(sweepPause)
+	defer tick.Stop()
 	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		held := a.deps.Disk.Segments()
 		var logs []coordinator.Log
-		var revision int64
 		err := retry.Coordinator(ctx, a.log, "list WAL logs", func(ctx context.Context) (err error) {
-			logs, revision, err = recovery.List(ctx, a.deps.KV)
+			if err := a.registration.checkLog(ctx); err != nil {
+				return err
+			}
+			logs, _, err = recovery.List(ctx, a.deps.KV)
 			return err
 		})
 		if err != nil {
 			return err
 		}
-		waits := false
-		for i := range logs {
-			l := &logs[i]
-			if l.Closed || l.ID == a.id {
-				continue
-			}
-			run := r.Run
-			switch lost := l.ID == a.cfg.AcceptLoss; {
-			case recovery.Recoverable(*l, own) && lost:
-				run = func(ctx context.Context, id coordinator.LogID) error { return r.RunDamaged(ctx, id, a.deps.Disk) }
-			case recovery.Recoverable(*l, own):
-			case lost:
-				run = r.Abandon
-			default:
-				if !said[l.ID] { // their flushes change the records all the time
-					said[l.ID] = true
-					a.log.Warn("waiting for another agent to close its WAL log", "log", l.ID, "of", l.Node,
-						"stores", l.Segments[len(l.Segments)-1].Stores, "flushed", l.Flushed,
-						"hint", "if its disk is lost for good, start with --accept-loss and this log's number")
-				}
-				waits = true
-				continue
-			}
-			if err := run(ctx, l.ID); err != nil {
-				return err
-			}
-			l.Closed = true
-		}
-		if !waits {
-			return recovery.DropClosed(a.deps.Disk, logs)
-		}
-		if err := a.logsChanged(ctx, revision); err != nil {
+		if err := recovery.Sweep(a.deps.Disk, held, logs, false); err != nil {
 			return err
 		}
 	}
 }
 
-// logsChanged waits until a log's record changes after that revision, at which they were listed.
-func (a *Agent) logsChanged(ctx context.Context, revision int64) error {
-	watch, changed := context.WithCancel(ctx)
-	defer changed()
-	err := a.deps.KV.Watch(watch, coordinator.PrefixLogs, revision, func(b coordinator.Batch) {
-		if len(b.Events) > 0 {
-			changed()
+// openLog begins the agent's own log: first on the stores of its ensemble, then in the coordinator, so that a log that is listed is on its stores; and its flush.
+func (a *Agent) openLog(run, ctx context.Context, store string) error {
+	need := placement.Need{
+		Log: placement.LogID(a.id), Own: placement.Store{ID: store, Node: a.node, Zone: a.cfg.Zone},
+		Copies: a.cfg.Copies, Quorum: a.cfg.Copies/2 + 1,
+	}
+	a.keeper = ensemble.New(ensemble.Config{Log: a.id, Fence: 1, Own: need.Own, Copies: need.Copies, Quorum: need.Quorum}, ensemble.Deps{
+		Candidates: a.stores.candidates, Create: a.stores.create, Now: a.deps.Now, Logger: a.log,
+		Rolled: func() { a.flusher.HurryAll() },
+	})
+	segment, copies, err := a.firstSegment(ctx, need)
+	if err != nil {
+		return err
+	}
+	record, revision, err := openLog(ctx, a.deps.KV, a.log, a.id, a.node, segment)
+	if err != nil {
+		return err
+	}
+	a.wal, err = wal.New(wal.Config{ //nolint:contextcheck // the log ends by Close, after the drain
+		Segment: wal.SegmentID{Log: wal.LogID(a.id), Number: segment.Number}, Fence: 1, First: 1, Quorum: segment.Quorum,
+		BytesMax: a.cfg.WALBytesMax, CacheBytes: a.cfg.WALCacheBytes, OwnerBytes: ingest.EntryMemoryBytes,
+		OnLost: a.keeper.Lost, OnFull: func(last wal.EntryID) { a.flusher.Hurry(int64(last)) },
+	}, copies...)
+	if err != nil {
+		return err
+	}
+	a.startFlush(run, record, revision)
+	a.keeping = a.spawn(run, "keep the WAL's ensemble", func(ctx context.Context) error { return a.keeper.Run(ctx, a.wal, a.writer) })
+	kick := a.members.subscribe()
+	a.spawn(run, "watch for WAL stores", func(ctx context.Context) error {
+		for {
+			select {
+			case <-kick:
+				a.keeper.Changed()
+			case <-ctx.Done():
+				return ctx.Err()
+			}
 		}
 	})
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if watch.Err() == nil {
-		a.log.Warn("watching WAL logs", "err", err)
-		return retry.Pause(ctx)
-	}
 	return nil
 }
 
-// openLog begins the agent's own log: first on its disk, then in the coordinator, so that a log that is listed is on its stores.
-func (a *Agent) openLog(ctx context.Context, store string) (coordinator.Log, int64, error) {
-	id := wal.SegmentID{Log: wal.LogID(a.id), Number: 1}
-	appender, err := a.deps.Disk.Create(id, 1, 1)
-	if err != nil {
-		return coordinator.Log{}, 0, err
+// firstSegment begins the log on an ensemble, and waits until there are enough stores for one.
+func (a *Agent) firstSegment(ctx context.Context, need placement.Need) (coordinator.WALSegment, []wal.Copy, error) {
+	kick := a.members.subscribe()
+	for number := uint32(1); ; {
+		chosen, err := placement.Ensemble(need, a.stores.candidates(), nil)
+		if err == nil {
+			segment := coordinator.WALSegment{Number: number, First: 1, Last: -1, Stores: chosen, Quorum: need.Quorum}
+			number++ // one that came to nothing may be on some store
+			var copies []wal.Copy
+			if copies, err = a.keeper.Create(ctx, segment, 1); err == nil {
+				return segment, copies, nil
+			}
+		}
+		if ctx.Err() != nil {
+			return coordinator.WALSegment{}, nil, ctx.Err()
+		}
+		a.log.Warn("waiting for stores to keep copies of the WAL", "copies", need.Copies, "quorum", need.Quorum, "err", err,
+			"hint", "other agents, with --peer-listen, or --wal-copies 1 for one agent alone")
+		select {
+		case <-kick:
+		case <-time.After(segmentPause):
+		case <-ctx.Done():
+		}
 	}
-	record, revision, err := openLog(ctx, a.deps.KV, a.log, a.id, a.node, store)
-	if err != nil {
-		return coordinator.Log{}, 0, err
-	}
-	a.wal, err = wal.New(wal.Config{ //nolint:contextcheck // the log ends by Close, after the drain
-		Segment: id, Fence: 1, First: 1, BytesMax: a.cfg.WALBytesMax,
-		CacheBytes: a.cfg.WALCacheBytes, OwnerBytes: ingest.EntryMemoryBytes,
-		OnFull: func(last wal.EntryID) { a.flusher.Hurry(int64(last)) },
-	}, wal.Copy{Name: store, Store: appender})
-	return record, revision, err
 }
 
+// segmentPause is the wait after a first segment that could not be begun.
+const segmentPause = time.Second
+
 // startFlush starts the flush of the agent's own log.
-func (a *Agent) startFlush(run context.Context, record coordinator.Log, revision int64) error {
+func (a *Agent) startFlush(run context.Context, record coordinator.Log, revision int64) {
 	a.writer = flush.NewWriter(flush.WriterConfig{
 		KV: a.deps.KV, Store: a.deps.Store, Cluster: a.clusterID, Record: record, Revision: revision, Now: a.deps.Now, Log: a.log,
 	})
@@ -244,64 +348,6 @@ func (a *Agent) startFlush(run context.Context, record coordinator.Log, revision
 			return ctx.Err()
 		}
 	})
-	return nil
-}
-
-// claim claims the shards. Two agents that start at once both find no log open; the one that claims later then waits for the other's.
-func (a *Agent) claim(ctx context.Context) (all []lead.Claimed, err error) {
-	for {
-		err = retry.Coordinator(ctx, a.log, "claim shards", func(ctx context.Context) (err error) {
-			all, err = lead.Claim(ctx, a.deps.KV, a.cluster, a.id, a.node)
-			return err
-		})
-		if !errors.Is(err, lead.ErrLed) {
-			return all, err
-		}
-		a.log.Warn("another agent was faster", "err", err)
-		if err := a.recoverLogs(ctx, a.deps.Disk.Identity().String()); err != nil {
-			return nil, err
-		}
-	}
-}
-
-// lead claims the shards and restores their partitions.
-func (a *Agent) lead(ctx context.Context) error {
-	all, err := a.claim(ctx)
-	if err != nil {
-		return err
-	}
-	// Only now: the view must not be older than the revision that made this agent the leader.
-	if err := a.catchUp(ctx); err != nil {
-		return err
-	}
-	epochs := make(map[uint32]protocol.LeaderEpoch, len(all))
-	for _, c := range all {
-		a.ledger.Adopt(c.ID, c.Write, c.Revision)
-		epochs[uint32(c.ID)] = protocol.LeaderEpoch(c.Shard.Epoch)
-		if err := retry.Bucket(ctx, a.log, "read manifests", func() error { return a.starts.Adopt(ctx, c.ID, c.Shard) }); err != nil {
-			return err
-		}
-	}
-	r := &lead.Restorer{Index: a.index, Footers: a.footers, Now: a.deps.Now, ProducerIdle: a.cfg.ProducerIdleMax}
-	var logs map[partition.ID]*partition.Log
-	err = retry.Bucket(ctx, a.log, "restore partitions", func() (err error) {
-		logs, err = r.Run(ctx, func(shard uint32) protocol.LeaderEpoch { return epochs[shard] }, a.logStart)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	a.partitions.adopt(epochs, logs)
-	return nil
-}
-
-// logStart returns a partition's log start offset.
-func (a *Agent) logStart(id partition.ID) protocol.Offset {
-	t, ok := a.view.TopicByID(id.Topic)
-	if !ok {
-		return 0
-	}
-	return a.starts.Start(t.ShardOf(id.Partition, a.cluster.Shards), id)
 }
 
 // startGroups starts the coordinator of the consumer groups.

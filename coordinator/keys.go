@@ -28,10 +28,12 @@ import (
 // Prefixes and keys. KEYS.md explains each; a test holds the two together.
 const (
 	KeyCluster    = "meta/cluster"
+	KeyController = "meta/controller"
 	PrefixMeta    = "meta/"
 	PrefixAgents  = "meta/agents/"
 	PrefixTopics  = "meta/topics/"
 	PrefixShards  = "meta/shards/"
+	PrefixMoves   = "meta/moves/"
 	PrefixCommits = "meta/commits/"
 	PrefixLogs    = "logs/"
 	PrefixStores  = "stores/"
@@ -66,6 +68,18 @@ func KeyTopic(name string) string { return PrefixTopics + name }
 
 // KeyShard is the record of a shard.
 func KeyShard(s ShardID) string { return fmt.Sprintf("%s%04d", PrefixShards, s) }
+
+// KeyMove is the controller's wish about a shard.
+func KeyMove(s ShardID) string { return fmt.Sprintf("%s%04d", PrefixMoves, s) }
+
+// parseShard reads the shard's number from a key under prefix.
+func parseShard(key, prefix string) (ShardID, error) {
+	n, err := strconv.ParseUint(strings.TrimPrefix(key, prefix), 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("parse key %q: want %sSHARD", key, prefix)
+	}
+	return ShardID(n), nil
+}
 
 // KeyWrite is the guard of everything that a shard's leader writes.
 func KeyWrite(s ShardID) string { return fmt.Sprintf("%s%04d", PrefixWrites, s) }

@@ -14,18 +14,30 @@ type Cluster struct {
 	Shards     uint32 `json:"shards"`     // number of shards, 1 to 4,096
 	Generation uint32 `json:"generation"` // grows when the coordinator's state is rebuilt from the bucket
 	CreatedMs  int64  `json:"created_ms"` // Unix milliseconds
+	Secret     []byte `json:"secret"`     // by which its agents know each other
 }
 
 // Agent is a live agent's registration.
 type Agent struct {
-	Node     int32  `json:"node"`     // Kafka's broker id, from 1
-	Log      LogID  `json:"log"`      // its incarnation
-	Host     string `json:"host"`     // advertised to clients
-	Port     int32  `json:"port"`     // advertised to clients
-	Peer     string `json:"peer"`     // host:port for other agents; empty without peers
-	Zone     string `json:"zone"`     // empty if none is set
-	Draining bool   `json:"draining"` // leaves metadata, takes no shards
+	Node  int32      `json:"node"`  // Kafka's broker id, from 1
+	Log   LogID      `json:"log"`   // its incarnation
+	Host  string     `json:"host"`  // advertised to clients
+	Port  int32      `json:"port"`  // advertised to clients
+	Store string     `json:"store"` // its disk
+	Peer  string     `json:"peer"`  // host:port at which other agents reach the store; empty if they do not
+	Zone  string     `json:"zone"`  // empty if none is set
+	State AgentState `json:"state"`
 }
+
+// AgentState says what may be asked of an agent.
+type AgentState string
+
+// The states of an agent, in order.
+const (
+	AgentStarting AgentState = "starting" // its store takes copies; its own log is not open yet
+	AgentServing  AgentState = "serving"  // leads shards and answers clients
+	AgentDraining AgentState = "draining" // gives away what it has, and is given nothing
+)
 
 // Topic is a topic's record. Partitions only grow.
 type Topic struct {
@@ -58,6 +70,17 @@ type Shard struct {
 	Node     int32  `json:"node"`               // of the owner
 	Epoch    int32  `json:"epoch"`              // leader epoch: one more with each change of owner, from 1
 	Manifest string `json:"manifest,omitempty"` // name of the newest manifest; empty for none
+}
+
+// Move is the controller's wish that a shard's owner hand it over.
+type Move struct {
+	To LogID `json:"to"` // incarnation that should lead it
+}
+
+// Controller is the record of the agent that plans who leads which shard.
+type Controller struct {
+	Log  LogID `json:"log"`
+	Node int32 `json:"node"`
 }
 
 // Write is the value of a shard's guard. Its three fields together never repeat.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -21,6 +22,7 @@ type View struct {
 	log      *slog.Logger
 	onCommit func(CommitItem)
 	onTopic  func(topic Topic, deleted bool)
+	onMember func()
 
 	mu       sync.RWMutex
 	revision int64
@@ -30,7 +32,10 @@ type View struct {
 	ids      map[protocol.TopicID]string
 	agents   map[int32]Versioned[Agent]
 	shards   []Versioned[Shard]
-	commits  map[string]struct{}
+	moves    map[ShardID]Move
+	// controller is absent with a zero revision.
+	controller Versioned[Controller]
+	commits    map[string]struct{}
 }
 
 // Versioned is a decoded value with the revision that wrote it, for later comparisons.
@@ -52,12 +57,14 @@ type CommitItem struct {
 type ViewConfig struct {
 	OnCommit func(CommitItem)
 	OnTopic  func(topic Topic, deleted bool) // created, changed or deleted
+	// OnMember tells that something changed about agents, shards, moves or the controller. nil for nobody.
+	OnMember func()
 	Log      *slog.Logger
 }
 
 // NewView returns an empty view; [View.Run] fills it.
 func NewView(kv KV, cfg ViewConfig) *View {
-	v := &View{kv: kv, log: cfg.Log, onCommit: cfg.OnCommit, onTopic: cfg.OnTopic, advanced: make(chan struct{})}
+	v := &View{kv: kv, log: cfg.Log, onCommit: cfg.OnCommit, onTopic: cfg.OnTopic, onMember: cfg.OnMember, advanced: make(chan struct{})}
 	v.clear()
 	return v
 }
@@ -67,6 +74,8 @@ func (v *View) clear() {
 	v.ids = make(map[protocol.TopicID]string)
 	v.agents = make(map[int32]Versioned[Agent])
 	v.shards = nil
+	v.moves = make(map[ShardID]Move)
+	v.controller = Versioned[Controller]{}
 	v.commits = make(map[string]struct{})
 }
 
@@ -148,6 +157,12 @@ func (v *View) keys() []string {
 	for node := range v.agents {
 		keys = append(keys, KeyAgent(node))
 	}
+	for shard := range v.moves {
+		keys = append(keys, KeyMove(shard))
+	}
+	if v.controller.Revision != 0 {
+		keys = append(keys, KeyController)
+	}
 	for key := range v.commits {
 		keys = append(keys, key)
 	}
@@ -158,15 +173,20 @@ func (v *View) keys() []string {
 func (v *View) apply(b Batch) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	member := false
 	for _, e := range b.Events {
 		if err := v.applyEvent(e); err != nil {
 			return fmt.Errorf("follow coordinator: %w", err)
 		}
+		member = member || !strings.HasPrefix(e.Key, PrefixCommits) && !strings.HasPrefix(e.Key, PrefixTopics)
 	}
 	if b.Revision > v.revision {
 		v.revision = b.Revision
 		close(v.advanced)
 		v.advanced = make(chan struct{})
+	}
+	if member && v.onMember != nil {
+		v.onMember()
 	}
 	return nil
 }
@@ -181,6 +201,10 @@ func (v *View) applyEvent(e Event) error {
 		return v.applyAgent(e)
 	case strings.HasPrefix(e.Key, PrefixShards):
 		return v.applyShard(e)
+	case strings.HasPrefix(e.Key, PrefixMoves):
+		return v.applyMove(e)
+	case e.Key == KeyController:
+		return v.applyController(e)
 	case e.Key == KeyCluster && !e.Deleted:
 		c, err := Decode[Cluster](e.Item)
 		v.cluster = c
@@ -263,9 +287,9 @@ func (v *View) applyAgent(e Event) error {
 }
 
 func (v *View) applyShard(e Event) error {
-	var id ShardID
-	if _, err := fmt.Sscanf(strings.TrimPrefix(e.Key, PrefixShards), "%d", &id); err != nil {
-		return fmt.Errorf("parse shard key %q: %w", e.Key, err)
+	id, err := parseShard(e.Key, PrefixShards)
+	if err != nil {
+		return err
 	}
 	if e.Deleted {
 		return fmt.Errorf("shard key %q was deleted", e.Key)
@@ -275,6 +299,29 @@ func (v *View) applyShard(e Event) error {
 		v.shards = append(v.shards, Versioned[Shard]{})
 	}
 	v.shards[id] = Versioned[Shard]{Value: s, Revision: e.ModRevision}
+	return err
+}
+
+func (v *View) applyMove(e Event) error {
+	id, err := parseShard(e.Key, PrefixMoves)
+	if err != nil {
+		return err
+	}
+	if e.Deleted {
+		delete(v.moves, id)
+		return nil
+	}
+	v.moves[id], err = Decode[Move](e.Item)
+	return err
+}
+
+func (v *View) applyController(e Event) error {
+	if e.Deleted {
+		v.controller = Versioned[Controller]{}
+		return nil
+	}
+	c, err := Decode[Controller](e.Item)
+	v.controller = Versioned[Controller]{Value: c, Revision: e.ModRevision}
 	return err
 }
 
@@ -357,4 +404,29 @@ func (v *View) Shard(id ShardID) (Shard, int64) {
 		return Shard{}, 0
 	}
 	return v.shards[id].Value, v.shards[id].Revision
+}
+
+// Shards returns the records of all shards that have one, by id.
+func (v *View) Shards() []Shard {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	all := make([]Shard, len(v.shards))
+	for i := range v.shards {
+		all[i] = v.shards[i].Value
+	}
+	return all
+}
+
+// Moves returns where shards should be moved.
+func (v *View) Moves() map[ShardID]Move {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return maps.Clone(v.moves)
+}
+
+// Controller returns the controller and the revision of its record, which is 0 if there is none.
+func (v *View) Controller() (Controller, int64) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.controller.Value, v.controller.Revision
 }

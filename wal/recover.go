@@ -24,9 +24,9 @@ type Sealed struct {
 }
 
 // Seal ends an old segment in favour of fence, which the caller has claimed, on the stores of its ensemble, in the
-// order of the segment's record; nil stands for a store that is out of reach. Size is the record's too. It fails if fewer than
-// size.SealAnswers() stores answer, with all their errors; asking again is allowed, and may give a longer or a shorter result
-// beyond the last acknowledged entry.
+// order of the segment's record; nil stands for a store that is out of reach. Size is the record's too. All are asked at once, and as soon as
+// size.SealAnswers() have answered it returns; what the others answer does not matter. It fails if that many do not answer, with all
+// errors; asking again is allowed, and may give a longer or a shorter result beyond the last acknowledged entry.
 func Seal(id SegmentID, fence Fence, size quorum.Size, stores []Sealer) (*Sealed, error) {
 	seal, err := quorum.NewSeal(size)
 	if err != nil {
@@ -35,25 +35,38 @@ func Seal(id SegmentID, fence Fence, size quorum.Size, stores []Sealer) (*Sealed
 	if len(stores) != size.Copies {
 		return nil, fmt.Errorf("seal WAL segment %s: %d stores, want %d", id, len(stores), size.Copies)
 	}
-	var errs []error
+	type reply struct {
+		store  int
+		answer quorum.Answer
+		err    error
+	}
+	replies := make(chan reply, len(stores)) // room for those that come after enough have come
+	asked := 0
 	for i, s := range stores {
 		if s == nil {
 			seal.Failed(i)
 			continue
 		}
-		answer, err := s.Seal(id, fence)
-		if err != nil {
-			seal.Failed(i)
-			errs = append(errs, err)
+		asked++
+		go func() {
+			answer, err := s.Seal(id, fence)
+			replies <- reply{store: i, answer: answer, err: err}
+		}()
+	}
+	var errs []error
+	for range asked {
+		r := <-replies
+		if r.err != nil {
+			seal.Failed(r.store)
+			errs = append(errs, r.err)
 			continue
 		}
-		seal.Answered(i, answer)
+		seal.Answered(r.store, r.answer)
+		if state, store, answer := seal.Result(); state == quorum.Sealed {
+			return &Sealed{First: answer.First, Last: answer.Last, id: id, store: stores[store]}, nil
+		}
 	}
-	state, store, answer := seal.Result()
-	if state != quorum.Sealed {
-		return nil, fmt.Errorf("seal WAL segment %s: %s: %w", id, seal, errors.Join(errs...))
-	}
-	return &Sealed{First: answer.First, Last: answer.Last, id: id, store: stores[store]}, nil
+	return nil, fmt.Errorf("seal WAL segment %s: %s: %w", id, seal, errors.Join(errs...))
 }
 
 // Past finds a segment that was rolled away, and so ends with the entry last, on a store that holds all of it, for a reader that has claimed the log. Stores are

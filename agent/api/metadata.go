@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"slices"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -49,15 +50,29 @@ func (b *Broker) metadata(ctx context.Context, req *kmsg.MetadataRequest) *kmsg.
 	return resp
 }
 
-// agents returns the live agents; this one is among them even before it has seen its own registration.
-func (b *Broker) agents() []coordinator.Agent { return b.deps.View.Agents() }
+// agents returns those that clients may use: they serve, or drain and still lead something.
+func (b *Broker) agents() []coordinator.Agent {
+	leads := make(map[coordinator.LogID]bool)
+	for _, s := range b.deps.View.Shards() {
+		leads[s.Owner] = true
+	}
+	return slices.DeleteFunc(b.deps.View.Agents(), func(a coordinator.Agent) bool {
+		return a.State == coordinator.AgentStarting || a.State == coordinator.AgentDraining && !leads[a.Log]
+	})
+}
 
 // controller names an agent that lives: every agent serves what a controller does.
 func (b *Broker) controller(agents []coordinator.Agent) int32 {
-	if len(agents) == 0 {
-		return b.cfg.Node
+	holder, _ := b.deps.View.Controller()
+	for _, a := range agents {
+		if a.Log == holder.Log {
+			return a.Node
+		}
 	}
-	return agents[0].Node
+	if len(agents) > 0 {
+		return agents[0].Node
+	}
+	return b.cfg.Node
 }
 
 func rack(zone string) *string {
@@ -111,7 +126,11 @@ func (b *Broker) describePartition(t *coordinator.Topic, number int32, agents []
 	p.Partition = number
 	shard, _ := b.deps.View.Shard(t.ShardOf(number, b.deps.View.Cluster().Shards))
 	p.Leader, p.LeaderEpoch = shard.Node, shard.Epoch
-	p.Replicas = replicas(shard.Node, agents, t.Replication)
+	if !slices.ContainsFunc(agents, func(a coordinator.Agent) bool { return a.Node == shard.Node }) {
+		// Until somebody leads it again, an agent that lives says so itself, and the client asks again: some clients cannot do with a leader that is not listed.
+		p.Leader = b.controller(agents)
+	}
+	p.Replicas = replicas(p.Leader, agents, t.Replication)
 	p.ISR = p.Replicas
 	p.OfflineReplicas = []int32{}
 	if shard.Node == 0 {

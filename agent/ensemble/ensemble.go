@@ -194,15 +194,21 @@ type roll struct {
 	segment coordinator.WALSegment
 }
 
-// Open implements wal.Roller. It asks all stores at once.
-func (r *roll) Open(id wal.SegmentID, first wal.EntryID) ([]wal.Copy, error) {
-	k := r.keeper
-	copies := make([]wal.Copy, len(r.segment.Stores))
+// Open implements wal.Roller.
+func (r *roll) Open(_ wal.SegmentID, first wal.EntryID) ([]wal.Copy, error) {
+	return r.keeper.Create(r.ctx, r.segment, first)
+}
+
+// Create begins a segment, whose first entry will be first, on all its stores at once. If one of them does not take it, none has it open afterwards, and that
+// store is left out for a while.
+func (k *Keeper) Create(ctx context.Context, segment coordinator.WALSegment, first wal.EntryID) ([]wal.Copy, error) {
+	id := wal.SegmentID{Log: wal.LogID(k.cfg.Log), Number: segment.Number}
+	copies := make([]wal.Copy, len(segment.Stores))
 	errs := make([]error, len(copies))
 	var asked sync.WaitGroup
-	for i, name := range r.segment.Stores {
+	for i, name := range segment.Stores {
 		asked.Go(func() {
-			store, err := k.deps.Create(r.ctx, name, id, wal.Fence(k.cfg.Fence), first)
+			store, err := k.deps.Create(ctx, name, id, wal.Fence(k.cfg.Fence), first)
 			copies[i] = wal.Copy{Name: name, Store: store}
 			if err != nil {
 				errs[i] = fmt.Errorf("store %s: %w", name, err)

@@ -12,6 +12,7 @@ import (
 	"github.com/varve-io/varve/agent/fetch"
 	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore/segment"
 	"github.com/varve-io/varve/protocol"
 )
@@ -28,9 +29,10 @@ type Restorer struct {
 	ProducerIdle time.Duration
 }
 
-// Run rebuilds every partition that has records: offsets and epochs from the index, idempotent producers from the footers of segments that are
-// young enough. The index must hold all commits of the logs that came before. epoch gives the leader epoch of a shard, start a partition's log start offset.
-func (r *Restorer) Run(ctx context.Context, epoch func(shard uint32) protocol.LeaderEpoch,
+// Run rebuilds every partition of some shards that has records: offsets and epochs from the index, idempotent producers from the footers of segments that are
+// young enough. The index must hold all commits of the logs that came before. epochs are the shards with their leader epochs, start gives a partition's log
+// start offset.
+func (r *Restorer) Run(ctx context.Context, epochs map[coordinator.ShardID]protocol.LeaderEpoch,
 	start func(partition.ID) protocol.Offset,
 ) (map[partition.ID]*partition.Log, error) {
 	logs := make(map[partition.ID]*partition.Log)
@@ -38,7 +40,14 @@ func (r *Restorer) Run(ctx context.Context, epoch func(shard uint32) protocol.Le
 	oldest := r.Now().Add(-r.ProducerIdle).UnixMilli()
 	for _, id := range r.Index.Partitions() {
 		extents := r.Index.Extents(id)
-		l := partition.New(epoch(extents[0].Shard))
+		if len(extents) == 0 { // deleted meanwhile
+			continue
+		}
+		epoch, ok := epochs[coordinator.ShardID(extents[0].Shard)]
+		if !ok {
+			continue
+		}
+		l := partition.New(epoch)
 		l.RestoreStart(max(start(id), extents[0].First))
 		for i := range extents {
 			e := &extents[i]

@@ -41,13 +41,15 @@ type Ledger struct {
 
 // shard is a shard that this incarnation leads.
 type shard struct {
-	guard coordinator.Guard
-	write coordinator.Write // what the guard's key holds now
+	guard   coordinator.Guard
+	write   coordinator.Write // what the guard's key holds now
+	leaving bool              // its last write was handed over
 }
 
 type write struct {
 	shard coordinator.ShardID
 	ops   []coordinator.Op
+	next  *coordinator.Write // what the guard's key holds afterwards, if it is the next owner's; nil while the shard stays
 	done  func(error)
 }
 
@@ -68,6 +70,18 @@ func (l *Ledger) Adopt(id coordinator.ShardID, w coordinator.Write, revision int
 // goroutine and in order of the calls: nil when they are durable; an error that wraps coordinator.ErrFenced or is [ErrNotLed] if this agent no
 // longer leads the shard, and nothing was written; another if the store refused them. done must not block.
 func (l *Ledger) Write(id coordinator.ShardID, ops []coordinator.Op, done func(error)) {
+	l.add(write{shard: id, ops: ops, done: done})
+}
+
+// HandOver is the last write of a shard, after all that were handed over before: its guard goes to the next owner, as next says. From the call on, the shard takes
+// no other write. If done is told nil or an error that wraps coordinator.ErrFenced, the shard is out of the ledger; after any other error it
+// still is this agent's, and can be adopted again.
+func (l *Ledger) HandOver(id coordinator.ShardID, next coordinator.Write, ops []coordinator.Op, done func(error)) {
+	l.add(write{shard: id, ops: ops, next: &next, done: done})
+}
+
+func (l *Ledger) add(w write) {
+	id, ops, done := w.shard, w.ops, w.done
 	limits := coordinator.CheckTxn(nil, ops) // the store would refuse the whole transaction, and with it the writes of others
 	l.mu.Lock()
 	err := l.ended
@@ -75,14 +89,15 @@ func (l *Ledger) Write(id coordinator.ShardID, ops []coordinator.Op, done func(e
 	case err != nil:
 	case limits != nil:
 		err = fmt.Errorf("write to shard %d: %w", id, limits)
-	case l.shards[id] == nil:
+	case l.shards[id] == nil, l.shards[id].leaving:
 		err = fmt.Errorf("write to shard %d: %w", id, ErrNotLed)
 	case len(l.pending) >= writesMax:
 		err = fmt.Errorf("write to shard %d: %w", id, ErrBusy)
 	case len(ops) > coordinator.TxnOpsMax/2:
 		err = fmt.Errorf("write to shard %d: %d operations at once: %w", id, len(ops), coordinator.ErrLimit)
 	default:
-		l.pending = append(l.pending, write{shard: id, ops: ops, done: done})
+		l.pending = append(l.pending, w)
+		l.shards[id].leaving = w.next != nil
 	}
 	l.mu.Unlock()
 	if err != nil {
@@ -126,7 +141,8 @@ func (l *Ledger) end(err error) {
 type batch struct {
 	writes []write
 	shards []coordinator.ShardID
-	ops    []coordinator.Op // one per key: the latest write of a key wins
+	leave  map[coordinator.ShardID]coordinator.Write // of those that are handed over, what their guards hold then
+	ops    []coordinator.Op                          // one per key: the latest write of a key wins
 	bytes  int
 	alone  bool // it deletes a prefix, and takes no other write
 }
@@ -135,7 +151,7 @@ type batch struct {
 func (l *Ledger) next() batch {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var b batch
+	b := batch{leave: make(map[coordinator.ShardID]coordinator.Write)}
 	byKey := make(map[string]int)
 	taken := 0
 	for _, w := range l.pending {
@@ -156,6 +172,9 @@ func (l *Ledger) next() batch {
 		if !slices.Contains(b.shards, w.shard) {
 			b.shards = append(b.shards, w.shard)
 		}
+		if w.next != nil {
+			b.leave[w.shard] = *w.next
+		}
 		for _, op := range w.ops {
 			if i, ok := byKey[op.Key]; ok {
 				b.ops[i] = op
@@ -174,14 +193,14 @@ func (l *Ledger) next() batch {
 
 // apply runs the transaction; if some shards are lost, the rest is tried again without them.
 func (l *Ledger) apply(ctx context.Context, b batch) {
-	guards := l.guards(b.shards)
+	guards := l.guards(b)
 	err := coordinator.Apply(ctx, l.kv, guards, b.ops)
 	if fenced, ok := errors.AsType[*coordinator.FencedError](err); ok {
 		l.drop(b, fenced)
 		return
 	}
 	if err == nil {
-		l.advance(b.shards)
+		l.advance(b)
 	}
 	for _, w := range b.writes {
 		w.done(err)
@@ -189,24 +208,36 @@ func (l *Ledger) apply(ctx context.Context, b batch) {
 }
 
 // guards raises the write number of each shard for the transaction to come.
-func (l *Ledger) guards(ids []coordinator.ShardID) []*coordinator.Guard {
+func (l *Ledger) guards(b batch) []*coordinator.Guard {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	guards := make([]*coordinator.Guard, 0, len(ids))
-	for _, id := range ids {
+	guards := make([]*coordinator.Guard, 0, len(b.shards))
+	for _, id := range b.shards {
 		s := l.shards[id]
-		next := s.write
-		next.Number++
+		next, leaves := b.leave[id]
+		if !leaves {
+			next = s.write
+			next.Number++
+		}
 		s.guard.Next = coordinator.Encode(next)
 		guards = append(guards, &s.guard)
 	}
 	return guards
 }
 
-func (l *Ledger) advance(ids []coordinator.ShardID) {
+func (l *Ledger) advance(b batch) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, id := range ids {
+	for _, id := range b.shards {
+		l.applied(b, id)
+	}
+}
+
+// applied takes note that a shard's part of a transaction is durable.
+func (l *Ledger) applied(b batch, id coordinator.ShardID) {
+	if _, leaves := b.leave[id]; leaves {
+		delete(l.shards, id)
+	} else {
 		l.shards[id].write.Number++
 	}
 }
@@ -220,7 +251,7 @@ func (l *Ledger) drop(b batch, fenced *coordinator.FencedError) {
 		if lost[id] = slices.Contains(fenced.Keys, coordinator.KeyWrite(id)); lost[id] {
 			delete(l.shards, id)
 		} else if fenced.Applied {
-			l.shards[id].write.Number++
+			l.applied(b, id)
 		}
 	}
 	pending := l.pending

@@ -260,25 +260,24 @@ func (r *Recovery) flush(ctx context.Context, w *flush.Writer, sealed []*wal.Sea
 // errEntries says that a segment has entries.
 var errEntries = errors.New("it holds entries")
 
-// DropClosed frees what a disk holds of logs that are closed, given all logs that the coordinator lists. A log that is not listed has never served,
-// because its agent died before; if it holds entries all the same, this is another cluster's coordinator, or one that has lost its data, and they may be
+// Sweep frees what a disk holds of logs that are over, and of segments that were rolled away and are flushed, or that came to nothing. held is what the disk
+// had before logs, all that the coordinator lists, were read.
+//
+// A log that is not listed is left alone while agents run: it may be about to be. When the store starts, nobody can have begun one on it: its agent died before it
+// could list it. If such a log holds entries all the same, this is another cluster's coordinator, or one that has lost its data, and they may be
 // the only copy of what was acknowledged.
-func DropClosed(d *disk.Store, logs []coordinator.Log) error {
-	store := d.Identity().String()
-	closed := make(map[wal.LogID]bool, len(logs))
-	for _, l := range logs {
-		// Another cluster has logs of the same numbers, but on other disks.
-		if slices.ContainsFunc(l.Segments, func(s coordinator.WALSegment) bool { return slices.Contains(s.Stores, store) }) {
-			closed[wal.LogID(l.ID)] = l.Closed
-		}
+func Sweep(d *disk.Store, held []disk.SegmentInfo, logs []coordinator.Log, starting bool) error {
+	listed := make(map[wal.LogID]*coordinator.Log, len(logs))
+	for i := range logs {
+		listed[wal.LogID(logs[i].ID)] = &logs[i]
 	}
-	for _, s := range d.Segments() {
-		isClosed, listed := closed[s.ID.Log]
-		if listed && !isClosed {
+	for _, s := range held {
+		l := listed[s.ID.Log]
+		if l == nil && !starting || l != nil && needed(l, s.ID.Number) {
 			continue
 		}
 		var err error
-		if !listed {
+		if l == nil {
 			err = d.Read(s.ID, s.First, func(wal.EntryID, []byte) error { return errEntries })
 		}
 		if errors.Is(err, errEntries) {
@@ -288,9 +287,19 @@ func DropClosed(d *disk.Store, logs []coordinator.Log) error {
 		if err == nil {
 			err = d.Drop(s.ID)
 		}
-		if err != nil {
-			return fmt.Errorf("drop closed WAL segment %s: %w", s.ID, err)
+		// One that its writer still has open is looked at again; another may have dropped it.
+		if err != nil && !errors.Is(err, disk.ErrLive) && !errors.Is(err, disk.ErrUnknown) {
+			return fmt.Errorf("drop WAL segment %s: %w", s.ID, err)
 		}
 	}
 	return nil
+}
+
+// needed reports whether a segment of a log may hold what is not flushed. One above the newest that is listed is about to be.
+func needed(l *coordinator.Log, number uint32) bool {
+	if l.Closed {
+		return false
+	}
+	newest := l.Segments[len(l.Segments)-1].Number
+	return number >= newest || slices.ContainsFunc(l.Segments, func(s coordinator.WALSegment) bool { return s.Number == number })
 }

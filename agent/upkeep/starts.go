@@ -86,6 +86,22 @@ func (s *Starts) Resign(id coordinator.ShardID) {
 	delete(s.shards, id)
 }
 
+// Release forgets a shard that is to be handed over, once no new manifest of it is under way, and returns its record as it is then. ok is false if the shard
+// was not adopted.
+func (s *Starts) Release(ctx context.Context, id coordinator.ShardID) (record coordinator.Shard, ok bool, err error) {
+	sh := s.shard(id)
+	if sh == nil {
+		return coordinator.Shard{}, false, nil
+	}
+	select {
+	case sh.turn <- struct{}{}: // for ever: nobody else finds the shard
+	case <-ctx.Done():
+		return coordinator.Shard{}, false, ctx.Err()
+	}
+	s.Resign(id)
+	return sh.record, true, nil
+}
+
 // Start returns the log start offset of a partition of a shard that was adopted; 0 if none was ever set.
 func (s *Starts) Start(id coordinator.ShardID, p partition.ID) protocol.Offset {
 	sh := s.shard(id)

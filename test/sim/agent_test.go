@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing/synctest"
@@ -352,11 +353,14 @@ func (a *agent) openLog() error {
 	return nil
 }
 
-// claim claims the shards; logs of owners that are open are recovered first.
-func (a *agent) claim() (all []lead.Claimed, err error) {
+// claim gives this agent all shards, as a controller that knows of no other agent does; logs of owners that are open are recovered first.
+func (a *agent) claim() (all []lead.Given, err error) {
 	for {
 		err = retry.Coordinator(a.run, discard, "claim shards", func(ctx context.Context) (err error) {
-			all, err = lead.Claim(ctx, a.kv, a.w.cluster, a.id, 1)
+			if err := a.assignAll(ctx); err != nil {
+				return err
+			}
+			all, _, err = lead.GivenTo(ctx, a.kv, a.w.cluster.Shards, a.id)
 			return err
 		})
 		if !errors.Is(err, lead.ErrLed) {
@@ -366,6 +370,26 @@ func (a *agent) claim() (all []lead.Claimed, err error) {
 			return nil, err
 		}
 	}
+}
+
+func (a *agent) assignAll(ctx context.Context) error {
+	items, _, err := a.kv.List(ctx, coordinator.PrefixShards, 0)
+	if err != nil {
+		return err
+	}
+	plan := make([]lead.Assignment, a.w.cluster.Shards)
+	for id := range plan {
+		plan[id] = lead.Assignment{Shard: coordinator.ShardID(id), To: a.id, Node: 1}
+	}
+	for id, it := range items {
+		s, err := coordinator.Decode[coordinator.Shard](it)
+		if err != nil {
+			return err
+		}
+		plan[id].From = s.Owner
+	}
+	plan = slices.DeleteFunc(plan, func(p lead.Assignment) bool { return p.From == a.id })
+	return lead.Assign(ctx, a.kv, a.w.cluster.Shards, plan)
 }
 
 // lead claims the shards and restores their partitions.
@@ -387,8 +411,7 @@ func (a *agent) lead() error {
 	}
 	r := &lead.Restorer{Index: a.index, Footers: a.footers, Now: a.now, ProducerIdle: idle}
 	return retry.Bucket(a.run, discard, "restore partitions", func() error {
-		logs, err := r.Run(a.run, func(shard uint32) protocol.LeaderEpoch { return a.epochs[coordinator.ShardID(shard)] },
-			func(partition.ID) protocol.Offset { return 0 })
+		logs, err := r.Run(a.run, a.epochs, func(partition.ID) protocol.Offset { return 0 })
 		for id, l := range logs {
 			a.adopt(id, l)
 		}

@@ -1,0 +1,211 @@
+// Package controller has one agent of the cluster plan who leads which shard.
+//
+//	agents, shards, wishes, logs -> placement.Leaders -> assignments, wishes
+//
+// The agent that has put its name into the coordinator under its lease is the controller; when the lease ends, another one is. It is a matter of economy, not of
+// safety: two controllers at once, which a lease cannot rule out, compare the shards' guards and the controller's key, and one of them fails.
+//
+// A plan is made when agents, shards or wishes change, and while a shard's owner is not registered: until its log is closed, which does not show in what agents follow.
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/varve-io/varve/agent/lead"
+	"github.com/varve-io/varve/agent/recovery"
+	"github.com/varve-io/varve/agent/retry"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/coordinator/placement"
+)
+
+const (
+	// movesMax is how many shards move for balance at once: each move ends with a flush of its owner's log.
+	movesMax = 16
+	// absentPause is how often the logs are looked at while a shard's owner is not registered.
+	absentPause = 100 * time.Millisecond
+	// retryPause is the wait after a plan that could not be carried out.
+	retryPause = 200 * time.Millisecond
+)
+
+// Deps is what a [Controller] works with.
+type Deps struct {
+	KV    coordinator.KV
+	View  *coordinator.View
+	Node  int32
+	Log   coordinator.LogID
+	Lease func() int64    // of this agent's registration
+	Kick  <-chan struct{} // something that the view shows has changed; has capacity 1
+	// Willing reports whether this agent may become the controller.
+	Willing func() bool
+	Logger  *slog.Logger
+}
+
+// Controller is this agent's part in the election, and its planning while it is elected.
+type Controller struct {
+	deps    Deps
+	elected bool
+}
+
+// New returns a controller; [Controller.Run] makes it work.
+func New(deps Deps) *Controller { return &Controller{deps: deps} }
+
+// Run takes part until ctx ends.
+func (c *Controller) Run(ctx context.Context) error {
+	for {
+		again, err := c.step(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			if !errors.Is(err, coordinator.ErrFenced) && !errors.Is(err, lead.ErrLed) {
+				c.deps.Logger.Warn("the plan of who leads which shard could not be carried out; trying again", "err", err)
+			}
+			again = retryPause
+		}
+		var timer <-chan time.Time
+		if again > 0 {
+			timer = time.After(again)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-c.deps.Kick:
+		case <-timer:
+		}
+	}
+}
+
+// step takes the office if it is free, and plans if it is this agent's. It returns after how long to look again without being told; 0 for never.
+func (c *Controller) step(ctx context.Context) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, retry.CallTimeout)
+	defer cancel()
+	holder, revision := c.deps.View.Controller()
+	if !c.registered(holder.Log) && c.deps.Willing() {
+		return 0, c.elect(ctx, revision)
+	}
+	elected := revision != 0 && holder.Log == c.deps.Log
+	if elected != c.elected {
+		c.elected = elected
+		c.deps.Logger.Info("controller of the cluster", "elected", elected, "controller", holder.Node)
+	}
+	if !elected {
+		return 0, nil
+	}
+	return c.plan(ctx, revision)
+}
+
+// registered reports whether an incarnation is. A controller that started anew need not wait for the end of its former lease.
+func (c *Controller) registered(log coordinator.LogID) bool {
+	return slices.ContainsFunc(c.deps.View.Agents(), func(a coordinator.Agent) bool { return a.Log == log })
+}
+
+// elect tries to become the controller instead of the one of that revision; the view tells who is.
+func (c *Controller) elect(ctx context.Context, revision int64) error {
+	me := coordinator.Controller{Log: c.deps.Log, Node: c.deps.Node}
+	_, err := c.deps.KV.Txn(ctx, []coordinator.Compare{{Key: coordinator.KeyController, Revision: revision}}, []coordinator.Op{{
+		Key: coordinator.KeyController, Value: coordinator.Encode(me), Lease: c.deps.Lease(),
+	}})
+	if err != nil {
+		return fmt.Errorf("become controller: %w", err)
+	}
+	return nil
+}
+
+// plan makes a plan of what the view shows and carries it out.
+func (c *Controller) plan(ctx context.Context, revision int64) (time.Duration, error) {
+	logs, _, err := recovery.List(ctx, c.deps.KV)
+	if err != nil {
+		return 0, fmt.Errorf("read WAL logs: %w", err)
+	}
+	now := c.survey(logs)
+	plan := placement.Leaders(now.cluster)
+	if !plan.Empty() {
+		c.deps.Logger.Info("shards to lead", "assigned", len(plan.Assign), "to move", len(plan.Wish), "to stay", len(plan.Withdraw))
+	}
+	var assign []lead.Assignment
+	for _, m := range plan.Assign {
+		to := coordinator.LogID(m.To)
+		assign = append(assign, lead.Assignment{Shard: coordinator.ShardID(m.Shard), From: coordinator.LogID(m.From), To: to, Node: now.nodes[to]})
+	}
+	if len(assign) > 0 {
+		if err := lead.Assign(ctx, c.deps.KV, c.deps.View.Cluster().Shards, assign); err != nil {
+			return 0, err
+		}
+	}
+	if err := c.wish(ctx, revision, plan); err != nil {
+		return 0, err
+	}
+	if now.absent {
+		return absentPause, nil
+	}
+	return 0, nil
+}
+
+// wish writes what owners are to do.
+func (c *Controller) wish(ctx context.Context, revision int64, plan placement.Plan) error {
+	var ops []coordinator.Op
+	for _, m := range plan.Wish {
+		ops = append(ops, coordinator.Op{
+			Key: coordinator.KeyMove(coordinator.ShardID(m.Shard)), Value: coordinator.Encode(coordinator.Move{To: coordinator.LogID(m.To)}),
+		})
+	}
+	for _, s := range plan.Withdraw {
+		ops = append(ops, coordinator.Op{Key: coordinator.KeyMove(coordinator.ShardID(s)), Delete: true})
+	}
+	for len(ops) > 0 {
+		n := min(len(ops), coordinator.TxnOpsMax)
+		_, err := c.deps.KV.Txn(ctx, []coordinator.Compare{{Key: coordinator.KeyController, Revision: revision}}, ops[:n])
+		if err != nil {
+			return fmt.Errorf("write which shards are to move: %w", err)
+		}
+		ops = ops[n:]
+	}
+	return nil
+}
+
+// survey is what there is to plan for.
+type survey struct {
+	cluster placement.Cluster
+	nodes   map[coordinator.LogID]int32
+	absent  bool // some shard's owner is not registered
+}
+
+func (c *Controller) survey(logs []coordinator.Log) survey {
+	v := c.deps.View
+	s := survey{nodes: make(map[coordinator.LogID]int32)}
+	s.cluster = placement.Cluster{
+		Closed: make(map[placement.LogID]bool), Shards: make([]placement.Shard, v.Cluster().Shards), MovesMax: movesMax,
+	}
+	claimed := make(map[coordinator.LogID]bool)
+	for _, l := range logs {
+		s.cluster.Closed[placement.LogID(l.ID)] = l.Closed
+		claimed[l.ID] = l.Claimer != 0
+	}
+	for _, a := range v.Agents() {
+		s.nodes[a.Log] = a.Node
+		if a.State != coordinator.AgentStarting && !claimed[a.Log] {
+			s.cluster.Agents = append(s.cluster.Agents, placement.Agent{
+				Log: placement.LogID(a.Log), Draining: a.State == coordinator.AgentDraining,
+			})
+		}
+	}
+	moves := v.Moves()
+	for id, shard := range v.Shards() {
+		p := &s.cluster.Shards[id]
+		p.Owner, p.Wish = placement.LogID(shard.Owner), placement.LogID(moves[coordinator.ShardID(id)].To)
+		if _, registered := s.nodes[shard.Owner]; !registered {
+			s.absent = true
+		}
+	}
+	for _, t := range v.Topics() {
+		for n := range t.Partitions {
+			s.cluster.Shards[t.ShardOf(n, v.Cluster().Shards)].Load++
+		}
+	}
+	return s
+}

@@ -1,0 +1,138 @@
+package lead
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/varve-io/varve/coordinator"
+)
+
+// assignsPerTxn is how many shards one transaction gives away: three operations each.
+const assignsPerTxn = coordinator.TxnOpsMax / 3
+
+// Assignment gives a shard that nobody leads to a log.
+type Assignment struct {
+	Shard coordinator.ShardID
+	From  coordinator.LogID // its owner, whose log is closed; 0 if it never had one
+	To    coordinator.LogID
+	Node  int32 // of To
+}
+
+// ErrLed: a shard's owner is another one than the plan says, or its log is open. The log must be closed first, by itself or by recovery: what it has
+// acknowledged and not flushed would be missing in what a new leader starts from.
+var ErrLed = errors.New("shard is led")
+
+// Assign carries assignments out, each under a new epoch, and takes back wishes about these shards. It fails with [ErrLed] if a shard has an owner whose log is
+// not closed, and with coordinator.ErrFenced if somebody changes a shard at the same time: then some may be assigned, and a new plan is due.
+func Assign(ctx context.Context, kv coordinator.KV, shards uint32, all []Assignment) error {
+	records, writes, revision, err := readShards(ctx, kv, shards)
+	if err != nil {
+		return err
+	}
+	// As of the moment whose guards the assignment compares.
+	closed, err := closedLogs(ctx, kv, revision)
+	if err != nil {
+		return err
+	}
+	for _, a := range all {
+		if owner := records[a.Shard].Owner; owner != a.From || owner != 0 && !closed[owner] {
+			return fmt.Errorf("assign shard %d, which was planned to be of log %s: %w by log %s", a.Shard, a.From, ErrLed, owner)
+		}
+	}
+	for len(all) > 0 {
+		n := min(len(all), assignsPerTxn)
+		var guards []*coordinator.Guard
+		var ops []coordinator.Op
+		for _, a := range all[:n] {
+			s := records[a.Shard]
+			s.Owner, s.Node = a.To, a.Node
+			s.Epoch++
+			guards = append(guards, &coordinator.Guard{
+				Key: coordinator.KeyWrite(a.Shard), Revision: writes[a.Shard].ModRevision,
+				Next: coordinator.Encode(coordinator.Write{Owner: a.To, Epoch: s.Epoch}),
+			})
+			ops = append(ops, coordinator.Op{Key: coordinator.KeyShard(a.Shard), Value: coordinator.Encode(s)},
+				coordinator.Op{Key: coordinator.KeyMove(a.Shard), Delete: true})
+		}
+		if err := coordinator.Apply(ctx, kv, guards, ops); err != nil {
+			return fmt.Errorf("assign shards from %d: %w", all[0].Shard, err)
+		}
+		all = all[n:]
+	}
+	return nil
+}
+
+// Given is a shard that belongs to this agent's log.
+type Given struct {
+	ID       coordinator.ShardID
+	Shard    coordinator.Shard
+	Write    coordinator.Write // what the guard holds
+	Revision int64             // of the guard
+}
+
+// GivenTo reads which shards belong to a log, and the revision as of which they do.
+func GivenTo(ctx context.Context, kv coordinator.KV, shards uint32, log coordinator.LogID) ([]Given, int64, error) {
+	records, writes, revision, err := readShards(ctx, kv, shards)
+	if err != nil {
+		return nil, 0, err
+	}
+	var all []Given
+	for id, s := range records {
+		if s.Owner != log {
+			continue
+		}
+		w, err := coordinator.Decode[coordinator.Write](writes[id])
+		if err != nil {
+			return nil, 0, err
+		}
+		all = append(all, Given{ID: coordinator.ShardID(id), Shard: s, Write: w, Revision: writes[id].ModRevision})
+	}
+	return all, revision, nil
+}
+
+// closedLogs lists the logs that were closed at that revision.
+func closedLogs(ctx context.Context, kv coordinator.KV, revision int64) (map[coordinator.LogID]bool, error) {
+	items, _, err := kv.List(ctx, coordinator.PrefixLogs, revision)
+	if err != nil {
+		return nil, fmt.Errorf("read WAL logs: %w", err)
+	}
+	closed := make(map[coordinator.LogID]bool)
+	for _, it := range items {
+		l, err := coordinator.Decode[coordinator.Log](it)
+		if err != nil {
+			return nil, err
+		}
+		closed[l.ID] = l.Closed
+	}
+	return closed, nil
+}
+
+// readShards returns the shards' records and their guards, all as of one moment: a record that is older than its guard would undo
+// what the previous owner wrote last.
+func readShards(ctx context.Context, kv coordinator.KV, n uint32) (shards []coordinator.Shard, writes []coordinator.Item, revision int64, err error) {
+	shards, writes = make([]coordinator.Shard, n), make([]coordinator.Item, n)
+	items, revision, err := kv.List(ctx, coordinator.PrefixShards, 0)
+	if err != nil {
+		return nil, nil, 0, fmt.Errorf("read shards: %w", err)
+	}
+	guards, _, err := kv.List(ctx, coordinator.PrefixWrites, revision)
+	if err != nil {
+		return nil, nil, 0, fmt.Errorf("read guards of shards: %w", err)
+	}
+	byKey := make(map[string]coordinator.Item, len(items)+len(guards))
+	for _, it := range append(items, guards...) {
+		byKey[it.Key] = it
+	}
+	for id := range n {
+		writes[id] = byKey[coordinator.KeyWrite(coordinator.ShardID(id))]
+		it := byKey[coordinator.KeyShard(coordinator.ShardID(id))]
+		if it.ModRevision == 0 {
+			continue
+		}
+		if shards[id], err = coordinator.Decode[coordinator.Shard](it); err != nil {
+			return nil, nil, 0, err
+		}
+	}
+	return shards, writes, revision, nil
+}

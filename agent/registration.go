@@ -1,0 +1,119 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/varve-io/varve/agent/retry"
+	"github.com/varve-io/varve/coordinator"
+)
+
+// leaseSeconds is how long an agent counts as alive after its last sign of life. It is a hint, never a proof: fences decide.
+const leaseSeconds = 3
+
+// registration makes an agent known to the others, under a lease. Its methods may be called concurrently.
+type registration struct {
+	kv  coordinator.KV
+	log *slog.Logger
+	now func() time.Time
+
+	writing sync.Mutex // one write at a time, so that the last state wins
+
+	mu    sync.Mutex
+	me    coordinator.Agent
+	lease int64
+	since time.Time // when this lease began
+}
+
+// register registers anew, under a new lease, and returns the revision of it. A lease that ended may have been taken for death: if the agent's log was claimed, it is over.
+func (r *registration) register(ctx context.Context) (revision int64, err error) {
+	err = retry.Coordinator(ctx, r.log, "register", func(ctx context.Context) error {
+		if err := r.checkLog(ctx); err != nil {
+			return err
+		}
+		lease, err := r.kv.Grant(ctx, leaseSeconds)
+		if err != nil {
+			return err
+		}
+		r.mu.Lock()
+		r.lease, r.since = lease, r.now()
+		r.mu.Unlock()
+		revision, err = r.write(ctx)
+		return err
+	})
+	return revision, err
+}
+
+// checkLog returns an error that is coordinator.ErrFenced if another agent has claimed this one's log.
+func (r *registration) checkLog(ctx context.Context) error {
+	item, _, err := r.kv.Get(ctx, coordinator.KeyLog(r.me.Log))
+	if err != nil || item.ModRevision == 0 {
+		return err
+	}
+	l, err := coordinator.Decode[coordinator.Log](item)
+	if err == nil && l.Claimer != 0 {
+		err = fmt.Errorf("WAL log %s was claimed by log %s: %w", l.ID, l.Claimer, coordinator.ErrFenced)
+	}
+	return err
+}
+
+// become changes the state.
+func (r *registration) become(ctx context.Context, state coordinator.AgentState) (revision int64, err error) {
+	r.mu.Lock()
+	r.me.State = state
+	r.mu.Unlock()
+	err = retry.Coordinator(ctx, r.log, "register as "+string(state), func(ctx context.Context) (err error) {
+		revision, err = r.write(ctx)
+		return err
+	})
+	return revision, err
+}
+
+func (r *registration) write(ctx context.Context) (int64, error) {
+	r.writing.Lock()
+	defer r.writing.Unlock()
+	r.mu.Lock()
+	me, lease := r.me, r.lease
+	r.mu.Unlock()
+	res, err := r.kv.Txn(ctx, nil, []coordinator.Op{{Key: coordinator.KeyAgent(me.Node), Value: coordinator.Encode(me), Lease: lease}})
+	if errors.Is(err, coordinator.ErrLeaseGone) { // keep notices, and there will be another
+		err = fmt.Errorf("%w: %w", coordinator.ErrUnavailable, err)
+	}
+	return res.Revision, err
+}
+
+// current returns the lease, and since when it has been held without a gap.
+func (r *registration) current() (lease int64, since time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.lease, r.since
+}
+
+// keep keeps the registration until ctx ends, and then ends it.
+func (r *registration) keep(ctx context.Context) error {
+	for {
+		lease, _ := r.current()
+		err := r.kv.KeepAlive(ctx, lease)
+		if ctx.Err() != nil {
+			return r.end(context.WithoutCancel(ctx), lease)
+		}
+		r.log.Warn("registration lost; registering again", "err", err)
+		if _, err := r.register(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// end ends the lease, and with it the registration; if etcd is away it ends by itself.
+func (r *registration) end(ctx context.Context, lease int64) error {
+	ctx, cancel := context.WithTimeout(ctx, retry.CallTimeout)
+	defer cancel()
+	if err := r.kv.Revoke(ctx, lease); err != nil {
+		r.log.Warn("registration stays until its lease ends", "err", err)
+	}
+	return nil
+}

@@ -1,0 +1,247 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/varve-io/varve/agent/lead"
+	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/agent/retry"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/protocol"
+)
+
+// leadShards has the agent lead the shards that are given to it, and hand over those that the controller wants elsewhere, until ctx ends. One goroutine does
+// both, so that a shard is never taken and given at the same time.
+func (a *Agent) leadShards(ctx context.Context) error {
+	kick := a.members.subscribe()
+	for {
+		again, err := a.stepShards(ctx)
+		if err != nil {
+			return err
+		}
+		if again {
+			if err := retry.Pause(ctx); err != nil {
+				return err
+			}
+			continue
+		}
+		select {
+		case <-kick:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// stepShards does what the view asks for now; again says that something has to be tried again without being told.
+func (a *Agent) stepShards(ctx context.Context) (again bool, err error) {
+	missing := false
+	for id, s := range a.view.Shards() {
+		epoch, leads := a.partitions.Leads(coordinator.ShardID(id))
+		mine := s.Owner == a.id
+		if leads && s.Epoch > epoch {
+			a.resign(coordinator.ShardID(id))
+			leads = false
+		}
+		missing = missing || mine && !leads
+	}
+	if missing {
+		if err := a.takeShards(ctx); err != nil {
+			return false, err
+		}
+		a.members.tell() // whoever waits for shards to be led
+	}
+	wishes := make(map[coordinator.ShardID]coordinator.LogID)
+	for id, m := range a.view.Moves() {
+		if _, leads := a.partitions.Leads(id); leads && m.To != a.id {
+			wishes[id] = m.To
+		}
+	}
+	if len(wishes) == 0 {
+		return false, nil
+	}
+	return a.giveShards(ctx, wishes)
+}
+
+// takeShards begins to lead every shard that belongs to this agent's log and that it does not lead yet.
+func (a *Agent) takeShards(ctx context.Context) error {
+	var given []lead.Given
+	var revision int64
+	err := retry.Coordinator(ctx, a.log, "read which shards to lead", func(ctx context.Context) (err error) {
+		given, revision, err = lead.GivenTo(ctx, a.deps.KV, a.cluster.Shards, a.id)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	// The view must not be older than the revision that made this agent the leader: the last commit of the one before could be missing.
+	if err := a.view.Wait(ctx, revision); err != nil {
+		return err
+	}
+	if err := a.follower.Wait(ctx); err != nil {
+		return err
+	}
+	epochs := make(map[coordinator.ShardID]protocol.LeaderEpoch)
+	for _, g := range given {
+		if _, leads := a.partitions.Leads(g.ID); leads {
+			continue
+		}
+		epochs[g.ID] = protocol.LeaderEpoch(g.Shard.Epoch)
+		a.ledger.Adopt(g.ID, g.Write, g.Revision)
+		if err := retry.Bucket(ctx, a.log, "read manifests", func() error { return a.starts.Adopt(ctx, g.ID, g.Shard) }); err != nil {
+			return err
+		}
+	}
+	if len(epochs) == 0 {
+		return nil
+	}
+	r := &lead.Restorer{Index: a.index, Footers: a.footers, Now: a.deps.Now, ProducerIdle: a.cfg.ProducerIdleMax}
+	var logs map[partition.ID]*partition.Log
+	err = retry.Bucket(ctx, a.log, "restore partitions", func() (err error) {
+		logs, err = r.Run(ctx, epochs, a.logStart)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	a.partitions.adopt(epochs, logs)
+	a.log.Info("leads shards", "shards", len(epochs), "partitions with records", len(logs))
+	return nil
+}
+
+// logStart returns a partition's log start offset.
+func (a *Agent) logStart(id partition.ID) protocol.Offset {
+	t, ok := a.view.TopicByID(id.Topic)
+	if !ok {
+		return 0
+	}
+	return a.starts.Start(t.ShardOf(id.Partition, a.cluster.Shards), id)
+}
+
+// giveShards hands shards over, all with one flush: writes to them are refused from the start, and when everything that was taken is durable and committed, the
+// shard's last write names its next owner. From sending that write on, the shard is not led here unless a later reading of the record says so.
+func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]coordinator.LogID) (again bool, err error) {
+	nodes := make(map[coordinator.LogID]int32)
+	for _, m := range a.view.Agents() {
+		if m.State == coordinator.AgentServing {
+			nodes[m.Log] = m.Node
+		}
+	}
+	maps.DeleteFunc(wishes, func(_ coordinator.ShardID, to coordinator.LogID) bool { return nodes[to] == 0 })
+	if len(wishes) == 0 {
+		return false, nil
+	}
+	start := a.deps.Now()
+	// The long part comes first, while the shards are still led; if the bucket is away, they stay.
+	if err := a.flusher.Flush(ctx); err != nil {
+		return false, err
+	}
+	for id := range wishes {
+		a.partitions.resign(id)
+		a.groups.Resign(id)
+	}
+	// Everything of these shards is in the log before the proof, and in the bucket after the flush.
+	if err := a.wal.Prove(ctx); err != nil {
+		return false, fmt.Errorf("hand shards over: %w", err)
+	}
+	if err := a.flusher.Flush(ctx); err != nil {
+		return false, err
+	}
+	results := make(chan error, len(wishes))
+	sent := 0
+	for id, to := range wishes {
+		record, ok, err := a.starts.Release(ctx, id)
+		if err != nil {
+			return false, err
+		}
+		if !ok {
+			continue // lost meanwhile
+		}
+		record.Owner, record.Node = to, nodes[to]
+		record.Epoch++
+		a.ledger.HandOver(id, coordinator.Write{Owner: to, Epoch: record.Epoch}, []coordinator.Op{
+			{Key: coordinator.KeyShard(id), Value: coordinator.Encode(record)}, {Key: coordinator.KeyMove(id), Delete: true},
+		}, func(err error) { results <- err })
+		sent++
+	}
+	for range sent {
+		select {
+		case err := <-results:
+			if err != nil && !errors.Is(err, coordinator.ErrFenced) {
+				a.log.Warn("a shard could not be handed over; it is taken back", "err", err)
+				again = true
+			}
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+	}
+	a.log.Info("handed shards over", "shards", sent, "to", slices.Sorted(maps.Values(wishes)), "took", a.deps.Now().Sub(start))
+	return again, nil
+}
+
+// resign stops leading a shard that another agent has taken.
+func (a *Agent) resign(id coordinator.ShardID) {
+	a.log.Warn("shard lost to another agent", "shard", id)
+	a.partitions.resign(id)
+	a.groups.Resign(id)
+	a.starts.Resign(id)
+}
+
+// awaitLeaders waits until every shard has a leader that is registered, and those that are to be this agent's are led.
+func (a *Agent) awaitLeaders(ctx context.Context) error {
+	kick := a.members.subscribe()
+	for !a.allLed() {
+		select {
+		case <-kick:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (a *Agent) allLed() bool {
+	shards := a.view.Shards()
+	if len(shards) < int(a.cluster.Shards) {
+		return false
+	}
+	live := make(map[coordinator.LogID]bool)
+	for _, m := range a.view.Agents() {
+		live[m.Log] = m.State != coordinator.AgentStarting
+	}
+	for id, s := range shards {
+		epoch, leads := a.partitions.Leads(coordinator.ShardID(id))
+		if !live[s.Owner] || s.Owner == a.id && (!leads || epoch != s.Epoch) {
+			return false
+		}
+	}
+	return true
+}
+
+// handOverAll waits until this agent, which drains, leads no shard any more, or nobody is there to take them.
+func (a *Agent) handOverAll(ctx context.Context) error {
+	kick := a.members.subscribe()
+	for a.leadsAny() && a.others() {
+		select {
+		case <-kick:
+		case <-ctx.Done():
+			return fmt.Errorf("hand shards over: %w", ctx.Err())
+		}
+	}
+	return nil
+}
+
+func (a *Agent) leadsAny() bool {
+	return slices.ContainsFunc(a.view.Shards(), func(s coordinator.Shard) bool { return s.Owner == a.id })
+}
+
+// others reports whether another agent takes shards.
+func (a *Agent) others() bool {
+	return slices.ContainsFunc(a.view.Agents(), func(m coordinator.Agent) bool {
+		return m.Log != a.id && m.State == coordinator.AgentServing
+	})
+}

@@ -1,0 +1,241 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"net"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/varve-io/varve/agent/recovery"
+	"github.com/varve-io/varve/agent/retry"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/wal/frame"
+)
+
+const (
+	// rankPause is how much later each further agent claims a log: the one that a hash puts first usually is enough.
+	rankPause = 2 * time.Second
+	// deathGrace is how long an agent that lost its registration has to come back, unless its machine says that it is gone.
+	deathGrace = 3 * time.Second
+	// progressMax is how long a recovery may be without a commit until another agent takes over.
+	progressMax = 20 * time.Second
+	// failedPause is the wait before a recovery that failed is tried again.
+	failedPause = 3 * time.Second
+	// probeMax bounds the look at whether an agent's machine refuses connections.
+	probeMax = 300 * time.Millisecond
+)
+
+// absence is what this agent knows of a log that is open while its agent is not registered.
+type absence struct {
+	record  coordinator.Log
+	due     time.Time // when this agent may claim it
+	refused bool      // its agent's machine says that nobody is there
+	said    bool      // that it cannot be recovered
+	running bool
+}
+
+// succession recovers logs whose agents are gone.
+type succession struct {
+	a        *Agent
+	recovery *recovery.Recovery
+	peers    map[coordinator.LogID]string // where agents served their stores, as long as this agent has known them
+	absent   map[coordinator.LogID]*absence
+	ended    chan result
+}
+
+type result struct {
+	log coordinator.LogID
+	err error
+}
+
+// succeed watches for logs whose agents are gone, and recovers them, several at once, until ctx ends. A log is claimed by one agent after another, in an
+// order that a hash gives, each some seconds after the one before; fences make it safe that two do it at once.
+func (a *Agent) succeed(ctx context.Context) error {
+	s := &succession{
+		a: a, recovery: a.recovery(), peers: make(map[coordinator.LogID]string), absent: make(map[coordinator.LogID]*absence),
+		ended: make(chan result, 1),
+	}
+	kick := a.members.subscribe()
+	for {
+		wait, err := s.step(ctx)
+		if err != nil {
+			return err
+		}
+		var timer <-chan time.Time
+		if wait > 0 {
+			timer = time.After(wait)
+		}
+		select {
+		case <-kick:
+		case <-timer:
+		case r := <-s.ended:
+			if err := s.end(r); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// step looks at all logs, and returns after how long to look again without being told; 0 for never.
+func (s *succession) step(ctx context.Context) (time.Duration, error) {
+	for _, m := range s.a.view.Agents() {
+		s.peers[m.Log] = m.Peer
+	}
+	var logs []coordinator.Log
+	err := retry.Coordinator(ctx, s.a.log, "list WAL logs", func(ctx context.Context) (err error) {
+		logs, _, err = recovery.List(ctx, s.a.deps.KV)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	s.notice(ctx, logs)
+	now := s.a.deps.Now()
+	wait := time.Duration(0)
+	for id, ab := range s.absent {
+		if ab.running {
+			continue
+		}
+		if left := ab.due.Sub(now); left > 0 {
+			if wait == 0 || left < wait {
+				wait = left
+			}
+			continue
+		}
+		if !recovery.Recoverable(ab.record, s.a.stores.reach) {
+			if !ab.said {
+				ab.said = true
+				s.a.log.Warn("too few stores are there to recover a WAL log", "log", id, "of", ab.record.Node, "segments", ab.record.Segments,
+					"flushed", ab.record.Flushed, "hint", "if its disks are lost for good, start an agent with --accept-loss and this log's number")
+			}
+			continue // the members tell when a store comes back
+		}
+		ab.running = true
+		s.a.spawn(ctx, "recover a WAL log", func(ctx context.Context) error {
+			r := result{log: id, err: s.recovery.Run(ctx, id)}
+			select {
+			case s.ended <- r:
+			case <-ctx.Done():
+			}
+			return nil
+		})
+	}
+	return wait, nil
+}
+
+// notice brings what is known of absent agents up to date.
+func (s *succession) notice(ctx context.Context, logs []coordinator.Log) {
+	live := make(map[coordinator.LogID]bool)
+	for _, m := range s.a.view.Agents() {
+		live[m.Log] = true
+	}
+	now := s.a.deps.Now()
+	seen := make(map[coordinator.LogID]bool)
+	for _, l := range logs {
+		if l.Closed || l.ID == s.a.id || live[l.ID] && l.Claimer == 0 {
+			continue
+		}
+		seen[l.ID] = true
+		ab := s.absent[l.ID]
+		switch {
+		case ab == nil:
+			ab = &absence{refused: l.Node == s.a.node || refuses(ctx, s.peers[l.ID])}
+			s.absent[l.ID] = ab
+		case ab.record.Fence == l.Fence && ab.record.Commits == l.Commits:
+			continue
+		}
+		ab.record = l
+		ab.due = s.due(now, ab, live)
+	}
+	for id, ab := range s.absent {
+		if !seen[id] && !ab.running {
+			delete(s.absent, id)
+		}
+	}
+}
+
+// due is when this agent may claim a log that has just been found absent, or that somebody has just claimed or brought forward.
+func (s *succession) due(now time.Time, ab *absence, live map[coordinator.LogID]bool) time.Time {
+	if live[ab.record.Claimer] {
+		return now.Add(progressMax)
+	}
+	if ab.record.Node == s.a.node {
+		return now // an incarnation of this agent's own disk, which nobody else can have open
+	}
+	due := now.Add(time.Duration(s.rank(ab.record.ID)) * rankPause)
+	if !ab.refused {
+		due = due.Add(deathGrace)
+	}
+	// After etcd was away, the others have as much time to register again as this agent had.
+	if _, since := s.a.registration.current(); due.Before(since.Add(leaseSeconds * time.Second)) {
+		due = since.Add(leaseSeconds * time.Second)
+	}
+	return due
+}
+
+// rank is this agent's place in the order in which the registered agents claim a log.
+func (s *succession) rank(log coordinator.LogID) int {
+	weight := func(agent coordinator.LogID) uint64 {
+		h := fnv.New64a()
+		_ = binary.Write(h, binary.BigEndian, [2]uint64{uint64(log), uint64(agent)})
+		return h.Sum64()
+	}
+	var order []coordinator.LogID
+	for _, m := range s.a.view.Agents() {
+		if m.State != coordinator.AgentDraining {
+			order = append(order, m.Log)
+		}
+	}
+	slices.SortFunc(order, func(x, y coordinator.LogID) int { return cmp.Or(cmp.Compare(weight(x), weight(y)), cmp.Compare(x, y)) })
+	return max(slices.Index(order, s.a.id), 0)
+}
+
+// end takes what came of a recovery.
+func (s *succession) end(r result) error {
+	ab := s.absent[r.log]
+	ab.running = false
+	switch {
+	case r.err == nil:
+		delete(s.absent, r.log)
+		s.a.members.tell() // the controller, if this is it, need not look again to see that the log is closed
+		return nil
+	case errors.Is(r.err, coordinator.ErrFenced):
+		s.a.log.Info("another agent recovers the WAL log", "log", r.log)
+	default:
+		if damage, ok := errors.AsType[*frame.CorruptError](r.err); ok && ab.record.Node == s.a.node {
+			return fmt.Errorf("recover WAL log %s: %w", r.log, damage)
+		}
+		s.a.log.Warn("a WAL log could not be recovered; trying again", "log", r.log, "err", r.err)
+	}
+	ab.due = s.a.deps.Now().Add(failedPause)
+	return nil
+}
+
+// refuses reports whether nobody listens at the place, and the machine says so.
+func refuses(ctx context.Context, place string) bool {
+	if place == "" {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeMax)
+	defer cancel()
+	c, err := new(net.Dialer).DialContext(ctx, "tcp", place)
+	if err == nil {
+		_ = c.Close()
+	}
+	return errors.Is(err, syscall.ECONNREFUSED)
+}
+
+// recovery returns a recoverer that reaches the stores which this agent reaches.
+func (a *Agent) recovery() *recovery.Recovery {
+	return &recovery.Recovery{
+		KV: a.deps.KV, Store: a.deps.Store, WAL: a.stores.sealer, Cluster: a.clusterID, Claimer: a.id, Now: a.deps.Now, Log: a.log,
+	}
+}
