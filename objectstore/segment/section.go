@@ -10,7 +10,7 @@ import (
 
 // Section is one partition's part of a segment. It is never changed and may be read concurrently.
 //
-// Its batch index is kept encoded. A lookup walks it from the start without allocating: BenchmarkBatchAt tells what a batch
+// Its batch index is kept encoded. A lookup walks it from the start without allocating: BenchmarkRange tells what a batch
 // costs, and [BatchesMax] bounds how many there are. Entry points within the index, or decoded indexes that are kept, would
 // only pay for sections of very many tiny batches.
 type Section struct {
@@ -49,33 +49,6 @@ func (s *Section) All() iter.Seq2[Batch, error] {
 			yield(Batch{}, c.err())
 		}
 	}
-}
-
-// BatchAt returns the batch that holds offset, or [ErrNoBatch].
-func (s *Section) BatchAt(offset protocol.Offset) (Batch, error) {
-	if offset < s.FirstOffset || offset >= s.NextOffset {
-		return Batch{}, s.errorf(ErrNoBatch, "offset %d is not in [%d,%d)", offset, s.FirstOffset, s.NextOffset)
-	}
-	c := s.cursor()
-	if !c.seek(offset) {
-		return Batch{}, c.err()
-	}
-	return c.batch, nil
-}
-
-// FirstAtOrAfterTimestamp returns the first batch with a record of that timestamp or a later one, or [ErrNoBatch]. Which
-// record that is, only the batch itself tells.
-func (s *Section) FirstAtOrAfterTimestamp(ms int64) (Batch, error) {
-	if ms > s.MaxTimestamp {
-		return Batch{}, s.errorf(ErrNoBatch, "timestamp %d is past %d", ms, s.MaxTimestamp)
-	}
-	c := s.cursor()
-	for c.next() {
-		if c.batch.MaxTimestamp >= ms {
-			return c.batch, nil
-		}
-	}
-	return Batch{}, c.err()
 }
 
 // Range returns the byte range of the object that serves a fetch from offset: whole batches, from the one that holds
