@@ -6,6 +6,7 @@ import (
 
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/batch"
+	"github.com/varve-io/varve/protocol/fields"
 )
 
 // Section is one partition's part of a segment. It is never changed and may be read concurrently.
@@ -115,7 +116,7 @@ func (s *Section) errorf(kind error, format string, args ...any) error {
 // cursor walks a section's batch index.
 type cursor struct {
 	section *Section
-	d       decoder
+	d       fields.Reader
 	coding  coding
 	left    int // batches that are not read yet
 	pos     int64
@@ -125,7 +126,7 @@ type cursor struct {
 
 func (s *Section) cursor() cursor {
 	return cursor{
-		section: s, d: decoder{b: s.index}, coding: coding{epoch: s.FirstEpoch},
+		section: s, d: fields.NewReader(s.index), coding: coding{epoch: s.FirstEpoch},
 		left: s.Batches, pos: s.Pos, offset: s.FirstOffset,
 	}
 }
@@ -159,7 +160,7 @@ func (c *cursor) seek(offset protocol.Offset) bool {
 // complete reports whether the batches that were read are all there is.
 func (c *cursor) complete() bool {
 	s := c.section
-	return c.d.left() == 0 && c.pos == s.Pos+s.Size && c.offset == s.NextOffset && c.coding.epoch == s.LeaderEpoch
+	return c.d.Left() == 0 && c.pos == s.Pos+s.Size && c.offset == s.NextOffset && c.coding.epoch == s.LeaderEpoch
 }
 
 func (c *cursor) err() error {
