@@ -9,6 +9,7 @@ import (
 
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/crc32c"
+	"github.com/varve-io/varve/protocol/fields"
 )
 
 // CommitBytesMax is the most that a commit takes in etcd. One that would be larger names its shards only.
@@ -158,22 +159,22 @@ func DecodeCommit(b []byte) (Commit, error) {
 		return Commit{}, fmt.Errorf("decode commit: %w: CRC32C %08x, want %08x", ErrBadCommit, got, sum)
 	}
 	c := Commit{InFooter: b[1]&commitFlagInFooter != 0}
-	d := commitReader{b: body[2:]}
-	c.Object = string(d.take(d.max(commitObjectMax)))
+	d := fields.NewReader(body[2:])
+	c.Object = string(d.Take(int(d.UvarintMax(commitObjectMax))))
 	for _, field := range []*int64{&c.ObjectSize, &c.FooterPos, &c.FooterSize} {
-		*field = int64(d.max(math.MaxInt64))
+		*field = int64(d.UvarintMax(math.MaxInt64))
 	}
-	c.Log, c.Fence, c.Number = LogID(d.uvarint()), d.uvarint(), d.uvarint()
+	c.Log, c.Fence, c.Number = LogID(d.Uvarint()), d.Uvarint(), d.Uvarint()
 	for _, field := range []*int64{&c.FirstEntry, &c.LastEntry, &c.CreatedMs} {
-		*field = int64(d.max(math.MaxInt64))
+		*field = int64(d.UvarintMax(math.MaxInt64))
 	}
 	if c.InFooter {
-		c.Shards = d.shards()
+		c.Shards = readShards(&d)
 	} else {
-		c.Partitions = d.partitions(c.CreatedMs)
+		c.Partitions = readPartitions(&d, c.CreatedMs)
 		c.Shards = shardsOf(c.Partitions)
 	}
-	if d.bad || len(d.b) > 0 || b[1]&^commitFlagInFooter != 0 {
+	if d.Bad() || d.Left() > 0 || b[1]&^commitFlagInFooter != 0 {
 		return Commit{}, fmt.Errorf("decode commit %d of log %s: %w: bad fields", c.Number, c.Log, ErrBadCommit)
 	}
 	return c, nil
@@ -191,56 +192,13 @@ func shardsOf(partitions []CommitPartition) []ShardID {
 	return slices.Compact(shards)
 }
 
-// commitReader walks over a commit's fields. Once bad, it has no bytes left and every read returns zero.
-type commitReader struct {
-	b   []byte
-	bad bool
-}
-
-func (d *commitReader) fail() { d.b, d.bad = nil, true }
-
-func (d *commitReader) take(n uint64) []byte {
-	if n > uint64(len(d.b)) {
-		d.fail()
-		return nil
-	}
-	p := d.b[:n]
-	d.b = d.b[n:]
-	return p
-}
-
-func (d *commitReader) uvarint() uint64 {
-	v, n := binary.Uvarint(d.b)
-	if n <= 0 {
-		d.fail()
-		return 0
-	}
-	d.b = d.b[n:]
-	return v
-}
-
-// max reads a number that must not be above limit.
-func (d *commitReader) max(limit uint64) uint64 {
-	v := d.uvarint()
-	if v > limit {
-		d.fail()
-		return 0
-	}
-	return v
-}
-
-func (d *commitReader) varint() int64 {
-	u := d.uvarint()
-	return int64(u>>1) ^ -int64(u&1)
-}
-
-func (d *commitReader) shards() []ShardID {
-	shards := make([]ShardID, d.max(uint64(len(d.b))))
+func readShards(d *fields.Reader) []ShardID {
+	shards := make([]ShardID, d.UvarintMax(uint64(d.Left())))
 	var last ShardID
 	for i := range shards {
-		delta := ShardID(d.max(uint64(math.MaxUint32 - last)))
+		delta := ShardID(d.UvarintMax(uint64(math.MaxUint32 - last)))
 		if i > 0 && delta == 0 {
-			d.fail()
+			d.Fail()
 		}
 		last += delta
 		shards[i] = last
@@ -248,27 +206,27 @@ func (d *commitReader) shards() []ShardID {
 	return shards
 }
 
-func (d *commitReader) partitions(createdMs int64) []CommitPartition {
-	topics := make([]protocol.TopicID, d.max(uint64(len(d.b)/len(protocol.TopicID{}))))
+func readPartitions(d *fields.Reader, createdMs int64) []CommitPartition {
+	topics := make([]protocol.TopicID, d.UvarintMax(uint64(d.Left()/len(protocol.TopicID{}))))
 	for i := range topics {
-		copy(topics[i][:], d.take(uint64(len(topics[i]))))
+		copy(topics[i][:], d.Take(len(topics[i])))
 	}
-	partitions := make([]CommitPartition, d.max(uint64(len(d.b)/commitPartitionMin)))
+	partitions := make([]CommitPartition, d.UvarintMax(uint64(d.Left()/commitPartitionMin)))
 	var shard, pos int64
 	for i := range partitions {
 		p := &partitions[i]
-		topic := d.uvarint()
-		p.Partition = int32(d.max(math.MaxInt32))
-		shard += d.varint()
-		p.FirstOffset = protocol.Offset(d.max(math.MaxInt64))
-		p.NextOffset = p.FirstOffset + protocol.Offset(d.max(uint64(math.MaxInt64-p.FirstOffset)))
-		p.LastStable = p.NextOffset - protocol.Offset(d.max(uint64(p.NextOffset)))
-		p.Pos = pos + d.varint()
-		p.Size = int64(d.max(math.MaxInt64))
-		p.MaxTimestamp = createdMs + d.varint()
-		p.LeaderEpoch = protocol.LeaderEpoch(d.max(math.MaxInt32))
-		if d.bad || topic >= uint64(len(topics)) || shard < 0 || shard > math.MaxUint32 || p.Pos < 0 || p.Size > math.MaxInt64-p.Pos {
-			d.fail()
+		topic := d.Uvarint()
+		p.Partition = int32(d.UvarintMax(math.MaxInt32))
+		shard += d.Varint()
+		p.FirstOffset = protocol.Offset(d.UvarintMax(math.MaxInt64))
+		p.NextOffset = p.FirstOffset + protocol.Offset(d.UvarintMax(uint64(math.MaxInt64-p.FirstOffset)))
+		p.LastStable = p.NextOffset - protocol.Offset(d.UvarintMax(uint64(p.NextOffset)))
+		p.Pos = pos + d.Varint()
+		p.Size = int64(d.UvarintMax(math.MaxInt64))
+		p.MaxTimestamp = createdMs + d.Varint()
+		p.LeaderEpoch = protocol.LeaderEpoch(d.UvarintMax(math.MaxInt32))
+		if d.Bad() || topic >= uint64(len(topics)) || shard < 0 || shard > math.MaxUint32 || p.Pos < 0 || p.Size > math.MaxInt64-p.Pos {
+			d.Fail()
 			return nil
 		}
 		p.Topic, p.Shard = topics[topic], ShardID(shard)

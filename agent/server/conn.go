@@ -20,15 +20,14 @@ import (
 
 // conn is one connection.
 type conn struct {
-	server  *Server
-	handler Handler
-	nc      net.Conn
-	from    *bufio.Reader // of nc
-	client  Client
-	cancel  context.CancelFunc // ends the handler's work for this connection
-	line    chan answer        // in order of requests; closed by the reader
-	sent    chan struct{}      // has capacity 1: the writer has written an answer that mutes
-	broken  chan struct{}      // closed by the writer if it cannot write
+	server *Server
+	nc     net.Conn
+	from   *bufio.Reader // of nc
+	client Client
+	cancel context.CancelFunc // ends the handler's work for this connection
+	line   chan answer        // in order of requests; closed by the reader
+	sent   chan struct{}      // has capacity 1: the writer has written an answer that mutes
+	broken chan struct{}      // closed by the writer if it cannot write
 
 	mu       sync.Mutex
 	idle     bool // between requests
@@ -45,8 +44,8 @@ type answer struct {
 func newConn(ctx context.Context, s *Server, nc net.Conn, ip string) (context.Context, *conn) {
 	ctx, cancel := context.WithCancel(ctx)
 	return ctx, &conn{
-		server: s, handler: s.handler, nc: nc, from: bufio.NewReaderSize(nc, readBytes), client: Client{Address: nc.RemoteAddr().String(), Host: "/" + ip}, cancel: cancel,
-		line: make(chan answer, s.cfg.PipelineMax), sent: make(chan struct{}, 1), broken: make(chan struct{}),
+		server: s, nc: nc, from: bufio.NewReaderSize(nc, readBytes), client: Client{Address: nc.RemoteAddr().String(), Host: "/" + ip}, cancel: cancel,
+		line: make(chan answer, s.cfg.PipelineMax), sent: make(chan struct{}, 1), broken: make(chan struct{}), idle: true,
 	}
 }
 
@@ -86,9 +85,12 @@ func (c *conn) drain() {
 	defer c.mu.Unlock()
 	c.draining = true
 	if c.idle {
-		_ = c.nc.SetReadDeadline(time.Now())
+		c.wake()
 	}
 }
+
+// wake ends what the reader reads at with os.ErrDeadlineExceeded.
+func (c *conn) wake() { _ = c.nc.SetReadDeadline(time.Now()) }
 
 // setIdle notes whether the reader waits for a request. It is false if the connection drains and should take none.
 func (c *conn) setIdle(idle bool) bool {
@@ -107,8 +109,32 @@ func (c *conn) setIdle(idle bool) bool {
 // readBytes is the buffer that a connection reads through: a small request takes one system call, and what is left of a large one goes past the buffer.
 const readBytes = 4 << 10
 
+// hold waits until the server is open. Of what the peer sends meanwhile it reads no more than the buffer holds, and that only to notice when the peer goes:
+// clients whose patience ends while the agent starts come again, and must not use up the connections that there may be.
+func (c *conn) hold(ctx context.Context) error {
+	select {
+	case <-c.server.opened:
+		return nil
+	default:
+	}
+	if _, err := c.from.Peek(readBytes); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) { // which is how Open and Drain wake it
+		return err
+	}
+	select {
+	case <-c.server.opened:
+		return nil
+	case <-c.server.leave:
+		return net.ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // read serves requests until the connection ends; the error says why.
 func (c *conn) read(ctx context.Context) error {
+	if err := c.hold(ctx); err != nil {
+		return err
+	}
 	for {
 		if !c.setIdle(true) {
 			return nil
@@ -190,7 +216,7 @@ func (c *conn) serve(ctx context.Context, frame []byte) error {
 		return err
 	}
 	start := time.Now()
-	a, err := c.handler.Serve(ctx, &Request{Header: h, Body: body, Client: c.client, Leave: s.leave})
+	a, err := s.handler.Serve(ctx, &Request{Header: h, Body: body, Client: c.client, Leave: s.leave})
 	s.metrics.request(h.Key, time.Since(start))
 	if err != nil {
 		return fmt.Errorf("%v version %d: %w", h.Key, h.Version, err)

@@ -7,6 +7,9 @@
 // has several batches on their way to the disk at once. The answers to all other requests are written before the next one of the connection is
 // read, as in Kafka's SocketServer, which mutes the channel meanwhile.
 //
+// Connections may come before the agent can answer: the reader holds them until [Server.Open]. Kafka lets clients wait as well, in the backlog of its
+// listener; some take a connection that is closed before its first answer for a broker that wants TLS, and give up.
+//
 // # Limits
 //
 // Everything that a peer can make the agent hold is bounded: connections (all together and per address), the size of a frame, bytes of frames that are being read or
@@ -89,12 +92,14 @@ type Server struct {
 	log     *slog.Logger
 	metrics *metrics
 	buffers buffers
+	opened  chan struct{} // closed by Open, after which handler stays as it is
 	leave   chan struct{} // closed when the server drains
 
 	produceBytes, otherBytes *semaphore.Weighted // of frames that are read or served
 
+	handler Handler // nil until opened is closed
+
 	mu        sync.Mutex
-	handler   Handler // nil until Open
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
 	perIP     map[string]int
@@ -102,21 +107,25 @@ type Server struct {
 	wg        sync.WaitGroup
 }
 
-// New returns a server that refuses everybody until [Server.Open].
+// New returns a server that lets connections wait until [Server.Open].
 func New(cfg Config, log *slog.Logger, reg Registerer) *Server {
 	return &Server{
 		cfg: cfg, log: log, metrics: newMetrics(reg),
-		leave: make(chan struct{}), produceBytes: semaphore.NewWeighted(cfg.InFlightBytesMax), otherBytes: semaphore.NewWeighted(cfg.InFlightBytesMax),
+		opened: make(chan struct{}), leave: make(chan struct{}),
+		produceBytes: semaphore.NewWeighted(cfg.InFlightBytesMax), otherBytes: semaphore.NewWeighted(cfg.InFlightBytesMax),
 		listeners: make(map[net.Listener]struct{}), conns: make(map[*conn]struct{}), perIP: make(map[string]int),
 	}
 }
 
-// Open lets connections in, which handler serves from now on. Until then they are closed at once: a client that is refused tries elsewhere or again,
-// one that is let in and not answered waits until its own patience ends.
+// Open has handler serve the connections, those that wait already and those to come. It is called once.
 func (s *Server) Open(handler Handler) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.handler = handler
+	for c := range s.conns {
+		c.wake()
+	}
+	close(s.opened)
 }
 
 // Serve accepts connections until ctx ends or the server drains (it returns nil), or the listener fails. It closes the listener. When ctx ends it
@@ -169,7 +178,7 @@ func (s *Server) admit(ctx context.Context, nc net.Conn) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.handler == nil || s.draining || len(s.conns) >= s.cfg.ConnectionsMax || s.perIP[ip] >= s.cfg.ConnectionsPerIPMax {
+	if s.draining || len(s.conns) >= s.cfg.ConnectionsMax || s.perIP[ip] >= s.cfg.ConnectionsPerIPMax {
 		s.metrics.refused.Inc()
 		_ = nc.Close()
 		return
@@ -190,8 +199,8 @@ func (s *Server) admit(ctx context.Context, nc net.Conn) {
 	})
 }
 
-// Drain stops accepting, lets each connection finish the request that it is at and write the answers in line, and closes it. When ctx ends,
-// what is left is cut off. It returns when no connection is left.
+// Drain stops accepting, lets each connection finish the request that it is at and write the answers in line, and closes it; one that is held is closed
+// at once. When ctx ends, what is left is cut off. It returns when no connection is left.
 func (s *Server) Drain(ctx context.Context) {
 	s.mu.Lock()
 	if !s.draining {

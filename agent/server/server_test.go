@@ -32,7 +32,16 @@ type fixture struct {
 	served chan error
 }
 
+// serve starts a server that is open.
 func serve(t *testing.T, change func(*Config), h handler) *fixture {
+	t.Helper()
+	f := start(t, change)
+	f.server.Open(h)
+	return f
+}
+
+// start starts a server that is not open yet.
+func start(t *testing.T, change func(*Config)) *fixture {
 	t.Helper()
 	cfg := Defaults()
 	cfg.StallMax, cfg.IdleMax = 200*time.Millisecond, time.Minute
@@ -50,7 +59,6 @@ func serve(t *testing.T, change func(*Config), h handler) *fixture {
 		t: t, server: New(cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry()),
 		addr: l.Addr().String(), cancel: cancel, served: make(chan error, 1),
 	}
-	f.server.Open(h)
 	go func() { f.served <- f.server.Serve(ctx, l) }()
 	t.Cleanup(func() {
 		cancel()
@@ -204,6 +212,70 @@ func TestConnectionLimits(t *testing.T) {
 		defer func() { _ = c.Close() }()
 	}
 	wantEnd(t, f.dial())
+}
+
+// TestHeld holds that connections which come before the server is open are within the limits, and are served once it is, whatever they have sent by
+// then; and that one whose peer goes makes room.
+func TestHeld(t *testing.T) {
+	f := start(t, func(c *Config) { c.ConnectionsMax = 4 })
+	silent, asks, sends, leaves := f.dial(), f.dial(), f.dial(), f.dial()
+	write(t, asks, metadata(1))
+	write(t, sends, produce(2, make([]byte, 3*readBytes)))
+	write(t, leaves, metadata(3))
+	wantEnd(t, f.dial())
+
+	_ = leaves.Close()
+	f.await(3)
+	late := f.dial()
+	f.await(4)
+	write(t, late, metadata(4))
+
+	f.server.Open(handler(echo))
+	write(t, silent, metadata(0))
+	for want, c := range []net.Conn{silent, asks, sends} {
+		if id, _ := read(t, c); int(id) != want {
+			t.Errorf("response to %d, want %d", id, want)
+		}
+	}
+	if id, _ := read(t, late); id != 4 {
+		t.Errorf("response to %d, want 4", id)
+	}
+}
+
+// await waits until the server has that many connections.
+func (f *fixture) await(n int) {
+	f.t.Helper()
+	for late := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		f.server.mu.Lock()
+		got := len(f.server.conns)
+		f.server.mu.Unlock()
+		if got == n {
+			return
+		}
+		if time.Now().After(late) {
+			f.t.Fatalf("%d connections, want %d", got, n)
+		}
+	}
+}
+
+// TestHeldEnds holds that a drain, and the end, close connections that are held.
+func TestHeldEnds(t *testing.T) {
+	for name, end := range map[string]func(f *fixture){
+		"drain": func(f *fixture) { f.server.Drain(t.Context()) },
+		"end":   func(f *fixture) { f.cancel() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := start(t, nil)
+			silent, asks, sends := f.dial(), f.dial(), f.dial()
+			write(t, asks, metadata(1))
+			write(t, sends, produce(2, make([]byte, 3*readBytes)))
+			f.await(3)
+			end(f)
+			for _, c := range []net.Conn{silent, asks, sends} {
+				wantEnd(t, c)
+			}
+		})
+	}
 }
 
 // TestOrder holds that answers go out in the order of requests, though a later Produce is ready first, and that a Produce is served while an earlier

@@ -131,7 +131,7 @@ func TestAddStopsAtBatchLimit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if last, err := footer.Sections[0].BatchAt(BatchesMax - 1); err != nil || last.Offset != BatchesMax-1 {
+	if last, err := batchAt(&footer.Sections[0], BatchesMax-1); err != nil || last.Offset != BatchesMax-1 {
 		t.Errorf("last batch %+v, %v", last, err)
 	}
 }
@@ -155,7 +155,7 @@ func TestFooterOutlivesReset(t *testing.T) {
 	_, footer := build(t, &b, mixed)
 	b.Reset()
 	build(t, &b, plain(100))
-	last, err := footer.Find(keyB7).BatchAt(9)
+	last, err := batchAt(footer.Find(keyB7), 9)
 	if err != nil || last.BaseSequence != 12345 {
 		t.Errorf("after Reset: %+v, %v", last, err)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/batch"
+	"github.com/varve-io/varve/protocol/fields"
 )
 
 // Footer is the index of a segment. It is never changed and may be read concurrently.
@@ -104,7 +105,7 @@ func ParseFooter(b []byte) (*Footer, error) {
 		return nil, err
 	}
 	f := &Footer{Header: header, Pos: t.pos, ObjectSize: t.pos + int64(len(b))}
-	d := decoder{b: body[HeaderSize:]}
+	d := fields.NewReader(body[HeaderSize:])
 	topics := readTopics(&d)
 	if !f.readSections(&d, topics) {
 		return nil, fmt.Errorf("parse segment footer: %s: %w: bad directory", header.ID.Name(), ErrCorrupt)
@@ -118,17 +119,17 @@ type topicRef struct {
 	name string
 }
 
-func readTopics(d *decoder) []topicRef {
+func readTopics(d *fields.Reader) []topicRef {
 	const entryMin = 16 + 1 + 1
-	n := d.uvarintMax(min(SectionsMax, uint64(d.left()/entryMin)))
+	n := d.UvarintMax(min(SectionsMax, uint64(d.Left()/entryMin)))
 	topics := make([]topicRef, n)
 	for i := range topics {
-		copy(topics[i].id[:], d.take(len(topics[i].id)))
-		topics[i].name = string(d.take(int(d.uvarintMax(protocol.TopicNameLengthMax))))
+		copy(topics[i].id[:], d.Take(len(topics[i].id)))
+		topics[i].name = string(d.Take(int(d.UvarintMax(protocol.TopicNameLengthMax))))
 		if protocol.ValidateTopicName(topics[i].name) != nil {
-			d.fail()
+			d.Fail()
 		}
-		if d.bad {
+		if d.Bad() {
 			return nil
 		}
 	}
@@ -136,8 +137,8 @@ func readTopics(d *decoder) []topicRef {
 }
 
 // readSections reads the directory and hands out the batch indexes behind it. It reports whether all of it is in order.
-func (f *Footer) readSections(d *decoder, topics []topicRef) bool {
-	n := d.uvarintMax(min(SectionsMax, uint64(d.left()/sectionEntryMin)))
+func (f *Footer) readSections(d *fields.Reader, topics []topicRef) bool {
+	n := d.UvarintMax(min(SectionsMax, uint64(d.Left()/sectionEntryMin)))
 	if n == 0 {
 		return false
 	}
@@ -148,7 +149,7 @@ func (f *Footer) readSections(d *decoder, topics []topicRef) bool {
 	for i := range f.Sections {
 		s := &f.Sections[i]
 		indexBytes[i] = s.readEntry(d, shard, topics)
-		if d.bad || s.Size > f.Pos-pos || i > 0 && f.Sections[i-1].Compare(s.Key) >= 0 {
+		if d.Bad() || s.Size > f.Pos-pos || i > 0 && f.Sections[i-1].Compare(s.Key) >= 0 {
 			return false
 		}
 		s.object = &f.Header.ID
@@ -157,9 +158,9 @@ func (f *Footer) readSections(d *decoder, topics []topicRef) bool {
 		shard = s.Shard
 	}
 	for i := range f.Sections {
-		f.Sections[i].index = d.take(indexBytes[i])
+		f.Sections[i].index = d.Take(indexBytes[i])
 	}
-	return !d.bad && d.left() == 0 && pos == f.Pos
+	return !d.Bad() && d.Left() == 0 && pos == f.Pos
 }
 
 // sectionEntryMin is the least that a section takes in the directory: twelve varints and a checksum.
@@ -183,24 +184,24 @@ func (s *Section) appendEntry(dst []byte, shard uint32, topic, indexBytes int) [
 }
 
 // readEntry undoes appendEntry and returns the size of the section's batch index.
-func (s *Section) readEntry(d *decoder, shard uint32, topics []topicRef) (indexBytes int) {
-	s.Shard = shard + uint32(d.uvarintMax(uint64(math.MaxUint32-shard)))
-	topic := d.uvarint()
-	s.Partition = int32(d.uvarintMax(math.MaxInt32))
-	s.Size = int64(d.uvarintMax(DataBytesMax))
-	s.FirstOffset = protocol.Offset(d.uvarintMax(math.MaxInt64))
-	s.NextOffset = s.FirstOffset + protocol.Offset(d.uvarintMax(uint64(math.MaxInt64-s.FirstOffset)))
-	s.LastStable = s.NextOffset - protocol.Offset(d.uvarintMax(uint64(s.NextOffset)))
-	s.MaxTimestamp = d.varint()
-	s.LeaderEpoch = protocol.LeaderEpoch(d.uvarintMax(math.MaxInt32))
-	s.FirstEpoch = s.LeaderEpoch - protocol.LeaderEpoch(d.uvarintMax(uint64(s.LeaderEpoch)))
-	s.Batches = int(d.uvarintMax(BatchesMax))
-	indexBytes = int(d.uvarintMax(FooterBytesMax))
-	s.CRC = d.uint32()
+func (s *Section) readEntry(d *fields.Reader, shard uint32, topics []topicRef) (indexBytes int) {
+	s.Shard = shard + uint32(d.UvarintMax(uint64(math.MaxUint32-shard)))
+	topic := d.Uvarint()
+	s.Partition = int32(d.UvarintMax(math.MaxInt32))
+	s.Size = int64(d.UvarintMax(DataBytesMax))
+	s.FirstOffset = protocol.Offset(d.UvarintMax(math.MaxInt64))
+	s.NextOffset = s.FirstOffset + protocol.Offset(d.UvarintMax(uint64(math.MaxInt64-s.FirstOffset)))
+	s.LastStable = s.NextOffset - protocol.Offset(d.UvarintMax(uint64(s.NextOffset)))
+	s.MaxTimestamp = d.Varint()
+	s.LeaderEpoch = protocol.LeaderEpoch(d.UvarintMax(math.MaxInt32))
+	s.FirstEpoch = s.LeaderEpoch - protocol.LeaderEpoch(d.UvarintMax(uint64(s.LeaderEpoch)))
+	s.Batches = int(d.UvarintMax(BatchesMax))
+	indexBytes = int(d.UvarintMax(FooterBytesMax))
+	s.CRC = d.Uint32()
 	if topic >= uint64(len(topics)) || s.Batches == 0 || s.NextOffset-s.FirstOffset < protocol.Offset(s.Batches) ||
 		s.Size < int64(s.Batches)*batch.HeaderBytes ||
 		indexBytes < s.Batches*indexEntryMin || indexBytes > s.Batches*indexEntryMax {
-		d.fail()
+		d.Fail()
 		return 0
 	}
 	s.Topic, s.TopicName = topics[topic].id, topics[topic].name

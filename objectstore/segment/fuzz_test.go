@@ -35,14 +35,13 @@ func walk(t *testing.T, f *Footer) {
 			at, next = b.Pos+int64(b.Size), b.Next()
 		}
 		for _, offset := range []protocol.Offset{s.FirstOffset, s.NextOffset - 1, s.NextOffset} {
-			if b, err := s.BatchAt(offset); err == nil && (offset < b.Offset || offset >= b.Next()) {
+			if b, err := batchAt(s, offset); err == nil && (offset < b.Offset || offset >= b.Next()) {
 				t.Fatalf("offset %d found in %+v", offset, b)
 			}
 			if pos, n, _, err := s.Range(nil, offset, 1<<20); err == nil && (n <= 0 || pos < s.Pos || pos+n > s.Pos+s.Size) {
 				t.Fatalf("range %d+%d is not in %+v", pos, n, s)
 			}
 		}
-		_, _ = s.FirstAtOrAfterTimestamp(s.MaxTimestamp)
 		_ = s.Verify(nil)
 	}
 	if pos != f.Pos {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/batch"
+	"github.com/varve-io/varve/protocol/fields"
 )
 
 // Bounds of one batch's entry in the index, in bytes.
@@ -53,30 +54,30 @@ func (c *coding) append(dst []byte, b *Batch) []byte {
 }
 
 // read decodes one entry into b, but for its place (Pos and Offset). It reports whether the entry can be a writer's.
-func (c *coding) read(d *decoder, b *Batch) bool {
-	flags := Flags(d.byte())
+func (c *coding) read(d *fields.Reader, b *Batch) bool {
+	flags := Flags(d.Byte())
 	b.Flags = flags &^ (flagProducer | flagEpoch)
-	b.Size = int32(d.uvarintMax(math.MaxInt32))
-	b.LastOffsetDelta = int32(d.uvarintMax(math.MaxInt32))
-	b.MaxTimestamp = c.maxTimestamp + d.varint()
+	b.Size = int32(d.UvarintMax(math.MaxInt32))
+	b.LastOffsetDelta = int32(d.UvarintMax(math.MaxInt32))
+	b.MaxTimestamp = c.maxTimestamp + d.Varint()
 	b.LeaderEpoch = c.epoch
 	if flags&flagEpoch != 0 {
-		b.LeaderEpoch += protocol.LeaderEpoch(d.uvarintMax(uint64(math.MaxInt32 - c.epoch)))
+		b.LeaderEpoch += protocol.LeaderEpoch(d.UvarintMax(uint64(math.MaxInt32 - c.epoch)))
 	}
 	b.ProducerID, b.ProducerEpoch, b.BaseSequence = protocol.NoProducerID, protocol.NoProducerEpoch, protocol.NoSequence
 	ok := true
 	if flags&flagProducer != 0 {
-		producer := c.producer + protocol.ProducerID(d.varint())
-		epoch := int64(c.producerEpoch) + d.varint()
+		producer := c.producer + protocol.ProducerID(d.Varint())
+		epoch := int64(c.producerEpoch) + d.Varint()
 		sequence := int64(protocol.NoSequence)
 		if flags&FlagControl == 0 {
-			sequence = int64(c.sequence) + d.varint()
+			sequence = int64(c.sequence) + d.Varint()
 		}
 		ok = producer >= 0 && epoch == int64(int16(epoch)) && sequence >= -1 && sequence <= math.MaxInt32
 		b.ProducerID, b.ProducerEpoch, b.BaseSequence = producer, protocol.ProducerEpoch(epoch), int32(sequence)
 	}
 	c.advance(b)
-	return ok && !d.bad && b.Size >= batch.HeaderBytes
+	return ok && !d.Bad() && b.Size >= batch.HeaderBytes
 }
 
 func (c *coding) advance(b *Batch) {

@@ -6,11 +6,12 @@ import (
 
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/batch"
+	"github.com/varve-io/varve/protocol/fields"
 )
 
 // Section is one partition's part of a segment. It is never changed and may be read concurrently.
 //
-// Its batch index is kept encoded. A lookup walks it from the start without allocating: BenchmarkBatchAt tells what a batch
+// Its batch index is kept encoded. A lookup walks it from the start without allocating: BenchmarkRange tells what a batch
 // costs, and [BatchesMax] bounds how many there are. Entry points within the index, or decoded indexes that are kept, would
 // only pay for sections of very many tiny batches.
 type Section struct {
@@ -49,33 +50,6 @@ func (s *Section) All() iter.Seq2[Batch, error] {
 			yield(Batch{}, c.err())
 		}
 	}
-}
-
-// BatchAt returns the batch that holds offset, or [ErrNoBatch].
-func (s *Section) BatchAt(offset protocol.Offset) (Batch, error) {
-	if offset < s.FirstOffset || offset >= s.NextOffset {
-		return Batch{}, s.errorf(ErrNoBatch, "offset %d is not in [%d,%d)", offset, s.FirstOffset, s.NextOffset)
-	}
-	c := s.cursor()
-	if !c.seek(offset) {
-		return Batch{}, c.err()
-	}
-	return c.batch, nil
-}
-
-// FirstAtOrAfterTimestamp returns the first batch with a record of that timestamp or a later one, or [ErrNoBatch]. Which
-// record that is, only the batch itself tells.
-func (s *Section) FirstAtOrAfterTimestamp(ms int64) (Batch, error) {
-	if ms > s.MaxTimestamp {
-		return Batch{}, s.errorf(ErrNoBatch, "timestamp %d is past %d", ms, s.MaxTimestamp)
-	}
-	c := s.cursor()
-	for c.next() {
-		if c.batch.MaxTimestamp >= ms {
-			return c.batch, nil
-		}
-	}
-	return Batch{}, c.err()
 }
 
 // Range returns the byte range of the object that serves a fetch from offset: whole batches, from the one that holds
@@ -142,7 +116,7 @@ func (s *Section) errorf(kind error, format string, args ...any) error {
 // cursor walks a section's batch index.
 type cursor struct {
 	section *Section
-	d       decoder
+	d       fields.Reader
 	coding  coding
 	left    int // batches that are not read yet
 	pos     int64
@@ -152,7 +126,7 @@ type cursor struct {
 
 func (s *Section) cursor() cursor {
 	return cursor{
-		section: s, d: decoder{b: s.index}, coding: coding{epoch: s.FirstEpoch},
+		section: s, d: fields.NewReader(s.index), coding: coding{epoch: s.FirstEpoch},
 		left: s.Batches, pos: s.Pos, offset: s.FirstOffset,
 	}
 }
@@ -186,7 +160,7 @@ func (c *cursor) seek(offset protocol.Offset) bool {
 // complete reports whether the batches that were read are all there is.
 func (c *cursor) complete() bool {
 	s := c.section
-	return c.d.left() == 0 && c.pos == s.Pos+s.Size && c.offset == s.NextOffset && c.coding.epoch == s.LeaderEpoch
+	return c.d.Left() == 0 && c.pos == s.Pos+s.Size && c.offset == s.NextOffset && c.coding.epoch == s.LeaderEpoch
 }
 
 func (c *cursor) err() error {

@@ -61,7 +61,7 @@ var (
 	ErrCorrupt = errors.New("corrupt segment")
 	// ErrVersion says that a segment has a format that this build does not know.
 	ErrVersion = errors.New("unknown segment version")
-	// ErrNoBatch says that the section has no batch at that offset or timestamp.
+	// ErrNoBatch says that the section has no batch at that offset.
 	ErrNoBatch = errors.New("no such batch in section")
 	// ErrFull says that the segment cannot take the batch. Finish it, and begin another one with that batch.
 	ErrFull = errors.New("segment full")
@@ -79,9 +79,8 @@ type Key struct {
 // Flags describe a batch without its bytes.
 type Flags uint8
 
-// Bits of [Flags]. The low three are the codec, as in a batch's attributes.
+// Bits of [Flags]. The low three are the codec, as in a batch's attributes: 0 none, 1 gzip, 2 snappy, 3 lz4, 4 zstd.
 const (
-	FlagCodec         Flags = 0x07 // 0 none, 1 gzip, 2 snappy, 3 lz4, 4 zstd
 	FlagTransactional Flags = 0x08
 	FlagControl       Flags = 0x10 // a transaction marker
 	FlagCommit        Flags = 0x20 // with FlagControl: the marker commits; without it the marker aborts
@@ -89,9 +88,6 @@ const (
 	flagProducer Flags = 0x40 // format only: producer fields follow
 	flagEpoch    Flags = 0x80 // format only: the leader epoch grows with this batch
 )
-
-// Compressed reports whether the batch's records are compressed.
-func (f Flags) Compressed() bool { return f&FlagCodec != 0 }
 
 // Batch is what the index of a section knows of one batch.
 type Batch struct {

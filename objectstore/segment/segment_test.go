@@ -272,12 +272,21 @@ func plain(n int) []input {
 	return inputs
 }
 
-func TestBatchAt(t *testing.T) {
+// batchAt returns the batch that holds an offset.
+func batchAt(s *Section, offset protocol.Offset) (Batch, error) {
+	_, _, batches, err := s.Range(nil, offset, 0)
+	if err != nil {
+		return Batch{}, err
+	}
+	return batches[0], nil
+}
+
+func TestRangeOfEveryOffset(t *testing.T) {
 	var b Builder
 	_, footer := build(t, &b, plain(50))
 	section := footer.Find(keyA0)
 	for offset := protocol.Offset(100); offset < 200; offset++ {
-		got, err := section.BatchAt(offset)
+		got, err := batchAt(section, offset)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -286,29 +295,9 @@ func TestBatchAt(t *testing.T) {
 		}
 	}
 	for _, offset := range []protocol.Offset{-1, 0, 99, 200, math.MaxInt64} {
-		if got, err := section.BatchAt(offset); !errors.Is(err, ErrNoBatch) {
+		if got, err := batchAt(section, offset); !errors.Is(err, ErrNoBatch) {
 			t.Errorf("offset %d: %+v, %v, want ErrNoBatch", offset, got, err)
 		}
-	}
-}
-
-func TestFirstAtOrAfterTimestamp(t *testing.T) {
-	var b Builder
-	_, footer := build(t, &b, plain(50))
-	section := footer.Find(keyA0)
-	for _, test := range []struct {
-		ms   int64
-		want protocol.Offset
-	}{
-		{math.MinInt64, 100}, {now, 100}, {now + 1, 102}, {now + 35, 110}, {now + 40, 110}, {section.MaxTimestamp, 196},
-	} {
-		got, err := section.FirstAtOrAfterTimestamp(test.ms)
-		if err != nil || got.Offset != test.want {
-			t.Errorf("timestamp now%+d: batch at %d (%v), want %d", test.ms-now, got.Offset, err, test.want)
-		}
-	}
-	if _, err := section.FirstAtOrAfterTimestamp(section.MaxTimestamp + 1); !errors.Is(err, ErrNoBatch) {
-		t.Errorf("after the last timestamp: %v, want ErrNoBatch", err)
 	}
 }
 
@@ -353,7 +342,7 @@ func TestVerifyBatchFindsEveryFlippedBit(t *testing.T) {
 	var b Builder
 	object, footer := build(t, &b, plain(3))
 	section := footer.Find(keyA0)
-	target, err := section.BatchAt(102)
+	target, err := batchAt(section, 102)
 	if err != nil {
 		t.Fatal(err)
 	}

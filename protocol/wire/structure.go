@@ -33,12 +33,12 @@ const (
 // checkStructure walks the body of a request. Errors are [*protocol.Error]
 // with code InvalidRequest.
 func checkStructure(api protocol.API, version int16, body []byte) error {
-	w := walker{reader: reader{src: body}, version: version, flexible: api.Flexible(version)}
+	w := walker{reader: newReader(body), version: version, flexible: api.Flexible(version)}
 	w.fields(layouts[api.Key])
-	if w.bad {
+	if w.Bad() {
 		return protocol.InvalidRequest.Errorf("%s version %d: body of %d bytes ends early", api.Name, version, len(body))
 	}
-	if structure := len(body) - len(w.src) - w.payload + w.tagged*tagBytes; structure > StructureBytesMax {
+	if structure := len(body) - w.Left() - w.payload + w.tagged*tagBytes; structure > StructureBytesMax {
 		return protocol.InvalidRequest.Errorf("%s version %d: %d bytes of structure, want at most %d",
 			api.Name, version, structure, StructureBytesMax)
 	}
@@ -69,19 +69,19 @@ func (w *walker) fields(fields []field) {
 func (w *walker) field(f *field) {
 	switch f.kind {
 	case fixed:
-		w.take(f.size)
+		w.Take(f.size)
 	case text:
-		w.take(w.length(2))
+		w.Take(w.length(2))
 	case payload:
 		n := w.length(4)
-		w.take(n)
+		w.Take(n)
 		w.payload += n
 	case list:
-		for n := w.length(4); n > 0 && !w.bad; n-- {
+		for n := w.length(4); n > 0 && !w.Bad(); n-- {
 			w.field(&f.elem[0])
 		}
 	case structs:
-		for n := w.length(4); n > 0 && !w.bad; n-- {
+		for n := w.length(4); n > 0 && !w.Bad(); n-- {
 			w.fields(f.elem)
 		}
 	}
@@ -95,9 +95,9 @@ func (w *walker) length(size int) int {
 	case w.flexible:
 		n = int(w.uvarint()) - 1
 	case size == 2:
-		n = int(w.int16())
+		n = int(int16(w.Uint16()))
 	default:
-		n = int(w.int32())
+		n = int(int32(w.Uint32()))
 	}
 	return max(n, 0)
 }

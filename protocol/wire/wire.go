@@ -78,15 +78,15 @@ func ParseHeader(frame []byte) (h Header, body []byte, err error) {
 		return h, nil, protocol.UnsupportedVersion.Errorf("%s version %d, want %d to %d",
 			api.Name, h.Version, api.ServedMin, api.Max)
 	}
-	r := reader{src: frame[headerBytesMin:]}
+	r := newReader(frame[headerBytesMin:])
 	h.ClientID = string(r.nullableString())
 	if api.Flexible(h.Version) {
 		r.tags()
 	}
-	if r.bad {
+	if r.Bad() {
 		return h, nil, protocol.InvalidRequest.Errorf("%s version %d: header ends early", api.Name, h.Version)
 	}
-	return h, r.src, nil
+	return h, r.Rest(), nil
 }
 
 // IsUnsupportedAPIVersions reports whether ParseHeader's results are those of

@@ -85,7 +85,7 @@ func (l *load) client(opts ...kgo.Opt) (*kgo.Client, error) {
 		kgo.RetryBackoffFn(func(int) time.Duration { return 20 * time.Millisecond }),
 		kgo.DialTimeout(2 * time.Second),
 		kgo.UnknownTopicRetries(-1),
-		kgo.AlwaysRetryEOF(), // a broker that starts closes connections at once, which the client takes for one that wants TLS
+		kgo.AlwaysRetryEOF(), // a broker that is killed before its first answer looks like one that wants TLS
 	}, opts...)...)
 }
 

@@ -1,13 +1,17 @@
 package e2e_test
 
 import (
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve-io/varve/test/servers"
 )
@@ -102,7 +106,7 @@ func TestSources(t *testing.T) {
 	}
 }
 
-// TestWaitsForEtcd starts an agent before its etcd.
+// TestWaitsForEtcd starts an agent before its etcd: a client that connects meanwhile is answered once the agent is ready.
 func TestWaitsForEtcd(t *testing.T) {
 	address := freeAddress(t)
 	c := cluster{etcd: "http://" + address, bucket: "file://" + t.TempDir(), name: "late"}
@@ -111,8 +115,24 @@ func TestWaitsForEtcd(t *testing.T) {
 	if status, _ := get(t, "http://"+http+"/readyz"); status != 503 {
 		t.Errorf("GET /readyz while waiting: status %d, want 503", status)
 	}
+	early, err := new(net.Dialer).DialContext(t.Context(), "tcp", kafka)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = early.Close() })
+	request := kmsg.NewPtrApiVersionsRequest()
+	if _, err := early.Write(kmsg.NewRequestFormatter().AppendRequest(nil, request, 7)); err != nil {
+		t.Fatal(err)
+	}
 	servers.Etcd(t, servers.EtcdOptions{Listen: address})
 	p.ready(t)
+	if err := early.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	answer := make([]byte, 10) // size, correlation id, error code
+	if _, err := io.ReadFull(early, answer); err != nil || [6]byte(answer[4:]) != [6]byte{3: 7} {
+		t.Errorf("answer to ApiVersions % x, %v", answer, err)
+	}
 	produce(t, kafka, "lake", 0, 10, line)
 }
 

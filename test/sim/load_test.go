@@ -344,11 +344,11 @@ func (l *load) fetch(a *agent, id partition.ID, offset protocol.Offset) ([][]byt
 	if section == nil {
 		return nil, false
 	}
-	b, err := section.BatchAt(offset)
+	pos, n, _, err := section.Range(nil, offset, 0)
 	if err != nil {
 		return nil, false
 	}
-	return [][]byte{object[b.Pos : b.Pos+int64(b.Size)]}, true
+	return [][]byte{object[pos : pos+n]}, true
 }
 
 // finish lets every idempotent producer get its answers from the leader, one request at a time, and reports whether all have them.

@@ -20,6 +20,7 @@ type Room struct {
 var rooms = []Room{
 	{Path: "protocol", Pure: true},
 	{Path: "protocol/crc32c", Pure: true},
+	{Path: "protocol/fields", Pure: true},
 	{Path: "protocol/wire", Pure: true, Libraries: []string{kmsgLibrary}},
 	{Path: "protocol/batch", Pure: true, Libraries: []string{
 		"github.com/klauspost/compress/gzip", "github.com/klauspost/compress/s2", "github.com/klauspost/compress/zstd",

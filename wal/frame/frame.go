@@ -171,15 +171,11 @@ func headerCRC(b []byte) uint32 {
 // Readdress copies the frame that b begins with, as [Finish] left it, to dst as a frame of another segment of the log, and gives back its length. dst must have
 // room for it. What [Stamp] writes is not read: a store may be stamping b meanwhile.
 func Readdress(dst, b []byte, segment SegmentID) int {
-	body := binary.LittleEndian.Uint32(b[offBodyBytes:])
-	n := int(Padded(HeaderBytes + int64(body)))
-	clear(dst[:HeaderBytes])
-	copy(dst[offMagic:], b[offMagic:offHeaderCRC])
-	copy(dst[offBodyCRC:], b[offBodyCRC:offSegment])
-	binary.LittleEndian.PutUint64(dst[offLog:], uint64(segment.Log))
-	binary.LittleEndian.PutUint32(dst[offSegment:], segment.Number)
-	copy(dst[offFirst:], b[offFirst:offSynced])
-	copy(dst[HeaderBytes:], b[HeaderBytes:n])
+	h := decodeUnplaced(b)
+	h.Segment = segment
+	n := int(h.Bytes())
+	copy(dst[HeaderBytes:n], b[HeaderBytes:])
+	Finish(dst[:n], &h)
 	return n
 }
 

@@ -32,7 +32,7 @@ type Log struct {
 type ensemble struct {
 	segment uint32
 	from    Position // the segment's first append follows it
-	tracker Tracker
+	tracker tracker
 	lost    [copiesMax]bool
 }
 
@@ -44,13 +44,11 @@ func NewLog(segment uint32, size Size) (*Log, error) {
 }
 
 func (e *ensemble) start(segment uint32, size Size, from Position) error {
-	if err := size.Check(); err != nil {
+	t, err := newTracker(size, from)
+	if err != nil {
 		return err
 	}
-	*e = ensemble{segment: segment, from: from, tracker: Tracker{size: size, durable: from}}
-	for i := range size.Copies {
-		e.tracker.stored[i] = from
-	}
+	*e = ensemble{segment: segment, from: from, tracker: t}
 	return nil
 }
 
@@ -66,7 +64,7 @@ var (
 // never goes back. Words of stores that dropped out count, too: what they hold, they hold. Those of other segments change nothing.
 func (l *Log) Ack(segment uint32, store int, through Position) Position {
 	if e := l.ensemble(segment); e != nil {
-		e.tracker.Ack(store, through)
+		e.tracker.ack(store, through)
 		l.advance()
 	}
 	return l.durable
@@ -74,9 +72,9 @@ func (l *Log) Ack(segment uint32, store int, through Position) Position {
 
 // advance moves the durable position to what the rules allow.
 func (l *Log) advance() {
-	d := l.open.tracker.Durable()
+	d := l.open.tracker.durable
 	if l.listing || l.heldBack {
-		d = min(d, l.next.tracker.Durable())
+		d = min(d, l.next.tracker.durable)
 	}
 	l.durable = max(l.durable, d)
 }
@@ -143,7 +141,7 @@ func (l *Log) List() error {
 	switch {
 	case !l.rolling:
 		return fmt.Errorf("list the next ensemble: there is none")
-	case l.next.tracker.Durable() < l.durable:
+	case l.next.tracker.durable < l.durable:
 		return ErrBehind
 	}
 	l.listing = true

@@ -121,7 +121,7 @@ func rolls(rng *rand.Rand, broken breakage) error {
 			open, next, listing = next, nil, false
 		}
 		if listing && broken == nextAlone {
-			l.durable = max(l.durable, l.next.tracker.Durable())
+			l.durable = max(l.durable, l.next.tracker.durable)
 		}
 		// Whatever etcd says, or comes to say, an agent that seals it now must find everything.
 		d := l.Durable()

@@ -1,5 +1,5 @@
 // Package quorum decides what the stores of a WAL segment's ensemble prove together: which entries are durable while
-// the segment is written ([Tracker]), and what it holds once it is sealed ([Seal]).
+// the log is written ([Log]), and what the segment holds once it is sealed ([Seal]).
 //
 // With c copies and an ack quorum of q, an entry is durable when q stores hold it. A seal that is answered by c-q+1
 // stores has met at least one store of every such quorum, so the longest of these answers contains every entry that was ever
@@ -39,29 +39,33 @@ func (s Size) Check() error {
 // SealAnswers is how many stores must answer a seal.
 func (s Size) SealAnswers() int { return s.Copies - s.Quorum + 1 }
 
-// Position counts appends (frames), from 1: of a segment in a Tracker, of the whole log in a Log. Acknowledgements count appends rather than entries, because an
+// Position counts the appends (frames) of a log, from 1. Acknowledgements count appends rather than entries, because an
 // append without entries, which only proves that nobody has sealed the segment, must be acknowledged too.
 type Position uint64
 
-// Tracker follows the acknowledgements of an open segment.
-type Tracker struct {
+// tracker follows the acknowledgements of a segment.
+type tracker struct {
 	size    Size
 	stored  [copiesMax]Position // by store: everything up to here is durable there
 	durable Position
 }
 
-// NewTracker starts a segment of which no store holds anything.
-func NewTracker(size Size) (*Tracker, error) {
+// newTracker starts a segment of which no store holds anything. Everything up to from was durable before.
+func newTracker(size Size, from Position) (tracker, error) {
 	if err := size.Check(); err != nil {
-		return nil, err
+		return tracker{}, err
 	}
-	return &Tracker{size: size}, nil
+	t := tracker{size: size, durable: from}
+	for i := range size.Copies {
+		t.stored[i] = from
+	}
+	return t, nil
 }
 
-// Ack takes store's word that it durably holds all appends up to through, and gives the segment's durable position:
+// ack takes store's word that it durably holds all appends up to through, and gives the segment's durable position:
 // the quorum-th highest of the stores' positions. Acknowledgements are cumulative; one that is older than the last, or of a
 // store that is not in the ensemble, changes nothing. The position never goes back.
-func (t *Tracker) Ack(store int, through Position) Position {
+func (t *tracker) ack(store int, through Position) Position {
 	if store < 0 || store >= t.size.Copies || through <= t.stored[store] {
 		return t.durable
 	}
@@ -79,11 +83,8 @@ func (t *Tracker) Ack(store int, through Position) Position {
 	return t.durable
 }
 
-// Durable gives the segment's durable position.
-func (t *Tracker) Durable() Position { return t.durable }
-
 // String shows every store's position: "durable 7 (2 of 3): 9 7 4".
-func (t *Tracker) String() string {
+func (t *tracker) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "durable %d (%d of %d):", t.durable, t.size.Quorum, t.size.Copies)
 	for _, v := range t.stored[:t.size.Copies] {

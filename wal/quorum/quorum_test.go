@@ -22,7 +22,7 @@ import (
 //	fail store=1                  prints the seal and its result
 func TestScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
-		var tracker *Tracker
+		var segment tracker
 		var seal *Seal
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
 			number := func(key string) int {
@@ -33,13 +33,13 @@ func TestScripts(t *testing.T) {
 			var err error
 			switch d.Cmd {
 			case "tracker":
-				if tracker, err = NewTracker(Size{number("copies"), number("quorum")}); err != nil {
+				if segment, err = newTracker(Size{number("copies"), number("quorum")}, 0); err != nil {
 					return err.Error()
 				}
-				return tracker.String()
+				return segment.String()
 			case "ack":
-				tracker.Ack(number("store"), Position(number("through")))
-				return tracker.String()
+				segment.ack(number("store"), Position(number("through")))
+				return segment.String()
 			case "seal":
 				if seal, err = NewSeal(Size{number("copies"), number("quorum")}); err != nil {
 					return err.Error()
@@ -74,12 +74,12 @@ func entryID(t *testing.T, s string) frame.EntryID {
 // run acknowledges at random and seals with random stores away; it says whether every acknowledged entry is in the
 // result. Quorum is what the tracker takes, answers how many stores the seal waits for.
 func run(rng *rand.Rand, copies, quorum, answers int) (held bool) {
-	tracker, _ := NewTracker(Size{copies, quorum})
+	segment, _ := newTracker(Size{copies, quorum}, 0)
 	var stored [copiesMax]Position
 	for range 20 {
 		i := rng.IntN(copies)
 		stored[i] += Position(rng.IntN(4))
-		tracker.Ack(i, stored[i])
+		segment.ack(i, stored[i])
 	}
 	seal, _ := NewSeal(Size{copies, copies - answers + 1})
 	for n, i := range rng.Perm(copies) {
@@ -90,7 +90,7 @@ func run(rng *rand.Rand, copies, quorum, answers int) (held bool) {
 		}
 	}
 	_, _, answer := seal.Result()
-	return uint64(answer.Last) >= uint64(tracker.Durable())
+	return uint64(answer.Last) >= uint64(segment.durable)
 }
 
 // TestSealHoldsWhatWasAcknowledged also breaks the rule on purpose, by one, each way: the test must notice.
@@ -129,7 +129,7 @@ func TestTrackerAgainstSort(t *testing.T) {
 	for range 500 {
 		copies := 1 + rng.IntN(copiesMax)
 		quorum := 1 + rng.IntN(copies)
-		tracker, err := NewTracker(Size{copies, quorum})
+		segment, err := newTracker(Size{copies, quorum}, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -139,9 +139,9 @@ func TestTrackerAgainstSort(t *testing.T) {
 			i, through := rng.IntN(copies), Position(rng.IntN(30))
 			stored[i] = max(stored[i], through)
 			sorted := slices.Sorted(slices.Values(stored))
-			got := tracker.Ack(i, through)
-			if want := sorted[copies-quorum]; got != want || got < before || tracker.Durable() != got {
-				t.Fatalf("%s: durable %d, want %d, before %d", tracker, got, want, before)
+			got := segment.ack(i, through)
+			if want := sorted[copies-quorum]; got != want || got < before || segment.durable != got {
+				t.Fatalf("%s: durable %d, want %d, before %d", &segment, got, want, before)
 			}
 			before = got
 		}
@@ -149,9 +149,9 @@ func TestTrackerAgainstSort(t *testing.T) {
 }
 
 func TestAckAllocatesNothing(t *testing.T) {
-	tracker, _ := NewTracker(Size{3, 2})
+	segment, _ := newTracker(Size{3, 2}, 0)
 	n := Position(0)
-	if allocs := testing.AllocsPerRun(100, func() { n++; tracker.Ack(int(n%3), n) }); allocs != 0 {
+	if allocs := testing.AllocsPerRun(100, func() { n++; segment.ack(int(n%3), n) }); allocs != 0 {
 		t.Errorf("%v allocations", allocs)
 	}
 }
