@@ -12,6 +12,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -253,8 +254,11 @@ func run(ctx context.Context, cfg config.Config, out io.Writer, dev bool) error 
 	if err != nil {
 		return errors.Join(err, kafka.Close())
 	}
+	var peers net.Listener
 	if cfg.PeerListen != (config.Address{}) {
-		p.log.Warn("agents do not replicate to each other yet: nothing listens there", "peer-listen", cfg.PeerListen)
+		if peers, err = p.listen(ctx, "peer-listen", cfg.PeerListen); err != nil {
+			return errors.Join(err, kafka.Close(), http.Close())
+		}
 	}
 	if !dev {
 		p.log.Info("starting", "version", version(), "kafka", kafka.Addr(), "http", http.Addr(), "data", p.data,
@@ -265,7 +269,7 @@ func run(ctx context.Context, cfg config.Config, out io.Writer, dev bool) error 
 	g.Go(func() error { return p.admin.Serve(operable, http) })
 	g.Go(func() error {
 		defer over()
-		return p.serve(ctx, kafka, http.Addr())
+		return p.serve(ctx, kafka, peers, http.Addr())
 	})
 	return g.Wait()
 }
@@ -315,8 +319,12 @@ func (p *process) listen(ctx context.Context, name string, at config.Address) (n
 }
 
 // serve runs the agent until ctx ends and it is drained.
-func (p *process) serve(ctx context.Context, kafka net.Listener, http net.Addr) (err error) {
+func (p *process) serve(ctx context.Context, kafka, peers net.Listener, http net.Addr) (err error) {
 	defer kafka.Close() //nolint:errcheck // the agent closes it too
+	peerTLS, err := p.peerTLS()
+	if err != nil {
+		return err
+	}
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 
@@ -351,8 +359,8 @@ func (p *process) serve(ctx context.Context, kafka net.Listener, http net.Addr) 
 	if err != nil {
 		return outcome(ctx, err)
 	}
-	a := agent.New(p.agentConfig(kafka.Addr()), agent.Deps{
-		KV: kv, Store: store, Disk: wal, Listener: kafka, Metrics: p.metrics, Log: p.log, Now: time.Now,
+	a := agent.New(p.agentConfig(kafka.Addr(), peers), agent.Deps{
+		KV: kv, Store: store, Disk: wal, Listener: kafka, PeerListener: peers, PeerTLS: peerTLS, Metrics: p.metrics, Log: p.log, Now: time.Now,
 	})
 	return outcome(ctx, p.runAgent(ctx, a, kafka.Addr(), http))
 }
@@ -413,10 +421,41 @@ func (p *process) openBucket(ctx context.Context) (objectstore.Store, error) {
 	}
 }
 
-// agentConfig makes the agent's configuration, given the address that it got.
-func (p *process) agentConfig(kafka net.Addr) agent.Config {
+// peerTLS reads the certificates for traffic between agents.
+func (p *process) peerTLS() (*tls.Config, error) {
+	if p.cfg.PeerTLS == "" {
+		return nil, nil //nolint:nilnil // no TLS
+	}
+	fail := func(err error) (*tls.Config, error) {
+		return nil, &config.Error{Place: p.cfg.Place("peer-tls"), Seen: strconv.Quote(p.cfg.PeerTLS), Want: fmt.Sprintf("a folder with ca.pem, cert.pem and key.pem (%v)", err)}
+	}
+	cert, err := tls.LoadX509KeyPair(filepath.Join(p.cfg.PeerTLS, "cert.pem"), filepath.Join(p.cfg.PeerTLS, "key.pem"))
+	if err != nil {
+		return fail(err)
+	}
+	ca, err := os.ReadFile(filepath.Join(p.cfg.PeerTLS, "ca.pem"))
+	if err != nil {
+		return fail(err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(ca) {
+		return fail(errors.New("ca.pem has no certificate"))
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, RootCAs: roots, ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert,
+	}, nil
+}
+
+// agentConfig makes the agent's configuration, given the addresses that it got; peers is nil if it has none.
+func (p *process) agentConfig(kafka net.Addr, peers net.Listener) agent.Config {
 	c := agent.Defaults()
-	advertise := p.advertised(kafka)
+	advertise := advertised(p.cfg.Advertise, p.cfg.Listen, kafka)
+	if peers != nil {
+		c.PeerAdvertise = advertised(p.cfg.PeerAdvertise, p.cfg.PeerListen, peers.Addr()).String()
+	}
+	if c.Copies = p.cfg.WALCopies; p.dev {
+		c.Copies = 1
+	}
 	c.AdvertiseHost, c.AdvertisePort = advertise.Host, int32(advertise.Port)
 	c.Zone, c.Shards, c.WALBytesMax = p.cfg.Zone, p.cfg.Shards, p.cfg.WALBytesMax
 	c.AutoCreate, c.AcceptLoss = p.cfg.AutoCreateTopics, coordinator.LogID(p.cfg.AcceptLoss)
@@ -427,12 +466,13 @@ func (p *process) agentConfig(kafka net.Addr) agent.Config {
 	return c
 }
 
-// advertised returns what clients are told to connect to. The host is as it was written: clients compare names.
-func (p *process) advertised(kafka net.Addr) config.Address {
-	a := p.cfg.Advertise
+// advertised returns what others are told to connect to: what was set, or else what was listened on with the port that this became. The host is as it
+// was written: clients compare names.
+func advertised(set, listen config.Address, bound net.Addr) config.Address {
+	a := set
 	if a == (config.Address{}) {
-		a = p.cfg.Listen
-		if tcp, ok := kafka.(*net.TCPAddr); ok {
+		a = listen
+		if tcp, ok := bound.(*net.TCPAddr); ok {
 			a.Port = tcp.AddrPort().Port()
 		}
 	}
@@ -451,7 +491,7 @@ func (p *process) runAgent(ctx context.Context, a *agent.Agent, kafka, http net.
 	p.admin.SetReady(true)
 	defer context.AfterFunc(ctx, func() { p.admin.SetReady(false) })()
 	if p.dev {
-		p.greet(p.advertised(kafka), http)
+		p.greet(advertised(p.cfg.Advertise, p.cfg.Listen, kafka), http)
 	}
 	_, _ = fmt.Fprintln(p.out, "ready") // perhaps nobody reads it
 	return <-ended

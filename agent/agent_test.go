@@ -33,6 +33,13 @@ func newWorld(t *testing.T) *world {
 	return &world{kv: memkv.New(memkv.Config{ClusterID: 1, Start: time.Now()}), store: mem.New(), dir: t.TempDir()}
 }
 
+// alone is the configuration of an agent that keeps its log by itself.
+func alone() agent.Config {
+	cfg := agent.Defaults()
+	cfg.Copies = 1
+	return cfg
+}
+
 // running is an agent and how to end it.
 type running struct {
 	addr  string
@@ -50,7 +57,7 @@ func (w *world) start(t *testing.T, change func(*agent.Config)) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := agent.Defaults()
+	cfg := alone()
 	cfg.AdvertiseHost, cfg.AdvertisePort = "127.0.0.1", int32(l.Addr().(*net.TCPAddr).Port)
 	cfg.Shards = 8
 	if change != nil {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,7 +32,8 @@ import (
 // line is an agent's connection to etcd and to the bucket. It carries a number of calls, and then nothing: for both, that is how a crash looks.
 type line struct {
 	mu   sync.Mutex
-	left int // calls until it is cut; negative: for ever
+	left int         // calls until it is cut; negative: for ever
+	deaf atomic.Bool // what changes in etcd is not told any more
 	dead chan struct{}
 }
 
@@ -94,6 +96,14 @@ func (k *cutKV) Txn(ctx context.Context, compares []coordinator.Compare, ops []c
 	}
 }
 
+func (k *cutKV) Watch(ctx context.Context, prefix string, after int64, tell func(coordinator.Batch)) error {
+	return k.KV.Watch(ctx, prefix, after, func(b coordinator.Batch) {
+		if !k.line.deaf.Load() {
+			tell(b)
+		}
+	})
+}
+
 // cutStore is the bucket at the end of a line.
 type cutStore struct {
 	objectstore.Store
@@ -138,7 +148,7 @@ func (w *world) launch(t *testing.T, dir string, calls int, change func(*agent.C
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := agent.Defaults()
+	cfg := alone()
 	cfg.AdvertiseHost, cfg.AdvertisePort = "127.0.0.1", int32(l.Addr().(*net.TCPAddr).Port)
 	cfg.Shards = 4
 	cfg.Flush.AgeMax = time.Hour // what is not flushed by size stays in the WAL
@@ -238,6 +248,7 @@ func TestZombie(t *testing.T) {
 	zombie := w.launch(t, w.dir, -1, nil)
 	zombie.await(t)
 	produce(t, zombie.running, "t", 0, 100)
+	zombie.line.deaf.Store(true)
 	heir := w.launch(t, clone(t, w.dir), -1, nil)
 	heir.await(t)
 	consume(t, heir.running, "t", 100)

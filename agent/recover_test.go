@@ -75,7 +75,7 @@ func testUnknownLog(t *testing.T, w *world) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	err = agent.New(agent.Defaults(), agent.Deps{
+	err = agent.New(alone(), agent.Deps{
 		KV: w.kv, Store: w.store, Disk: d, Listener: l, Metrics: prometheus.NewRegistry(),
 		Log: slog.New(slog.DiscardHandler), Now: time.Now,
 	}).Run(ctx)

@@ -58,6 +58,7 @@ func (w *world) run(t testing.TB) {
 		t.Fatal(err)
 	}
 	cfg := agent.Defaults()
+	cfg.Copies = 1
 	cfg.AdvertiseHost, cfg.AdvertisePort = "127.0.0.1", int32(l.Addr().(*net.TCPAddr).Port)
 	cfg.Shards = 8
 	cfg.Zone = "z1"

@@ -40,8 +40,14 @@ type Config struct {
 	Listen Address
 	// Advertise is what clients are told to connect to; zero means the address that Listen became.
 	Advertise Address
-	// PeerListen is reserved for traffic between agents, of which there is none yet; may be zero.
-	PeerListen Address
+	// PeerListen is where other agents reach this agent's WAL store, and PeerAdvertise what they are told to connect to; zero means the address that
+	// PeerListen became. Both are zero if there is one copy only and no other agent's is taken.
+	PeerListen    Address
+	PeerAdvertise Address
+	// PeerTLS is a folder with the certificates for mutual TLS between agents; empty for none.
+	PeerTLS string
+	// WALCopies is how many agents hold each record until it is in the bucket; 1 in dev.
+	WALCopies int
 	// HTTP is where to serve health, metrics and profiles.
 	HTTP Address
 	// Data is the folder of the WAL, and in dev of everything, as it was given: it may be relative.

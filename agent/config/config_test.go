@@ -95,7 +95,7 @@ log-level: debug
 
 // TestPrecedence sets the same thing in more and more places.
 func TestPrecedence(t *testing.T) {
-	required := []string{"--etcd", "http://h:2379", "--bucket", "mem://"}
+	required := []string{"--etcd", "http://h:2379", "--bucket", "mem://", "--wal-copies", "1"}
 	const inFile = "zone: of-file"
 	env := []string{"VARVE_ZONE=of-env", "VARVE_CONFIG=" + fileName}
 	tests := []struct {
@@ -141,6 +141,9 @@ func TestRefusesValues(t *testing.T) {
 		{"advertise", "0.0.0.0:9092", "not a wildcard"},
 		{"advertise", "h:0", "above 0"},
 		{"peer-listen", "x", "host:port"},
+		{"peer-listen", ":9093", "--peer-advertise"},
+		{"peer-advertise", "0.0.0.0:9093", "not a wildcard"},
+		{"wal-copies", "0", "1 to 7"},
 		{"http", "h:-1", "0 to 65535"},
 		{"zone", "a b", "letters"},
 		{"auto-create-topics", "yes", "true or false"},
@@ -234,7 +237,7 @@ func TestRefusesFile(t *testing.T) {
 
 func TestEmptyFile(t *testing.T) {
 	for _, file := range []string{"", "# only a comment\n", "---\n", "{}\n"} {
-		args := []string{"--config", fileName, "--etcd", "http://h:2379", "--bucket", "mem://"}
+		args := []string{"--config", fileName, "--etcd", "http://h:2379", "--bucket", "mem://", "--wal-copies", "1"}
 		if _, err := read(t, config.Agent, args, nil, file); err != nil {
 			t.Errorf("file %q: %v", file, err)
 		}

@@ -121,6 +121,18 @@ func (c *Config) check() error {
 			Want: "--advertise host:port, which clients are told to connect to when --listen names no address of its own",
 		}
 	}
+	if c.WALCopies > 1 && c.PeerListen == (Address{}) {
+		return &Error{
+			Place: c.Place("wal-copies"), Seen: strconv.Itoa(c.WALCopies) + " without --peer-listen",
+			Want: "--peer-listen host:port, where agents bring each other their copies, or --wal-copies 1 for an agent alone",
+		}
+	}
+	if c.PeerListen.Wildcard() && c.PeerListen != (Address{}) && c.PeerAdvertise == (Address{}) {
+		return &Error{
+			Place: c.Place("peer-listen"), Seen: quote(c.PeerListen.String()) + " without --peer-advertise",
+			Want: "--peer-advertise host:port, which other agents connect to when --peer-listen names no address of its own",
+		}
+	}
 	return nil
 }
 

@@ -20,6 +20,7 @@ const configName = "config"
 const (
 	shardsMax      = 4096
 	partitionsMax  = 10_000
+	walCopiesMax   = 7
 	walBytesMin    = 64 << 20
 	walBytesMax    = 1 << 40
 	walBytesChosen = 512 << 20
@@ -87,8 +88,21 @@ func placeSettings() []setting {
 		},
 		{
 			name: "peer-listen", agentOnly: true,
-			usage: "`host:port` for other agents; checked, but without effect until agents replicate to each other",
+			usage: "`host:port` to serve other agents on, which keep copies of their write-ahead logs on this agent's disk; needed but with --wal-copies 1",
 			parse: func(c *Config, v string) (err error) { c.PeerListen, err = parseAddress(v); return err },
+		},
+		{
+			name: "peer-advertise", agentOnly: true,
+			usage: "`host:port` that other agents connect to (default: where --peer-listen listens, which must then not be a wildcard)",
+			parse: func(c *Config, v string) (err error) { c.PeerAdvertise, err = parsePublicAddress(v); return err },
+		},
+		{
+			name: "peer-tls", agentOnly: true,
+			usage: "`folder` with ca.pem, cert.pem and key.pem, for mutual TLS between agents; without it, a secret of the cluster in etcd keeps strangers out",
+			parse: func(c *Config, v string) error {
+				c.PeerTLS = v
+				return nil
+			},
 		},
 		{
 			name: "http", value: "127.0.0.1:9080",
@@ -140,6 +154,15 @@ func behaviourSettings() []setting {
 			parse: func(c *Config, v string) error {
 				n, err := parseNumber(v, 1, shardsMax)
 				c.Shards = uint32(n)
+				return err
+			},
+		},
+		{
+			name: "wal-copies", value: "3", agentOnly: true,
+			usage: "`number` of agents that hold each acknowledged record until it is in the bucket, this one among them; an acknowledgement waits for more than half of them",
+			parse: func(c *Config, v string) error {
+				n, err := parseNumber(v, 1, walCopiesMax)
+				c.WALCopies = int(n)
 				return err
 			},
 		},

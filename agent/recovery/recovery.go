@@ -273,6 +273,11 @@ func Sweep(d *disk.Store, held []disk.SegmentInfo, logs []coordinator.Log, start
 	}
 	for _, s := range held {
 		l := listed[s.ID.Log]
+		if l != nil && slices.ContainsFunc(l.Segments, func(x coordinator.WALSegment) bool {
+			return x.Number == s.ID.Number && !slices.Contains(x.Stores, d.Identity().String())
+		}) {
+			l = nil // another cluster has logs of the same numbers, but on other disks
+		}
 		if l == nil && !starting || l != nil && needed(l, s.ID.Number) {
 			continue
 		}

@@ -49,7 +49,7 @@ func TestCrash(t *testing.T) {
 		})
 		campaign{rounds: 15}.run(t, servers.VarveOptions{
 			Binary: *binaryFlag, Command: "agent",
-			Args: []string{"--etcd", "http://" + etcd.Address, "--bucket", "minio://" + store.Address + "/lake/crash?secure=false"},
+			Args: []string{"--etcd", "http://" + etcd.Address, "--bucket", "minio://" + store.Address + "/lake/crash?secure=false", "--wal-copies", "1"},
 			Env:  []string{"AWS_ACCESS_KEY_ID=" + servers.AccessKey, "AWS_SECRET_ACCESS_KEY=" + servers.SecretKey},
 		}, neighbours)
 	})

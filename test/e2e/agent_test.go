@@ -28,7 +28,7 @@ type cluster struct {
 func (c cluster) start(t *testing.T, data string) (p *process, kafka, http string) {
 	t.Helper()
 	kafka, http = freeAddress(t), freeAddress(t)
-	return start(t, credentials, "agent", "--etcd", c.etcd, "--bucket", c.bucket, "--cluster", c.name,
+	return start(t, credentials, "agent", "--wal-copies", "1", "--etcd", c.etcd, "--bucket", c.bucket, "--cluster", c.name,
 		"--listen", kafka, "--http", http, "--data", data), kafka, http
 }
 
@@ -87,7 +87,7 @@ func TestSources(t *testing.T) {
 	kafka := freeAddress(t)
 	file := filepath.Join(t.TempDir(), "varve.yaml")
 	text := "etcd: [http://" + etcd.Address + "]\nbucket: file://" + t.TempDir() + "\nlisten: 127.0.0.1:0\nhttp: 127.0.0.1:0\n" +
-		"zone: of-file\npartitions: 3\n"
+		"zone: of-file\npartitions: 3\nwal-copies: 1\n"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -88,7 +88,7 @@ func TestDataInUse(t *testing.T) {
 func TestSecondSignal(t *testing.T) {
 	etcd := servers.Etcd(t, servers.EtcdOptions{})
 	http := freeAddress(t)
-	p := start(t, nil, "agent", "--etcd", "http://"+etcd.Address, "--bucket", "file://"+t.TempDir(), "--data", t.TempDir(),
+	p := start(t, nil, "agent", "--wal-copies", "1", "--etcd", "http://"+etcd.Address, "--bucket", "file://"+t.TempDir(), "--data", t.TempDir(),
 		"--listen", "127.0.0.1:0", "--http", http)
 	p.ready(t)
 	etcd.Kill()

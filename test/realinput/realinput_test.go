@@ -67,7 +67,7 @@ func run(t *testing.T, bucket string) {
 	source := goSource(t)
 	etcd := servers.Etcd(t, servers.EtcdOptions{})
 	varve := servers.Varve(t, servers.VarveOptions{
-		Binary: *binaryFlag, Command: "agent", Args: []string{"--etcd", "http://" + etcd.Address, "--bucket", bucket},
+		Binary: *binaryFlag, Command: "agent", Args: []string{"--etcd", "http://" + etcd.Address, "--bucket", bucket, "--wal-copies", "1"},
 		Env: []string{"AWS_ACCESS_KEY_ID=" + servers.AccessKey, "AWS_SECRET_ACCESS_KEY=" + servers.SecretKey},
 	})
 	createTopic(t, varve.Address)

@@ -85,7 +85,7 @@ var homes = map[string][]string{
 	"github.com/cockroachdb/datadriven": {},
 	"testing":                           {"wal/disk/disktest", "objectstore/storetest", "coordinator/coordtest"},
 	"golang.org/x/sys/unix":             {"wal", "wal/disk", "objectstore/dir", "coordinator/etcd/embedded"},
-	"syscall":                           {".", "objectstore/dir", "objectstore/storetest"},
+	"syscall":                           {".", "agent", "objectstore/dir", "objectstore/storetest"},
 	"golang.org/x/net":                  {"agent/admin"},
 	"go.uber.org/zap":                   {"coordinator/etcd/..."},
 	"github.com/google/uuid":            {"agent", "wal/disk", "wal/peer"},
