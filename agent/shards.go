@@ -179,7 +179,7 @@ func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]c
 			return false, ctx.Err()
 		}
 	}
-	a.log.Info("handed shards over", "shards", sent, "to", slices.Sorted(maps.Values(wishes)), "took", a.deps.Now().Sub(start))
+	a.log.Info("handed shards over", "shards", sent, "to", slices.Compact(slices.Sorted(maps.Values(wishes))), "took", a.deps.Now().Sub(start))
 	return again, nil
 }
 
