@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"net"
+	"slices"
 	"strconv"
 	"time"
 
@@ -80,8 +81,7 @@ func (a *Agent) takePart(run, ctx context.Context) error {
 		Willing: func() bool { return !a.draining.Load() },
 	})
 	a.spawn(run, "control the cluster", c.Run)
-	_, err := a.registration.become(ctx, coordinator.AgentServing)
-	return err
+	return a.registration.become(ctx, coordinator.AgentServing)
 }
 
 // join finds or creates the cluster, and takes the agent's node id and the number of its log.
@@ -158,7 +158,7 @@ func (a *Agent) servePeers(run context.Context) error {
 				a.log.Warn("end the peers' connections", "err", err)
 			}
 		})()
-		return server.Serve(a.deps.PeerListener)
+		return server.Serve(a.deps.PeerListener) //nolint:contextcheck // ends by Close
 	})
 	return nil
 }
@@ -197,7 +197,6 @@ func (a *Agent) catchUp(ctx context.Context) error {
 // Then it frees what the disk need not hold any more.
 func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.SegmentInfo) error {
 	r := a.recovery()
-	own := func(name string) bool { return name == store }
 	var logs []coordinator.Log
 	err := retry.Coordinator(ctx, a.log, "list WAL logs", func(ctx context.Context) (err error) {
 		logs, _, err = recovery.List(ctx, a.deps.KV)
@@ -212,12 +211,12 @@ func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.Segmen
 			continue
 		}
 		run := r.Run
-		switch lost := l.ID == a.cfg.AcceptLoss; {
-		case lost && recovery.Recoverable(*l, own):
+		switch lost, alone := l.ID == a.cfg.AcceptLoss, isAlone(*l, store); {
+		case lost && alone:
 			run = func(ctx context.Context, id coordinator.LogID) error { return r.RunDamaged(ctx, id, a.deps.Disk) }
-		case lost:
+		case lost && !recovery.Recoverable(*l, a.stores.reach):
 			run = r.Abandon
-		case !recovery.Recoverable(*l, own):
+		case !alone:
 			continue
 		}
 		if err := run(ctx, l.ID); err != nil {
@@ -226,6 +225,11 @@ func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.Segmen
 		l.Closed = true
 	}
 	return recovery.Sweep(a.deps.Disk, held, logs, true)
+}
+
+// isAlone reports whether a log is on that store, and has never been on another.
+func isAlone(l coordinator.Log, store string) bool {
+	return !slices.ContainsFunc(l.Segments, func(s coordinator.WALSegment) bool { return len(s.Stores) != 1 || s.Stores[0] != store })
 }
 
 // sweepPause is how often the disk is looked through for what it need not hold any more.
