@@ -72,6 +72,7 @@ func (a *Agent) takePart(run, ctx context.Context) error {
 	a.leading = a.spawn(run, "lead shards", a.leadShards)
 	a.spawn(run, "recover WAL logs of others", a.succeed)
 	a.spawn(run, "look after the WAL store", a.sweepStore)
+	a.spawn(run, "keep a quorum", a.guardQuorum)
 	c := controller.New(controller.Deps{
 		KV: a.deps.KV, View: a.view, Node: a.node, Log: a.id, Kick: a.members.subscribe(), Logger: a.log,
 		Lease: func() int64 {
@@ -359,7 +360,7 @@ func (a *Agent) startGroups(run context.Context) {
 	cfg := groups.DefaultConfig(a.cluster.Shards)
 	cfg.InitialDelay = a.cfg.GroupDelay
 	a.groups = groups.New(cfg, groups.Deps{
-		KV: a.deps.KV, Ledger: a.ledger, Leads: a.partitions.Leads, Topics: a.view, Now: a.deps.Now,
+		KV: a.deps.KV, Ledger: a.ledger, Leads: a.partitions.Leads, Prove: a.prove, Topics: a.view, Now: a.deps.Now,
 		NewID: func() string { return uuid.NewString() }, Log: a.log, Metrics: a.deps.Metrics,
 	})
 	a.topics = topics.New(a.cfg.Topics, topics.Deps{
