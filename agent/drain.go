@@ -31,6 +31,11 @@ func (a *Agent) drain(run context.Context) error {
 	answer, cut := context.WithTimeout(ctx, a.cfg.DrainMax/3)
 	a.server.Drain(answer)
 	cut()
+	a.keeper.Leave()
+	select {
+	case <-a.keeping.done:
+	case <-ctx.Done():
+	}
 	a.keeping.stop()
 	if err := a.closeLog(ctx); err != nil {
 		return fmt.Errorf("drain: WAL log %s stays open, and recovery closes it: %w", a.id, err)

@@ -305,6 +305,9 @@ func needed(l *coordinator.Log, number uint32) bool {
 	if l.Closed {
 		return false
 	}
+	if len(l.Segments) == 0 { // not a record that an agent wrote
+		return true
+	}
 	newest := l.Segments[len(l.Segments)-1].Number
 	return number >= newest || slices.ContainsFunc(l.Segments, func(s coordinator.WALSegment) bool { return s.Number == number })
 }
