@@ -95,7 +95,9 @@ func (w *world) write(t *testing.T, store string, s coordinator.WALSegment, last
 }
 
 // recover recovers the log with some stores in reach.
-func (w *world) recover(ctx context.Context, reach ...string) error { return w.recoverer(6, reach...).Run(ctx, 5) }
+func (w *world) recover(ctx context.Context, reach ...string) error {
+	return w.recoverer(6, reach...).Run(ctx, 5)
+}
 
 func (w *world) recoverer(claimer coordinator.LogID, reach ...string) *recovery.Recovery {
 	return &recovery.Recovery{
