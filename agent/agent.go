@@ -173,15 +173,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	err := a.start(run, starting)
 	stop()
 	cancel()
-	if err != nil {
-		if cause := context.Cause(run); cause != nil {
-			err = cause
-		} else if ctx.Err() != nil {
-			return nil // told to leave before it had joined
-		}
+	if err == nil {
+		close(a.ready)
+	} else if cause := context.Cause(run); cause != nil {
+		return fmt.Errorf("start agent: %w", cause)
+	} else if ctx.Err() == nil {
 		return fmt.Errorf("start agent: %w", err)
+	} else if a.wal == nil {
+		return nil // told to leave before it had a log, which others would have to close
 	}
-	close(a.ready)
 	select {
 	case <-ctx.Done():
 		err = a.drain(run)

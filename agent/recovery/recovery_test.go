@@ -96,11 +96,15 @@ func (w *world) write(t *testing.T, store string, s coordinator.WALSegment, last
 
 // recover recovers the log with some stores in reach.
 func (w *world) recover(ctx context.Context, reach ...string) error {
-	return w.recoverAs(ctx, 6, reach...)
+	return w.recoverer(6, reach...).Run(ctx, 5)
 }
 
 func (w *world) recoverAs(ctx context.Context, claimer coordinator.LogID, reach ...string) error {
-	r := &recovery.Recovery{
+	return w.recoverer(claimer, reach...).Run(ctx, 5)
+}
+
+func (w *world) recoverer(claimer coordinator.LogID, reach ...string) *recovery.Recovery {
+	return &recovery.Recovery{
 		KV: w.kv, Store: w.bucket, Cluster: [16]byte{9}, Claimer: claimer, Now: time.Now, Log: slog.New(slog.DiscardHandler),
 		WAL: func(name string) wal.Sealer {
 			if slices.Contains(reach, name) {
@@ -109,7 +113,30 @@ func (w *world) recoverAs(ctx context.Context, claimer coordinator.LogID, reach 
 			return nil
 		},
 	}
-	return r.Run(ctx, 5)
+}
+
+// TestTwoRecoverers lets agents recover the log at the same time: whoever claims it last comes through, the others too or are fenced, and every record is committed once.
+func TestTwoRecoverers(t *testing.T) {
+	for range 20 {
+		w := newWorld(t)
+		errs := make(chan error)
+		for claimer := range 3 {
+			go func() { errs <- w.recoverer(coordinator.LogID(6+claimer), "a", "b", "c", "d").Run(t.Context(), 5) }()
+		}
+		done := 0
+		for range 3 {
+			err := <-errs
+			switch {
+			case err == nil:
+				done++
+			case !errors.Is(err, coordinator.ErrFenced) && !errors.Is(err, disk.ErrFenced):
+				t.Error(err)
+			}
+		}
+		if next := w.committed(t); done == 0 || next != 12 {
+			t.Errorf("%d recoveries came through, committed to offset %d, want 12", done, next)
+		}
+	}
 }
 
 // committed returns up to which offset the partition is committed.
