@@ -41,6 +41,7 @@ func (a *Agent) start(run, ctx context.Context) error {
 	if err := a.join(ctx, store); err != nil {
 		return err
 	}
+	close(a.joined)
 	if err := a.follow(run, ctx); err != nil {
 		return err
 	}
