@@ -348,33 +348,6 @@ func TestRecovererDies(t *testing.T) {
 	}
 }
 
-// TestClaimRace lets two agents recover the same log at the same time, each from a copy of the disk. Whoever wins has every record once; the other waits, or ends
-// because it was fenced.
-func TestClaimRace(t *testing.T) {
-	for range 5 {
-		w := newWorld(t)
-		a := w.launch(t, w.dir, -1, nil)
-		a.await(t)
-		produce(t, a.running, "t", 0, 100)
-		a.kill()
-		copied := clone(t, w.dir)
-		one, two := w.launch(t, w.dir, -1, nil), w.launch(t, copied, -1, nil)
-		winner, loser := one, two
-		select {
-		case <-one.ready:
-		case <-two.ready:
-			winner, loser = two, one
-		case <-time.After(30 * time.Second):
-			t.Fatal("nobody comes through")
-		}
-		loser.kill()
-		consume(t, winner.running, "t", 100)
-		produce(t, winner.running, "t", 100, 150)
-		consume(t, winner.running, "t", 150)
-		winner.kill()
-	}
-}
-
 // TestSequencesAcrossCrashes holds that a producer's retry is told as a duplicate, whether its batch was in the bucket or in the WAL only.
 func TestSequencesAcrossCrashes(t *testing.T) {
 	w := newWorld(t)

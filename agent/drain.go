@@ -20,7 +20,7 @@ func (a *Agent) drain(run context.Context) error {
 	ctx, cancel := context.WithTimeout(run, a.cfg.DrainMax)
 	defer cancel()
 	a.draining.Store(true)
-	if _, err := a.registration.become(ctx, coordinator.AgentDraining); err != nil {
+	if err := a.registration.become(ctx, coordinator.AgentDraining); err != nil {
 		a.log.Warn("drain: the others do not know", "err", err)
 	}
 	if err := a.handOverAll(ctx); err != nil {

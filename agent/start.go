@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"net"
+	"slices"
 	"strconv"
 	"time"
 
@@ -42,9 +43,7 @@ func (a *Agent) start(run, ctx context.Context) error {
 		return err
 	}
 	close(a.joined)
-	if err := a.follow(run, ctx); err != nil {
-		return err
-	}
+	a.follow(run)
 	if err := a.servePeers(run); err != nil {
 		return err
 	}
@@ -72,6 +71,7 @@ func (a *Agent) takePart(run, ctx context.Context) error {
 	a.leading = a.spawn(run, "lead shards", a.leadShards)
 	a.spawn(run, "recover WAL logs of others", a.succeed)
 	a.spawn(run, "look after the WAL store", a.sweepStore)
+	a.spawn(run, "keep a quorum", a.guardQuorum)
 	c := controller.New(controller.Deps{
 		KV: a.deps.KV, View: a.view, Node: a.node, Log: a.id, Kick: a.members.subscribe(), Logger: a.log,
 		Lease: func() int64 {
@@ -81,8 +81,7 @@ func (a *Agent) takePart(run, ctx context.Context) error {
 		Willing: func() bool { return !a.draining.Load() },
 	})
 	a.spawn(run, "control the cluster", c.Run)
-	_, err := a.registration.become(ctx, coordinator.AgentServing)
-	return err
+	return a.registration.become(ctx, coordinator.AgentServing)
 }
 
 // join finds or creates the cluster, and takes the agent's node id and the number of its log.
@@ -114,8 +113,8 @@ func (a *Agent) join(ctx context.Context, store string) error {
 	return err
 }
 
-// follow starts the view and waits until it, and the index, have seen everything that is there now.
-func (a *Agent) follow(run, ctx context.Context) error {
+// follow starts the view and the index.
+func (a *Agent) follow(run context.Context) {
 	a.index = index.New()
 	a.footers = fetch.NewFooters(a.deps.Store, a.cfg.FooterBytesMax)
 	a.follower = lead.NewFollower(lead.FollowerConfig{
@@ -137,7 +136,6 @@ func (a *Agent) follow(run, ctx context.Context) error {
 		a.ledger.Run(ctx)
 		return nil
 	})
-	return a.catchUp(ctx)
 }
 
 // servePeers lets other agents keep copies of their logs on this agent's disk, if there is a place for it.
@@ -159,12 +157,12 @@ func (a *Agent) servePeers(run context.Context) error {
 				a.log.Warn("end the peers' connections", "err", err)
 			}
 		})()
-		return server.Serve(a.deps.PeerListener)
+		return server.Serve(a.deps.PeerListener) //nolint:contextcheck // ends by Close
 	})
 	return nil
 }
 
-// register makes the agent known, which others may then give copies of their logs.
+// register makes the agent known, which others may then give copies of their logs, and waits until the view has seen that, and all that was there before.
 func (a *Agent) register(run, ctx context.Context, store string) error {
 	a.registration = &registration{kv: a.deps.KV, log: a.log, now: a.deps.Now, me: coordinator.Agent{
 		Node: a.node, Log: a.id, Host: a.cfg.AdvertiseHost, Port: a.cfg.AdvertisePort,
@@ -178,27 +176,10 @@ func (a *Agent) register(run, ctx context.Context, store string) error {
 	return a.view.Wait(ctx, revision)
 }
 
-// catchUp waits until view and index have seen everything up to now.
-func (a *Agent) catchUp(ctx context.Context) error {
-	var revision int64
-	err := retry.Coordinator(ctx, a.log, "read the revision", func(ctx context.Context) (err error) {
-		_, revision, err = a.deps.KV.Get(ctx, coordinator.KeyCluster)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	if err := a.view.Wait(ctx, revision); err != nil {
-		return err
-	}
-	return a.follower.Wait(ctx)
-}
-
 // recoverOwn brings to their end the logs that nobody else can: those that lie on this agent's disk alone, and one of which an operator has said that it is lost.
 // Then it frees what the disk need not hold any more.
 func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.SegmentInfo) error {
 	r := a.recovery()
-	own := func(name string) bool { return name == store }
 	var logs []coordinator.Log
 	err := retry.Coordinator(ctx, a.log, "list WAL logs", func(ctx context.Context) (err error) {
 		logs, _, err = recovery.List(ctx, a.deps.KV)
@@ -213,12 +194,12 @@ func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.Segmen
 			continue
 		}
 		run := r.Run
-		switch lost := l.ID == a.cfg.AcceptLoss; {
-		case lost && recovery.Recoverable(*l, own):
+		switch lost, alone := l.ID == a.cfg.AcceptLoss, isAlone(*l, store); {
+		case lost && alone:
 			run = func(ctx context.Context, id coordinator.LogID) error { return r.RunDamaged(ctx, id, a.deps.Disk) }
-		case lost:
+		case lost && !recovery.Recoverable(*l, a.stores.reach):
 			run = r.Abandon
-		case !recovery.Recoverable(*l, own):
+		case !alone:
 			continue
 		}
 		if err := run(ctx, l.ID); err != nil {
@@ -227,6 +208,11 @@ func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.Segmen
 		l.Closed = true
 	}
 	return recovery.Sweep(a.deps.Disk, held, logs, true)
+}
+
+// isAlone reports whether a log is on that store, and has never been on another.
+func isAlone(l coordinator.Log, store string) bool {
+	return !slices.ContainsFunc(l.Segments, func(s coordinator.WALSegment) bool { return len(s.Stores) != 1 || s.Stores[0] != store })
 }
 
 // sweepPause is how often the disk is looked through for what it need not hold any more.
@@ -356,7 +342,7 @@ func (a *Agent) startGroups(run context.Context) {
 	cfg := groups.DefaultConfig(a.cluster.Shards)
 	cfg.InitialDelay = a.cfg.GroupDelay
 	a.groups = groups.New(cfg, groups.Deps{
-		KV: a.deps.KV, Ledger: a.ledger, Leads: a.partitions.Leads, Topics: a.view, Now: a.deps.Now,
+		KV: a.deps.KV, Ledger: a.ledger, Leads: a.partitions.Leads, Prove: a.prove, Topics: a.view, Now: a.deps.Now,
 		NewID: func() string { return uuid.NewString() }, Log: a.log, Metrics: a.deps.Metrics,
 	})
 	a.topics = topics.New(a.cfg.Topics, topics.Deps{

@@ -2,6 +2,7 @@ package recovery_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -95,8 +96,12 @@ func (w *world) write(t *testing.T, store string, s coordinator.WALSegment, last
 
 // recover recovers the log with some stores in reach.
 func (w *world) recover(ctx context.Context, reach ...string) error {
+	return w.recoverAs(ctx, 6, reach...)
+}
+
+func (w *world) recoverAs(ctx context.Context, claimer coordinator.LogID, reach ...string) error {
 	r := &recovery.Recovery{
-		KV: w.kv, Store: w.bucket, Cluster: [16]byte{9}, Claimer: 6, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		KV: w.kv, Store: w.bucket, Cluster: [16]byte{9}, Claimer: claimer, Now: time.Now, Log: slog.New(slog.DiscardHandler),
 		WAL: func(name string) wal.Sealer {
 			if slices.Contains(reach, name) {
 				return w.stores[name]
@@ -152,6 +157,28 @@ func TestSegments(t *testing.T) {
 				t.Errorf("again: %v", err)
 			}
 		})
+	}
+}
+
+// TestClaimRace lets four agents recover the log at once: whoever loses its claim is told so, and what is committed in the end is everything, once.
+func TestClaimRace(t *testing.T) {
+	for range 10 {
+		w := newWorld(t)
+		results := make(chan error)
+		for claimer := range coordinator.LogID(4) {
+			go func() { results <- w.recoverAs(t.Context(), 6+claimer, "a", "b", "c", "d") }()
+		}
+		for range 4 {
+			if err := <-results; err != nil && !errors.Is(err, coordinator.ErrFenced) && !errors.Is(err, disk.ErrFenced) {
+				t.Error(err)
+			}
+		}
+		if err := w.recoverAs(t.Context(), 10, "a", "b", "c", "d"); err != nil {
+			t.Fatal(err)
+		}
+		if next := w.committed(t); next != 12 {
+			t.Errorf("committed to offset %d, want 12", next)
+		}
 	}
 }
 
