@@ -2,11 +2,12 @@
 //
 //	varve dev      everything in one process, for development
 //	varve agent    one agent, with etcd and a bucket elsewhere
+//	varve status   how a cluster is
 //	varve bench    measure a broker
 //	varve version
 //
 // It exits with status 0 when it was asked to end and did so in order, 2 when something on the command line, in the
-// environment or in the configuration file has to be changed, and 1 for everything else.
+// environment or in the configuration file has to be changed, and 1 for everything else, such as a cluster that is not well.
 package main
 
 import (
@@ -87,7 +88,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(flagError)
 	bench := load.Command()
 	bench.Args = noArgs
-	root.AddCommand(newDev(), newAgent(), bench, newVersion())
+	root.AddCommand(newDev(), newAgent(), newStatus(), bench, newVersion())
 	return root
 }
 
@@ -179,6 +180,31 @@ them: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, shared files, the machine's r
 			return err
 		}
 		return run(cmd.Context(), cfg, cmd.OutOrStdout(), false)
+	}
+	return cmd
+}
+
+func newStatus() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Tell how a cluster is",
+		Long: `Tell how a cluster is, from what its etcd holds: agents, shards, write-ahead logs and
+where their copies lie, what is not in the bucket yet. The exit status is 0 if all is
+well, and 1 if it is not, or cannot be told.
+
+Without --etcd, this is the cluster of the varve dev that runs on the folder --data.`,
+		Example: `  varve status
+  varve status --etcd http://127.0.0.1:2379 --cluster default --json`,
+		Args: noArgs,
+	}
+	reader := config.Bind(config.Status, cmd.Flags())
+	machine := cmd.Flags().Bool("json", false, "print JSON")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := reader.Read(os.LookupEnv, os.ReadFile)
+		if err != nil {
+			return err
+		}
+		return printStatus(cmd.Context(), cfg, cmd.OutOrStdout(), *machine)
 	}
 	return cmd
 }

@@ -42,6 +42,7 @@ type process struct {
 	admin   *admin.Server
 	http    net.Listener
 	peerTLS *tls.Config // nil for none
+	etcd    []string    // URLs
 	seats   []*seat
 }
 
@@ -219,7 +220,7 @@ func (p *process) serve(ctx context.Context) (err error) {
 		}
 		defer func() { err = errors.Join(err, s.disk.Close()) }()
 	}
-	endpoints := p.cfg.Etcd
+	p.etcd = p.cfg.Etcd
 	if p.dev {
 		server, err := embedded.Start(ctx, embedded.Config{Dir: p.data, Logger: p.log})
 		if err != nil {
@@ -230,9 +231,9 @@ func (p *process) serve(ctx context.Context) (err error) {
 			<-server.Done()
 			fail(errors.New("the embedded etcd stopped"))
 		}()
-		endpoints = []string{server.Endpoint()}
+		p.etcd = []string{server.Endpoint()}
 	}
-	kv, err := etcd.New(etcd.Config{Endpoints: endpoints, Prefix: "/varve/" + p.cfg.Cluster + "/", TLS: new(tls.Config)})
+	kv, err := etcd.New(etcd.Config{Endpoints: p.etcd, Prefix: etcdPrefix(p.cfg), TLS: new(tls.Config)})
 	if err != nil {
 		return err
 	}
@@ -250,6 +251,9 @@ func (p *process) serve(ctx context.Context) (err error) {
 	}
 	return outcome(ctx, p.runAgents(ctx, agents))
 }
+
+// etcdPrefix is what all keys of the cluster begin with.
+func etcdPrefix(cfg config.Config) string { return "/varve/" + cfg.Cluster + "/" }
 
 // outcome is err, unless that only says that ctx ended, or is nil: then it is why ctx ended, and nil if it did not, or because the
 // process was told to end.
@@ -401,30 +405,33 @@ func (p *process) runAgents(ctx context.Context, agents []*agent.Agent) error {
 
 // greet says where everything is, and what to try.
 func (p *process) greet(agents []*agent.Agent) {
-	what, places := "one agent, nothing is replicated", ""
+	what := "one agent, nothing is replicated"
 	if n := len(agents); n > 1 {
-		what = fmt.Sprintf("%d agents, each record on %d of their WALs", n, min(n, agent.Defaults().Copies))
+		what = fmt.Sprintf("%d agents, each record on the WALs of %d", n, min(n, agent.Defaults().Copies))
 	}
+	places, label := "", "Kafka"
 	for i, a := range agents {
-		places += "  Kafka       " + p.seats[i].advertised().String()
+		places += fmt.Sprintf("  %-10s  %s", label, p.seats[i].advertised())
 		if len(agents) > 1 {
 			places += fmt.Sprintf("  node %d", a.Node())
 		}
 		if zone := p.seats[i].zone; zone != "" {
-			places += ", zone " + zone
+			places += "  zone " + zone
 		}
-		places += "\n"
+		places, label = places+"\n", ""
 	}
 	_, _ = fmt.Fprintf(p.out, `Varve for development: %s.
 
 %s  operations  http://%s (health, metrics, profiles)
+  etcd        %s
   data        %s (wal: write-ahead log, objects: the log, etcd: everything else)
 
-Write, read, and list what is there:
+Write, read, list what is there, and see how the cluster is:
 
-  echo hello | kcat -P -b %[5]s -t greetings
-  kcat -C -b %[5]s -t greetings -e
-  kcat -L -b %[5]s
+  echo hello | kcat -P -b %[6]s -t greetings
+  kcat -C -b %[6]s -t greetings -e
+  kcat -L -b %[6]s
+  varve status --data %[5]s
 
-`, what, places, p.http.Addr(), p.data, p.seats[0].advertised())
+`, what, places, p.http.Addr(), p.etcd[0], p.data, p.seats[0].advertised())
 }

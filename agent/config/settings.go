@@ -134,7 +134,7 @@ func placeSettings() []setting {
 			name: "agents", value: "1", of: []Command{Dev},
 			usage: "`number` of agents; with more than one, Kafka's ports are that of --listen and those that follow",
 			parse: func(c *Config, v string) error {
-				n, err := parseNumber(v, 1, agentsMax)
+				n, err := parseNumber(v, agentsMax)
 				c.Agents = int(n)
 				return err
 			},
@@ -170,7 +170,7 @@ func behaviourSettings() []setting {
 			name: "partitions", value: "1",
 			usage: "partitions of a topic that is created without a `number`",
 			parse: func(c *Config, v string) error {
-				n, err := parseNumber(v, 1, partitionsMax)
+				n, err := parseNumber(v, partitionsMax)
 				c.Partitions = int32(n)
 				return err
 			},
@@ -179,7 +179,7 @@ func behaviourSettings() []setting {
 			name: "shards", value: "128",
 			usage: "`number` of shards of a new cluster, a few times the agents that it will ever have; without effect on one that exists",
 			parse: func(c *Config, v string) error {
-				n, err := parseNumber(v, 1, shardsMax)
+				n, err := parseNumber(v, shardsMax)
 				c.Shards = uint32(n)
 				return err
 			},
@@ -188,7 +188,7 @@ func behaviourSettings() []setting {
 			name: "wal-copies", value: "3", of: []Command{Agent},
 			usage: "`number` of agents that hold each acknowledged record until it is in the bucket, this one among them; an acknowledgement waits for more than half of them",
 			parse: func(c *Config, v string) error {
-				n, err := parseNumber(v, 1, walCopiesMax)
+				n, err := parseNumber(v, walCopiesMax)
 				c.WALCopies = int(n)
 				return err
 			},

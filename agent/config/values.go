@@ -124,10 +124,10 @@ func parseBool(value string) (bool, error) {
 	return false, want("true or false")
 }
 
-func parseNumber(value string, low, high uint64) (uint64, error) {
+func parseNumber(value string, high uint64) (uint64, error) {
 	n, err := strconv.ParseUint(value, 10, 64)
-	if err != nil || n < low || n > high {
-		return 0, want("a whole number from " + strconv.FormatUint(low, 10) + " to " + strconv.FormatUint(high, 10))
+	if err != nil || n < 1 || n > high {
+		return 0, want("a whole number from 1 to " + strconv.FormatUint(high, 10))
 	}
 	return n, nil
 }

@@ -1,10 +1,12 @@
 package e2e_test
 
 import (
+	"encoding/json"
 	"net"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 
@@ -53,7 +55,8 @@ func devCluster(t *testing.T, data string, kafka []string, args ...string) (p *p
 // TestDevCluster: three agents in one process are a cluster to clients, and each is there for operators.
 func TestDevCluster(t *testing.T) {
 	kafka := freeRow(t, 3)
-	p, http := devCluster(t, t.TempDir(), kafka, "--zones", "a,b")
+	data := t.TempDir()
+	p, http := devCluster(t, data, kafka, "--zones", "a,b")
 	metadata, err := kadm.NewClient(connect(t, kafka[2])).Metadata(within(t))
 	if err != nil {
 		t.Fatal(err)
@@ -89,9 +92,84 @@ func TestDevCluster(t *testing.T) {
 			t.Errorf("/metrics lacks %s", want)
 		}
 	}
+	var told report
+	awaitStatus(t, func(status int, out string) bool {
+		if err := json.Unmarshal([]byte(out), &told); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return status == 0 && told.Etcd.Commits > 0
+	}, "--data", data, "--json")
+	shards := 0
+	for i, a := range told.Agents {
+		shards += a.Shards
+		if a.Node != i+1 || a.State != "serving" || a.Kafka != kafka[i] || a.Zone != string("aba"[i]) {
+			t.Errorf("status has the agent %+v, want node %d serving at %s", a, i+1, kafka[i])
+		}
+	}
+	if shards != told.Shards || len(told.Agents) != 3 || len(told.Logs) != 3 || told.Etcd.Size == 0 || told.Name != "dev" {
+		t.Errorf("status %+v, want three agents with all shards, and three logs", told)
+	}
+	for _, l := range told.Logs {
+		if n := len(l.Segments[len(l.Segments)-1].Stores); n != 3 {
+			t.Errorf("WAL log %s is on %d stores, want 3", l.ID, n)
+		}
+	}
 	p.signal(t, syscall.SIGTERM)
 	if status := p.status(t); status != 0 {
 		t.Errorf("exit status %d after SIGTERM, want 0", status)
+	}
+}
+
+// report is what the tests want of "varve status --json".
+type report struct {
+	Name   string
+	Shards int
+	Agents []struct {
+		Node, Shards       int
+		State, Kafka, Zone string
+	}
+	Logs []struct {
+		ID       string
+		Segments []struct{ Stores []struct{ Node int } }
+	}
+	Etcd struct {
+		Commits int
+		Size    int `json:"size_bytes"`
+	}
+}
+
+// awaitStatus runs "varve status" again and again until its exit status and its standard output are good.
+func awaitStatus(t *testing.T, good func(status int, out string) bool, args ...string) {
+	t.Helper()
+	ctx := within(t)
+	for {
+		p := start(t, nil, append([]string{"status"}, args...)...)
+		if good(p.status(t), p.stdout.String()) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("the status does not become what it should be:\n%s%s", p.stdout, p.stderr)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// TestStatusOfTroubles: an agent that waits for others is not well, and a cluster that nobody has started is no cluster.
+func TestStatusOfTroubles(t *testing.T) {
+	etcd := servers.Etcd(t, servers.EtcdOptions{})
+	at := "http://" + etcd.Address
+	p := start(t, nil, "agent", "--etcd", at, "--bucket", "file://"+t.TempDir(), "--cluster", "alone", "--data", t.TempDir(),
+		"--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0")
+	p.await(t, p.stderr, `msg="waiting for stores to keep copies of the WAL"`)
+	for _, test := range []struct{ cluster, out, err string }{
+		{"alone", "! 128 of 128 shards have no leader that lives: 0-127\n", "varve: cluster alone: not all is well\n"},
+		{"nobody", "", "varve: status of cluster nobody in etcd at [" + at + "]: no agent has ever created this cluster\n"},
+	} {
+		s := start(t, nil, "status", "--etcd", at, "--cluster", test.cluster)
+		if status := s.status(t); status != 1 || !strings.HasSuffix(s.stdout.String(), test.out) || s.stderr.String() != test.err {
+			t.Errorf("cluster %s: exit status %d, %q and %q; want 1, %q at the end and %q", test.cluster, status, s.stdout, s.stderr, test.out, test.err)
+		}
 	}
 }
 

@@ -39,6 +39,8 @@ func TestBadUsage(t *testing.T) {
 		{[]string{"dev", "--agents", "2", "--listen", "127.0.0.1:65535"}, nil, "varve: --agents: seen 2 from port 65535, want a port of --listen"},
 		{[]string{"dev", "--data", file}, nil, `varve: --data: seen "` + file + `", want a folder to write to`},
 		{[]string{"bench", "--duration", "long"}, nil, `varve: --duration: seen "long", want duration`},
+		{[]string{"status"}, nil, `varve: default of --data: seen "./varve-data", want the folder of a varve dev that runs, or --etcd`},
+		{[]string{"status", "--cluster", "prod"}, nil, `varve: --cluster: seen "prod" without --etcd`},
 		{[]string{"bench", "now"}, nil, `varve: varve bench: seen "now"`},
 		{[]string{"agent"}, nil, "varve: --etcd: seen none, want etcd's members"},
 		{agent[:3], nil, "varve: --bucket: seen none, want object store"},
@@ -79,6 +81,7 @@ func TestHelp(t *testing.T) {
 		{[]string{"--help"}, "Available Commands"},
 		{[]string{"dev", "--help"}, "--wal-sync"},
 		{[]string{"agent", "--help"}, "--wal-copies"},
+		{[]string{"status", "--help"}, "--json"},
 		{[]string{"bench", "--help"}, "--record-bytes"},
 		{[]string{"version"}, "varve "},
 	}
