@@ -45,6 +45,7 @@ func (a *Agent) start(run, ctx context.Context) error {
 	if err := a.join(ctx, store); err != nil {
 		return err
 	}
+	close(a.joined)
 	a.follow(run)
 	if err := a.servePeers(run); err != nil {
 		return err
@@ -73,6 +74,7 @@ func (a *Agent) takePart(run, ctx context.Context) error {
 	a.leading = a.spawn(run, "lead shards", a.leadShards)
 	a.spawn(run, "recover WAL logs of others", a.succeed)
 	a.spawn(run, "look after the WAL store", a.sweepStore)
+	a.spawn(run, "tell what is not flushed", a.tellUnflushed)
 	a.spawn(run, "keep a quorum", a.guardQuorum)
 	c := controller.New(controller.Deps{
 		KV: a.deps.KV, View: a.view, Node: a.node, Log: a.id, Kick: a.members.subscribe(), Logger: a.log,
@@ -169,6 +171,7 @@ func (a *Agent) register(run, ctx context.Context, store string) error {
 	a.registration = &registration{kv: a.deps.KV, view: a.view, changed: a.members.subscribe(), log: a.log, now: a.deps.Now, me: coordinator.Agent{
 		Node: a.node, Log: a.id, Host: a.cfg.AdvertiseHost, Port: a.cfg.AdvertisePort,
 		Store: store, Peer: a.cfg.PeerAdvertise, Zone: a.cfg.Zone, State: coordinator.AgentStarting,
+		Copies: a.cfg.Copies,
 	}}
 	revision, err := a.registration.register(ctx)
 	if err != nil {
