@@ -217,7 +217,7 @@ func (c *cluster) healthy(ctx context.Context) error {
 			return err
 		}
 	}
-	err := c.load.through(ctx, true)
+	_, err := c.load.through(ctx, true)
 	for _, n := range c.nodes {
 		err = errors.Join(err, n.misbehaved())
 	}

@@ -156,17 +156,19 @@ func (c *cluster) meanwhile(ctx context.Context, f fault, began time.Time) error
 	rest := time.NewTimer(time.Until(began.Add(f.lasts)))
 	defer rest.Stop()
 	if f.meanwhile != nobodyMust && *agentsFlag >= 3 {
-		if err := c.load.through(ctx, f.meanwhile == allMust); err != nil {
+		last, err := c.load.through(ctx, f.meanwhile == allMust)
+		if err != nil {
 			return err
 		}
-		c.t.Logf("got through %v after it began", time.Since(began).Round(time.Millisecond))
+		c.t.Logf("got through %v after it began, last to be %s", time.Since(began).Round(time.Millisecond), last)
 	}
 	select {
 	case <-rest.C:
 	case <-ctx.Done():
 	}
 	if f.meanwhile != nobodyMust && *agentsFlag >= 3 { // still, at its end
-		return c.load.through(ctx, f.meanwhile == allMust)
+		_, err := c.load.through(ctx, f.meanwhile == allMust)
+		return err
 	}
 	return nil
 }

@@ -132,8 +132,8 @@ func await(ctx context.Context, what func() string, done func() (bool, error)) e
 }
 
 // through waits until records that were sent after the call are acknowledged in every partition and, for all clients, are read by
-// the reader, and are committed by every group.
-func (l *load) through(ctx context.Context, all bool) error {
+// the reader, and are committed by every group. It tells what came last.
+func (l *load) through(ctx context.Context, all bool) (last string, err error) {
 	goals := make([]goal, len(l.logs))
 	for i := range l.logs {
 		h := &l.logs[i]
@@ -141,7 +141,14 @@ func (l *load) through(ctx context.Context, all bool) error {
 		goals[i] = goal{send: len(h.sends), offset: -1}
 		h.mu.Unlock()
 	}
-	return await(ctx, func() string { return l.late(goals, all) }, func() (bool, error) { return l.late(goals, all) == "", nil })
+	err = await(ctx, func() string { return last }, func() (bool, error) {
+		late := l.late(goals, all)
+		if late != "" {
+			last = late
+		}
+		return late == "", nil
+	})
+	return last, err
 }
 
 // goal is what through awaits in one log.
