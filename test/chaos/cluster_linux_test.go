@@ -234,6 +234,9 @@ func (c *cluster) scaleToZero(ctx context.Context) error {
 	for range c.nodes {
 		errs = append(errs, <-drained)
 	}
+	if err := errors.Join(errs...); err != nil {
+		return err // somebody's folder may have something left
+	}
 	for _, n := range c.nodes {
 		errs = append(errs, n.deleteFolder(ctx))
 		n.up()

@@ -223,10 +223,14 @@ func (l *load) readAll(ctx context.Context) ([][]check.Record, error) {
 		return nil, err
 	}
 	defer client.Close()
-	ends, err := kadm.NewClient(client).ListEndOffsets(ctx, l.topics...)
-	if err == nil {
-		err = ends.Error()
-	}
+	var ends kadm.ListedOffsets
+	var refused error
+	err = await(ctx, func() string { return fmt.Sprintf("told where logs end: %v", refused) }, func() (bool, error) {
+		if ends, refused = kadm.NewClient(client).ListEndOffsets(ctx, l.topics...); refused == nil {
+			refused = ends.Error() // a shard may just move
+		}
+		return refused == nil, nil
+	})
 	if err != nil {
 		return nil, err
 	}
