@@ -13,8 +13,12 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// groupMembers is how many members each group of a load has.
-const groupMembers = 2
+const (
+	// groupMembers is how many members each group of a load has.
+	groupMembers = 2
+	// commitPace is the least time from one commit of a member to its next.
+	commitPace = 50 * time.Millisecond
+)
 
 // group is a consumer group that reads all of a load and commits what it has read. What it holds against the broker:
 //
@@ -92,7 +96,10 @@ func (g *group) take(ctx context.Context) error {
 		return err
 	}
 	defer client.CloseAllowingRebalance()
+	beat := time.NewTicker(commitPace)
+	defer beat.Stop()
 	for ctx.Err() == nil {
+		<-beat.C
 		fetches := client.PollRecords(ctx, 1000)
 		g.load.lost(&fetches)
 		m.read(&fetches)
