@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -19,7 +20,7 @@ const (
 	// errorsShown bounds how many errors and findings of a kind a run prints.
 	errorsShown = 10
 	// readWithin bounds the reading of everything.
-	readWithin = 3 * time.Minute
+	readWithin = 10 * time.Minute
 )
 
 // logHistory is the history of one partition.
@@ -91,8 +92,8 @@ func (l *load) mark(name string) {
 
 // during tells what was going on when an offset was written.
 func (l *load) during(log int, offset int64) string {
-	for i := len(l.marks) - 1; i >= 0; i-- {
-		if m := l.marks[i]; offset > m.floors[log] {
+	for _, m := range slices.Backward(l.marks) {
+		if offset > m.floors[log] {
 			return m.name
 		}
 	}

@@ -52,10 +52,10 @@ func (n *node) update(change func()) {
 }
 
 // await waits until something is true of the node's state.
-func (n *node) await(ctx context.Context, what string, true func() bool) error {
+func (n *node) await(ctx context.Context, what string, holds func() bool) error {
 	for {
 		n.mu.Lock()
-		ok, changed := true(), n.changed
+		ok, changed := holds(), n.changed
 		n.mu.Unlock()
 		if ok {
 			return nil
