@@ -25,6 +25,7 @@ type node struct {
 	changed  chan struct{} // closed and replaced when anything below changes
 	down     bool          // the test keeps it down
 	mayEnd   bool          // it may end by itself, for what the test does to it
+	might    bool          // it might until the fault before this one was over, and may not have noticed yet
 	server   *servers.Server
 	starting context.CancelFunc // while it starts
 	ends     []error            // how it ended by itself where it may not
@@ -116,7 +117,7 @@ func (n *node) note(err error) {
 	n.update(func() {
 		n.ended++
 		exit, ok := errors.AsType[*exec.ExitError](err)
-		if !n.mayEnd || !ok || exit.ExitCode() != 1 || broken.MatchString(err.Error()) {
+		if !n.mayEnd && !n.might || !ok || exit.ExitCode() != 1 || broken.MatchString(err.Error()) {
 			n.ends = append(n.ends, fmt.Errorf("agent %s ended by itself: %w", n.name, err))
 		}
 	})
@@ -177,8 +178,8 @@ func (n *node) current() *servers.Server {
 	return n.server
 }
 
-// allow says whether the node may end by itself from now on.
-func (n *node) allow(may bool) { n.update(func() { n.mayEnd = may }) }
+// allow says whether the node may end by itself during the next fault.
+func (n *node) allow(may bool) { n.update(func() { n.might, n.mayEnd = n.mayEnd, may }) }
 
 // misbehaved returns what it did wrong since the last time.
 func (n *node) misbehaved() error {
