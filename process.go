@@ -249,7 +249,8 @@ func (p *process) serve(ctx context.Context) (err error) {
 			KV: kv, Store: store, Disk: s.disk, Listener: s.kafka, PeerListener: s.peers, PeerTLS: p.peerTLS, Metrics: s.metrics, Log: s.log, Now: time.Now,
 		}))
 	}
-	return outcome(ctx, p.runAgents(ctx, agents))
+	// An agent's error is one even if it wraps that something was cancelled: a drain that failed is no orderly end.
+	return errors.Join(p.runAgents(ctx, agents), outcome(ctx, nil))
 }
 
 // etcdPrefix is what all keys of the cluster begin with.
