@@ -199,7 +199,6 @@ func (a *Agent) catchUp(ctx context.Context) error {
 // recoverOwn brings to their end the logs that nobody else can: those that lie on this agent's disk alone, and one of which an operator has said that it is lost.
 // Then it frees what the disk need not hold any more.
 func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.SegmentInfo) error {
-	own := func(name string) bool { return name == store }
 	var logs []coordinator.Log
 	err := retry.Coordinator(ctx, a.log, "list WAL logs", func(ctx context.Context) (err error) {
 		logs, _, err = recovery.List(ctx, a.deps.KV)
@@ -215,7 +214,7 @@ func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.Segmen
 			continue
 		case lost:
 			err = a.acceptLoss(ctx, *l)
-		case !recovery.Recoverable(*l, own):
+		case !alone(*l, store):
 			continue
 		case !holds(held, *l):
 			// Before it is claimed: it may have a writer that lives, on the disk that this one is a copy of.
@@ -233,6 +232,12 @@ func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.Segmen
 		}
 	}
 	return recovery.Sweep(a.deps.Disk, held, logs, true)
+}
+
+// alone reports whether a log lies on that store and no other. That the store would suffice to recover it is not enough: of two stores with a quorum of two one does, and
+// the other may be the writer's, which lives.
+func alone(l coordinator.Log, store string) bool {
+	return !slices.ContainsFunc(l.Segments, func(s coordinator.WALSegment) bool { return !slices.Equal(s.Stores, []string{store}) })
 }
 
 // holds reports whether a disk that held these segments has the log's open one.
