@@ -34,6 +34,7 @@ type line struct {
 	mu   sync.Mutex
 	left int         // calls until it is cut; negative: for ever
 	deaf atomic.Bool // what changes in etcd is not told any more
+	slow atomic.Bool // an agent that is cut off does not end its lease, as one that crashed does not: that takes its time
 	dead chan struct{}
 }
 
@@ -105,7 +106,7 @@ func (k *cutKV) Watch(ctx context.Context, prefix string, after int64, tell func
 }
 
 func (k *cutKV) Revoke(ctx context.Context, lease int64) error {
-	if !k.line.take() {
+	if k.line.slow.Load() && !k.line.take() {
 		return coordinator.ErrUnavailable
 	}
 	return k.KV.Revoke(ctx, lease)

@@ -79,6 +79,7 @@ func (s *several) begin(t *testing.T, disk string) {
 		c.Topics.Partitions = 8
 		c.Flush.SegmentBytes = 16 << 10 // some is flushed, and some is not
 	})
+	s.agents[disk].line.slow.Store(true)
 }
 
 // crash cuts an agent off, and ends it; its lease ends by itself.
