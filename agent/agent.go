@@ -97,9 +97,10 @@ type Agent struct {
 	deps Deps
 	log  *slog.Logger
 
-	ready chan struct{}
-	tasks sync.WaitGroup
-	fatal context.CancelCauseFunc // ends the incarnation
+	joined chan struct{} // closed when node is set
+	ready  chan struct{}
+	tasks  sync.WaitGroup
+	fatal  context.CancelCauseFunc // ends the incarnation
 
 	cluster   coordinator.Cluster
 	clusterID [16]byte
@@ -146,13 +147,16 @@ func (t *task) stop() {
 
 // New returns an agent; [Agent.Run] makes it live.
 func New(cfg Config, deps Deps) *Agent {
-	return &Agent{cfg: cfg, deps: deps, log: deps.Log, ready: make(chan struct{})}
+	return &Agent{cfg: cfg, deps: deps, log: deps.Log, joined: make(chan struct{}), ready: make(chan struct{})}
 }
 
 // Ready is closed when the agent serves clients.
 func (a *Agent) Ready() <-chan struct{} { return a.ready }
 
-// Node returns the agent's node id, once it is ready.
+// Joined is closed when the agent has its node id.
+func (a *Agent) Joined() <-chan struct{} { return a.joined }
+
+// Node returns the agent's node id, once it has joined.
 func (a *Agent) Node() int32 { return a.node }
 
 // errStopped is the cause of a run that was asked to end.

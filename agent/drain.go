@@ -20,7 +20,7 @@ func (a *Agent) drain(run context.Context) error {
 	ctx, cancel := context.WithTimeout(run, a.cfg.DrainMax)
 	defer cancel()
 	a.draining.Store(true)
-	if _, err := a.registration.become(ctx, coordinator.AgentDraining); err != nil {
+	if err := a.registration.become(ctx, coordinator.AgentDraining); err != nil {
 		a.log.Warn("drain: the others do not know", "err", err)
 	}
 	if err := a.handOverAll(ctx); err != nil {
@@ -90,8 +90,8 @@ func (a *Agent) closeLog(ctx context.Context) error {
 	if err := a.writer.Close(ctx); err != nil {
 		return err
 	}
-	if err := a.wal.Close(ctx); err != nil {
-		return fmt.Errorf("close WAL: %w", err)
+	if err := a.wal.Close(ctx); err != nil { // as when other agents left meanwhile; everything is in the bucket
+		a.log.Warn("end the WAL", "err", err)
 	}
 	for _, s := range a.deps.Disk.Segments() {
 		if s.ID.Log != wal.LogID(a.id) {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"maps"
 	"sync"
 
 	"github.com/varve-io/varve/agent/ingest"
@@ -101,9 +102,7 @@ func (p *Partitions) Len() int {
 func (p *Partitions) adopt(epochs map[coordinator.ShardID]protocol.LeaderEpoch, logs map[partition.ID]*partition.Log) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for shard, epoch := range epochs {
-		p.epochs[shard] = epoch
-	}
+	maps.Copy(p.epochs, epochs)
 	for id, log := range logs {
 		t, ok := p.view.TopicByID(id.Topic)
 		if !ok {

@@ -66,15 +66,14 @@ func (r *registration) checkLog(ctx context.Context) error {
 }
 
 // become changes the state.
-func (r *registration) become(ctx context.Context, state coordinator.AgentState) (revision int64, err error) {
+func (r *registration) become(ctx context.Context, state coordinator.AgentState) error {
 	r.mu.Lock()
 	r.me.State = state
 	r.mu.Unlock()
-	err = retry.Coordinator(ctx, r.log, "register as "+string(state), func(ctx context.Context) (err error) {
-		revision, err = r.write(ctx)
+	return retry.Coordinator(ctx, r.log, "register as "+string(state), func(ctx context.Context) error {
+		_, err := r.write(ctx)
 		return err
 	})
-	return revision, err
 }
 
 func (r *registration) write(ctx context.Context) (int64, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -44,9 +45,8 @@ func (a *Agent) start(run, ctx context.Context) error {
 	if err := a.join(ctx, store); err != nil {
 		return err
 	}
-	if err := a.follow(run, ctx); err != nil {
-		return err
-	}
+	close(a.joined)
+	a.follow(run)
 	if err := a.servePeers(run); err != nil {
 		return err
 	}
@@ -74,6 +74,8 @@ func (a *Agent) takePart(run, ctx context.Context) error {
 	a.leading = a.spawn(run, "lead shards", a.leadShards)
 	a.spawn(run, "recover WAL logs of others", a.succeed)
 	a.spawn(run, "look after the WAL store", a.sweepStore)
+	a.spawn(run, "tell what is not flushed", a.tellUnflushed)
+	a.spawn(run, "keep a quorum", a.guardQuorum)
 	c := controller.New(controller.Deps{
 		KV: a.deps.KV, View: a.view, Node: a.node, Log: a.id, Kick: a.members.subscribe(), Logger: a.log,
 		Lease: func() int64 {
@@ -83,8 +85,7 @@ func (a *Agent) takePart(run, ctx context.Context) error {
 		Willing: func() bool { return !a.draining.Load() },
 	})
 	a.spawn(run, "control the cluster", c.Run)
-	_, err := a.registration.become(ctx, coordinator.AgentServing)
-	return err
+	return a.registration.become(ctx, coordinator.AgentServing)
 }
 
 // join finds or creates the cluster, and takes the agent's node id and the number of its log.
@@ -116,8 +117,8 @@ func (a *Agent) join(ctx context.Context, store string) error {
 	return err
 }
 
-// follow starts the view and waits until it, and the index, have seen everything that is there now.
-func (a *Agent) follow(run, ctx context.Context) error {
+// follow starts the view and the index.
+func (a *Agent) follow(run context.Context) {
 	a.index = index.New()
 	a.footers = fetch.NewFooters(a.deps.Store, a.cfg.FooterBytesMax)
 	a.follower = lead.NewFollower(lead.FollowerConfig{
@@ -139,7 +140,6 @@ func (a *Agent) follow(run, ctx context.Context) error {
 		a.ledger.Run(ctx)
 		return nil
 	})
-	return a.catchUp(ctx)
 }
 
 // servePeers lets other agents keep copies of their logs on this agent's disk, if there is a place for it.
@@ -149,7 +149,7 @@ func (a *Agent) servePeers(run context.Context) error {
 	if a.deps.PeerListener == nil {
 		return nil
 	}
-	server, err := peer.NewServer(peer.ServerConfig{Store: a.deps.Disk, Credentials: a.stores.credentials, Logger: a.log})
+	server, err := peer.NewServer(peer.ServerConfig{Store: a.deps.Disk, Credentials: a.stores.credentials, Metrics: a.deps.Metrics, Logger: a.log})
 	if err != nil {
 		return err
 	}
@@ -161,16 +161,17 @@ func (a *Agent) servePeers(run context.Context) error {
 				a.log.Warn("end the peers' connections", "err", err)
 			}
 		})()
-		return server.Serve(a.deps.PeerListener)
+		return server.Serve(a.deps.PeerListener) //nolint:contextcheck // ends by Close
 	})
 	return nil
 }
 
-// register makes the agent known, which others may then give copies of their logs.
+// register makes the agent known, which others may then give copies of their logs, and waits until the view has seen that, and all that was there before.
 func (a *Agent) register(run, ctx context.Context, store string) error {
 	a.registration = &registration{kv: a.deps.KV, view: a.view, changed: a.members.subscribe(), log: a.log, now: a.deps.Now, me: coordinator.Agent{
 		Node: a.node, Log: a.id, Host: a.cfg.AdvertiseHost, Port: a.cfg.AdvertisePort,
 		Store: store, Peer: a.cfg.PeerAdvertise, Zone: a.cfg.Zone, State: coordinator.AgentStarting,
+		Copies: a.cfg.Copies,
 	}}
 	revision, err := a.registration.register(ctx)
 	if err != nil {
@@ -178,22 +179,6 @@ func (a *Agent) register(run, ctx context.Context, store string) error {
 	}
 	a.lease = a.spawn(run, "keep the registration", a.registration.keep)
 	return a.view.Wait(ctx, revision)
-}
-
-// catchUp waits until view and index have seen everything up to now.
-func (a *Agent) catchUp(ctx context.Context) error {
-	var revision int64
-	err := retry.Coordinator(ctx, a.log, "read the revision", func(ctx context.Context) (err error) {
-		_, revision, err = a.deps.KV.Get(ctx, coordinator.KeyCluster)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	if err := a.view.Wait(ctx, revision); err != nil {
-		return err
-	}
-	return a.follower.Wait(ctx)
 }
 
 // recoverOwn brings to their end the logs that nobody else can: those that lie on this agent's disk alone, and one of which an operator has said that it is lost.
@@ -214,7 +199,7 @@ func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.Segmen
 			continue
 		case lost:
 			err = a.acceptLoss(ctx, *l)
-		case !alone(*l, store):
+		case !isAlone(*l, store):
 			continue
 		case !holds(held, *l):
 			// Before it is claimed: it may have a writer that lives, on the disk that this one is a copy of.
@@ -231,13 +216,17 @@ func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.Segmen
 			l.Closed = true
 		}
 	}
-	return recovery.Sweep(a.deps.Disk, held, logs, true)
+	unlisted, err := recovery.Sweep(a.deps.Disk, held, logs)
+	if err != nil {
+		return err
+	}
+	return recovery.CheckUnlisted(a.deps.Disk, unlisted)
 }
 
-// alone reports whether a log lies on that store and no other. That the store would suffice to recover it is not enough: of two stores with a quorum of two one does, and
-// the other may be the writer's, which lives.
-func alone(l coordinator.Log, store string) bool {
-	return !slices.ContainsFunc(l.Segments, func(s coordinator.WALSegment) bool { return !slices.Equal(s.Stores, []string{store}) })
+// isAlone reports whether a log is on that store, and has never been on another. That the store would suffice to recover it is not enough: of two stores with a quorum
+// of two one does, and the other may be the writer's, which lives.
+func isAlone(l coordinator.Log, store string) bool {
+	return !slices.ContainsFunc(l.Segments, func(s coordinator.WALSegment) bool { return len(s.Stores) != 1 || s.Stores[0] != store })
 }
 
 // holds reports whether a disk that held these segments has the log's open one.
@@ -263,6 +252,7 @@ const sweepPause = 10 * time.Second
 
 // sweepStore frees, at intervals, what the disk holds of logs that are over. It ends the agent if its own log was claimed: an idle one would not notice.
 func (a *Agent) sweepStore(ctx context.Context) error {
+	seen := make(map[wal.SegmentID]time.Time) // segments of logs that are not listed, and since when
 	tick := time.NewTicker(sweepPause)
 	defer tick.Stop()
 	for {
@@ -283,10 +273,37 @@ func (a *Agent) sweepStore(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := recovery.Sweep(a.deps.Disk, held, logs, false); err != nil {
+		unlisted, err := recovery.Sweep(a.deps.Disk, held, logs)
+		if err != nil {
+			return err
+		}
+		if err := a.sweepUnlisted(unlisted, seen); err != nil {
 			return err
 		}
 	}
+}
+
+// unlistedMax is how long a segment of a log that is not listed stays: longer than any transaction is under way.
+const unlistedMax = time.Hour
+
+// sweepUnlisted drops segments that have been unlisted for so long that their logs never will be listed.
+func (a *Agent) sweepUnlisted(unlisted []disk.SegmentInfo, seen map[wal.SegmentID]time.Time) error {
+	now := a.deps.Now()
+	still := make(map[wal.SegmentID]bool)
+	for _, s := range unlisted {
+		still[s.ID] = true
+		since, ok := seen[s.ID]
+		switch {
+		case !ok:
+			seen[s.ID] = now
+		case now.Sub(since) > unlistedMax:
+			if err := recovery.Drop(a.deps.Disk, s.ID); err != nil {
+				return err
+			}
+		}
+	}
+	maps.DeleteFunc(seen, func(id wal.SegmentID, _ time.Time) bool { return !still[id] })
+	return nil
 }
 
 // openLog begins the agent's own log: first on the stores of its ensemble, then in the coordinator, so that a log that is listed is on its stores; and its flush.
@@ -385,7 +402,7 @@ func (a *Agent) startGroups(run context.Context) {
 	cfg := groups.DefaultConfig(a.cluster.Shards)
 	cfg.InitialDelay = a.cfg.GroupDelay
 	a.groups = groups.New(cfg, groups.Deps{
-		KV: a.deps.KV, Ledger: a.ledger, Leads: a.partitions.Leads, Topics: a.view, Now: a.deps.Now,
+		KV: a.deps.KV, Ledger: a.ledger, Leads: a.partitions.Leads, Prove: a.prove, Topics: a.view, Now: a.deps.Now,
 		NewID: func() string { return uuid.NewString() }, Log: a.log, Metrics: a.deps.Metrics,
 	})
 	a.topics = topics.New(a.cfg.Topics, topics.Deps{

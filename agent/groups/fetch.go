@@ -111,8 +111,15 @@ func pick(wanted map[string][]int32, offset func(string, int32) (coordinator.Gro
 	return found
 }
 
-// fetch returns the wanted offsets, or with nil all that there are.
+// fetch returns the wanted offsets, or with nil all that there are. An agent that was stopped for a while, and has lost the group meanwhile, must not answer from
+// what it remembers.
 func (c *Coordinator) fetch(ctx context.Context, name string, wanted map[string][]int32) ([]topicOffsets, protocol.ErrorCode) {
+	if _, ok := c.deps.Leads(coordinator.ShardOfName(name, c.cfg.Shards)); !ok {
+		return nil, protocol.NotCoordinator
+	}
+	if err := c.deps.Prove(ctx); err != nil {
+		return nil, protocol.NotCoordinator
+	}
 	return call(ctx, c, name, func(o *owner, done func([]topicOffsets)) {
 		o.used = c.deps.Now()
 		if wanted != nil {

@@ -90,13 +90,15 @@ type Topics interface {
 	Topic(name string) (coordinator.Topic, int64, bool)
 }
 
-// Deps are what a Coordinator works with. Now, NewID and Log are required.
+// Deps are what a Coordinator works with. Prove, Now, NewID and Log are required.
 type Deps struct {
 	KV     coordinator.KV // read only
 	Ledger Ledger
 	// Leads returns the epoch in which this agent leads the shard now, and false if it does not. It must neither
 	// block nor call the Coordinator.
-	Leads   func(coordinator.ShardID) (epoch int32, ok bool)
+	Leads func(coordinator.ShardID) (epoch int32, ok bool)
+	// Prove returns once it is certain that this agent led what it leads after the call began, or with an error.
+	Prove   func(context.Context) error
 	Topics  Topics
 	Now     func() time.Time
 	NewID   func() string // a new, random UUID, for ids of members

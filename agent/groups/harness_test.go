@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -47,7 +48,8 @@ type agent struct {
 	*Coordinator
 	t      *testing.T
 	ledger *fakeLedger
-	stop   func() // ends it and returns when it has ended
+	stop   func()      // ends it and returns when it has ended
+	sealed atomic.Bool // its WAL log was
 
 	mu     sync.Mutex
 	epochs map[coordinator.ShardID]int32 // of the shards that it leads
@@ -89,7 +91,7 @@ func (c *cluster) start(epoch int32, adjust ...func(*Config)) *agent {
 	}
 	ids := 0
 	a.Coordinator = New(cfg, Deps{
-		KV: c.store, Ledger: a.ledger, Leads: a.leads, Topics: c, Now: time.Now,
+		KV: c.store, Ledger: a.ledger, Leads: a.leads, Prove: a.prove, Topics: c, Now: time.Now,
 		NewID:   func() string { a.mu.Lock(); defer a.mu.Unlock(); ids++; return fmt.Sprintf("%d-%d", epoch, ids) },
 		Log:     slog.New(slog.DiscardHandler),
 		Metrics: prometheus.NewPedanticRegistry(),
@@ -111,6 +113,14 @@ func (a *agent) leads(s coordinator.ShardID) (int32, bool) {
 	defer a.mu.Unlock()
 	epoch, ok := a.epochs[s]
 	return epoch, ok
+}
+
+// prove is the proof of an agent whose log has its quorum, unless it is sealed.
+func (a *agent) prove(context.Context) error {
+	if a.sealed.Load() {
+		return coordinator.ErrFenced
+	}
+	return nil
 }
 
 // lose takes all shards from the agent, without telling it.

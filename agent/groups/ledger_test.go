@@ -44,7 +44,7 @@ func TestWithLedger(t *testing.T) {
 				a.Resign(shard)
 			})
 			a.Coordinator = New(DefaultConfig(1), Deps{
-				KV: c.store, Ledger: l, Leads: a.leads, Topics: c, Now: time.Now, NewID: uuid.NewString, Log: slog.New(slog.DiscardHandler),
+				KV: c.store, Ledger: l, Leads: a.leads, Prove: a.prove, Topics: c, Now: time.Now, NewID: uuid.NewString, Log: slog.New(slog.DiscardHandler),
 			})
 			claim(ctx, t, c.store, l, epoch)
 			running.Go(func() { a.Run(ctx) })

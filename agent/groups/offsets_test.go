@@ -37,6 +37,16 @@ func TestCommitsPipeline(t *testing.T) {
 	})
 }
 
+// TestSealedFetch: an agent that was stopped while others took its log over does not answer with the offsets that it remembers.
+func TestSealedFetch(t *testing.T) {
+	inBubble(t, func(t *testing.T, c *cluster) {
+		a := c.start(1)
+		code(t, "commit", a.commit("g", nobody, "orders", 0, 1), protocol.None)
+		a.sealed.Store(true)
+		code(t, "fetch", a.OffsetFetch(t.Context(), &kmsg.OffsetFetchRequest{Version: 5, Group: "g"}).ErrorCode, protocol.NotCoordinator)
+	})
+}
+
 func TestFailedCommits(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *cluster) {
 		a := c.start(1)

@@ -31,7 +31,7 @@ func all(shards int, from, to coordinator.LogID) []lead.Assignment {
 func wants(t *testing.T, kv coordinator.KV, log coordinator.LogID, shards int, epoch int32) []lead.Given {
 	t.Helper()
 	given, revision, err := lead.GivenTo(t.Context(), kv, 200, log)
-	if err != nil || len(given) != shards || revision == 0 {
+	if err != nil || len(given) != shards || (revision == 0) != (shards == 0) {
 		t.Fatalf("log %s has %d shards at revision %d, %v, want %d", log, len(given), revision, err, shards)
 	}
 	for _, g := range given {

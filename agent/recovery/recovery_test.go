@@ -99,6 +99,10 @@ func (w *world) recover(ctx context.Context, reach ...string) error {
 	return w.recoverer(6, reach...).Run(ctx, 5)
 }
 
+func (w *world) recoverAs(ctx context.Context, claimer coordinator.LogID, reach ...string) error {
+	return w.recoverer(claimer, reach...).Run(ctx, 5)
+}
+
 func (w *world) recoverer(claimer coordinator.LogID, reach ...string) *recovery.Recovery {
 	return &recovery.Recovery{
 		KV: w.kv, Store: w.bucket, Cluster: [16]byte{9}, Claimer: claimer, Now: time.Now, Log: slog.New(slog.DiscardHandler),
@@ -108,30 +112,6 @@ func (w *world) recoverer(claimer coordinator.LogID, reach ...string) *recovery.
 			}
 			return nil
 		},
-	}
-}
-
-// TestTwoRecoverers lets agents recover the log at the same time: whoever claims it last comes through, the others too or are fenced, and every record is committed once.
-func TestTwoRecoverers(t *testing.T) {
-	for range 20 {
-		w := newWorld(t)
-		errs := make(chan error)
-		for claimer := range 3 {
-			go func() { errs <- w.recoverer(coordinator.LogID(6+claimer), "a", "b", "c", "d").Run(t.Context(), 5) }()
-		}
-		done := 0
-		for range 3 {
-			err := <-errs
-			switch {
-			case err == nil:
-				done++
-			case !errors.Is(err, coordinator.ErrFenced) && !errors.Is(err, disk.ErrFenced):
-				t.Error(err)
-			}
-		}
-		if next := w.committed(t); done == 0 || next != 12 {
-			t.Errorf("%d recoveries came through, committed to offset %d, want 12", done, next)
-		}
 	}
 }
 
@@ -180,6 +160,28 @@ func TestSegments(t *testing.T) {
 				t.Errorf("again: %v", err)
 			}
 		})
+	}
+}
+
+// TestClaimRace lets four agents recover the log at once: whoever loses its claim is told so, and what is committed in the end is everything, once.
+func TestClaimRace(t *testing.T) {
+	for range 10 {
+		w := newWorld(t)
+		results := make(chan error)
+		for claimer := range coordinator.LogID(4) {
+			go func() { results <- w.recoverAs(t.Context(), 6+claimer, "a", "b", "c", "d") }()
+		}
+		for range 4 {
+			if err := <-results; err != nil && !errors.Is(err, coordinator.ErrFenced) && !errors.Is(err, disk.ErrFenced) {
+				t.Error(err)
+			}
+		}
+		if err := w.recoverAs(t.Context(), 10, "a", "b", "c", "d"); err != nil {
+			t.Fatal(err)
+		}
+		if next := w.committed(t); next != 12 {
+			t.Errorf("committed to offset %d, want 12", next)
+		}
 	}
 }
 

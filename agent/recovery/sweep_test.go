@@ -64,7 +64,8 @@ func TestSweep(t *testing.T) {
 		"log closed, its writer lives":            {log: &coordinator.Log{Closed: true, Segments: []coordinator.WALSegment{segment(3, -1, own)}}, entries: 1, lives: true},
 		"unknown log":                             {entries: 1},
 		"unknown log without entries":             {},
-		"unknown log without entries, at a start": {starting: true, dropped: true},
+		"unknown log without entries, at a start": {starting: true}, // a transaction may still list it
+		"unknown log that lives, at a start":      {starting: true, lives: true},
 		"unknown log at the start":                {starting: true, entries: 1, refused: true},
 		"another cluster's":                       {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(3, -1, "b")}}, entries: 1},
 		"another cluster's at the start":          {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(3, -1, "b")}}, entries: 1, starting: true, refused: true},
@@ -88,7 +89,10 @@ func TestSweep(t *testing.T) {
 				}
 				logs = append(logs, l)
 			}
-			err = recovery.Sweep(d, d.Segments(), logs, test.starting)
+			unlisted, err := recovery.Sweep(d, d.Segments(), logs)
+			if err == nil && test.starting {
+				err = recovery.CheckUnlisted(d, unlisted)
+			}
 			if refused := err != nil; refused != test.refused || refused && !strings.Contains(err.Error(), "is this the right cluster?") {
 				t.Errorf("sweep: %v", err)
 			}
@@ -111,7 +115,7 @@ func TestSweepLater(t *testing.T) {
 		t.Fatal(err)
 	}
 	fill(t, d, 4, 1, false)
-	if err := recovery.Sweep(d, held, []coordinator.Log{{ID: 5, Closed: true}}, false); err != nil {
+	if _, err := recovery.Sweep(d, held, []coordinator.Log{{ID: 5, Closed: true}}); err != nil {
 		t.Error(err)
 	}
 	if left := d.Segments(); len(left) != 1 || left[0].ID.Number != 4 {

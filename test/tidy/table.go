@@ -62,8 +62,8 @@ var homes = map[string][]string{
 	"os":        {".", "wal/disk", "objectstore/dir", "coordinator/etcd/embedded", "agent/server"},
 	"os/exec":   {},
 	"os/signal": {"."},
-	// Below are sockets, but for two that only need net's types: agent is handed a listener, config takes addresses apart.
-	"net":                               {".", "agent/server", "agent/admin", "objectstore/internal/s3http", "wal/peer", "agent", "agent/config"},
+	// Below are sockets, but for three that need less: agent is handed a listener, config takes addresses apart, status puts them together.
+	"net":                               {".", "agent/server", "agent/admin", "objectstore/internal/s3http", "wal/peer", "agent", "agent/config", "agent/status"},
 	"net/netip":                         {"agent/config"},
 	"net/url":                           {"agent/config", "objectstore/bucket", "coordinator", "coordinator/etcd/embedded"},
 	"net/http":                          {"agent/admin", "objectstore/s3", "objectstore/minio", "objectstore/internal/s3http"},
@@ -74,7 +74,7 @@ var homes = map[string][]string{
 	"google.golang.org/grpc":            {"coordinator/etcd/..."},
 	"github.com/aws":                    {"objectstore/s3"},
 	"github.com/minio":                  {"objectstore/minio"},
-	"github.com/prometheus":             {".", "agent/...", "objectstore/metered"},
+	"github.com/prometheus":             {".", "agent/...", "objectstore/metered", "wal/peer"},
 	"github.com/spf13":                  {".", "agent/config"},
 	"github.com/goccy/go-yaml":          {"agent/config"},
 	"github.com/twmb/franz-go":          {},
@@ -84,7 +84,7 @@ var homes = map[string][]string{
 	"github.com/HdrHistogram":           {},
 	"github.com/cockroachdb/datadriven": {},
 	"testing":                           {"wal/disk/disktest", "objectstore/storetest", "coordinator/coordtest"},
-	"golang.org/x/sys/unix":             {"wal", "wal/disk", "objectstore/dir", "coordinator/etcd/embedded"},
+	"golang.org/x/sys/unix":             {"wal", "wal/disk", "wal/peer", "objectstore/dir", "coordinator/etcd/embedded"},
 	"syscall":                           {".", "agent", "objectstore/dir", "objectstore/storetest"},
 	"golang.org/x/net":                  {"agent/admin"},
 	"go.uber.org/zap":                   {"coordinator/etcd/..."},

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -132,13 +134,30 @@ func (c *conn) done() error {
 
 func (c *conn) close() { _ = c.raw.Close() } // what was written is answered, or does not matter any more
 
-// tune sets up a new connection. That small messages go out at once (TCP_NODELAY) is Go's default. Keep-alives find out
-// that the other machine is gone while nothing is under way.
-func tune(raw net.Conn) {
-	if tcp, ok := raw.(*net.TCPConn); ok {
-		const pause, tries = 5 * time.Second, 3
-		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: pause, Interval: pause, Count: tries}) // or be it later
+// tune sets up a new connection, so that it ends when the other machine has answered nothing for gone. That small messages go out at
+// once (TCP_NODELAY) is Go's default. Keep-alives ask while nothing is under way, TCP_USER_TIMEOUT is how long they and whatever else was sent
+// may be unanswered: without it the kernel sends again what was under way for a quarter of an hour.
+func tune(raw net.Conn, gone time.Duration) error {
+	tcp, ok := raw.(*net.TCPConn)
+	if !ok {
+		return nil
 	}
+	const idle, pause, tries = 2 * time.Second, time.Second, 3
+	if err := tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: idle, Interval: pause, Count: tries}); err != nil {
+		return unreachable(err)
+	}
+	sys, err := tcp.SyscallConn()
+	if err != nil {
+		return unreachable(err)
+	}
+	var refused error
+	err = sys.Control(func(fd uintptr) {
+		refused = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(gone.Milliseconds()))
+	})
+	if err = errors.Join(err, refused); err != nil {
+		return unreachable(err)
+	}
+	return nil
 }
 
 // unreachable makes an error of the connection one, unless it is the protocol's.

@@ -14,7 +14,7 @@
 // A connection carries one request at a time. Requests to a [Store] take a connection from a small pool; an [Appender] has one of its own, so
 // that a trim or a seal never waits for an append. The server has one goroutine per connection, and what a request costs it is bounded before
 // anything is allocated: connections, connections that did not prove themselves yet, bytes of a message, bytes of a round of frames, and the
-// time that a peer may take.
+// time that a peer may take. All rounds of frames lie in memory of one size, however many connections there are.
 //
 // There is no resume. When the connection of an appender ends, for whatever reason, the server closes the segment in its store: what is there is
 // sealed and read, and never appended to. Nor is an append sent again. The writer does with such a store what it does with one
@@ -111,7 +111,7 @@ const (
 	listedMax = 4096
 	// errorTextBytesMax bounds the words of an error.
 	errorTextBytesMax = 2048
-	// keptBytesMax is how much memory a connection keeps between messages.
+	// keptBytesMax is how much memory a client's connection keeps between messages.
 	keptBytesMax = 16 << 20
 )
 
@@ -122,6 +122,12 @@ const (
 	// long as the writer's machine is there.
 	idleMax = 30 * time.Second
 	idleCut = time.Minute
+	// progressPause is how often at least a reader gets what was gathered, be it nothing, while the store gets on.
+	progressPause = time.Second
+	// goneAfter is how long a client waits for a sign of the server's machine. A server waits for goneSlack longer than its Timeout: to the kernel a peer
+	// that takes nothing is gone as well, and that a slow reader is cut off is up to the Timeout.
+	goneAfter = 5 * time.Second
+	goneSlack = time.Second
 )
 
 // Local is the store that a [Server] serves. *disk.Store is one.

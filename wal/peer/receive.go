@@ -2,9 +2,10 @@ package peer
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
-	"unsafe"
+	"time"
 
 	"github.com/varve-io/varve/wal/frame"
 )
@@ -13,25 +14,24 @@ import (
 type receiver struct {
 	in            *bufio.Reader
 	frameBytesMax int64
+	memory        *memory
+	wait          time.Duration // for memory
 
 	payload []byte
 	headers []frame.Header
-	memory  []byte // for frames; on a block boundary
+	block   *block // has the frames; nil for none
 }
 
 // round is what an append brings.
 type round struct {
-	// frames are whole but for their places, one behind the other, in the receiver's memory: until the next request.
+	// frames are whole but for their places, one behind the other, in the receiver's block: until release.
 	frames []byte
 	// next is the number after the last entry; 0 without frames.
 	next frame.EntryID
 }
 
 // next reads a request. The error is ErrProtocol, or that of the connection.
-func (r *receiver) next() (request, round, error) {
-	if cap(r.memory) > keptBytesMax {
-		r.memory = nil
-	}
+func (r *receiver) next(ctx context.Context) (request, round, error) {
 	o, payload, err := readMessage(r.in, r.payload, r.frameBytesMax)
 	r.payload = payload[:0]
 	if err != nil {
@@ -41,22 +41,24 @@ func (r *receiver) next() (request, round, error) {
 		q, err := parseRequest(o, payload)
 		return q, round{}, err
 	}
-	frames, err := r.frames(payload)
+	frames, err := r.frames(ctx, payload)
 	return request{op: opAppend}, frames, err
 }
 
 // frames reads the bodies that follow an append's headers.
-func (r *receiver) frames(payload []byte) (round, error) {
+func (r *receiver) frames(ctx context.Context, payload []byte) (round, error) {
 	total, err := r.parseHeaders(payload)
-	if err != nil {
+	if err != nil || total == 0 {
 		return round{}, err
 	}
-	r.reserve(total)
-	got := round{frames: r.memory[:total]}
+	if r.block, err = r.memory.take(ctx, total, r.wait); err != nil {
+		return round{}, err
+	}
+	got := round{frames: r.block.b[:total]}
 	at, damaged := int64(0), error(nil)
 	for i := range r.headers {
 		h := &r.headers[i]
-		b := r.memory[at : at+h.Bytes()]
+		b := got.frames[at : at+h.Bytes()]
 		body := b[frame.HeaderBytes:][:h.BodyBytes]
 		if _, err := io.ReadFull(r.in, body); err != nil {
 			return round{}, cutShort(err)
@@ -92,13 +94,8 @@ func (r *receiver) parseHeaders(payload []byte) (int64, error) {
 	return total, nil
 }
 
-// reserve makes room for n bytes in r.memory. It grows by doubling, so that a writer of small rounds costs little.
-func (r *receiver) reserve(n int64) {
-	if n > int64(cap(r.memory)) {
-		size := max(n, min(2*int64(cap(r.memory)), roundBytesMax))
-		b := make([]byte, size+frame.BlockBytes)
-		skip := -int64(uintptr(unsafe.Pointer(&b[0]))) & (frame.BlockBytes - 1)
-		r.memory = b[skip : skip+size : skip+size]
-	}
-	r.memory = r.memory[:cap(r.memory)]
+// release gives back what the frames lie in.
+func (r *receiver) release() {
+	r.memory.give(r.block)
+	r.block = nil
 }

@@ -11,19 +11,23 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // ServerConfig says what a server serves, and its limits.
 type ServerConfig struct {
 	Store       Local
 	Credentials Credentials
-	// ConnectionsMax limits connections that proved themselves; 0 means 256. Each holds memory for at most one round of frames: 8 MiB and
-	// one frame, of which up to 16 MiB stay with it.
+	// ConnectionsMax limits connections that proved themselves; 0 means 256. Memory for frames is limited apart from it: to 128 MiB for all, or what
+	// the store's longest frame needs.
 	ConnectionsMax int
 	// Timeout is for a whole handshake, and for every step of a message on its way; 0 means 10 s.
 	Timeout time.Duration
 	// Logger gets who was refused, and why; nil means nothing is logged.
 	Logger *slog.Logger
+	// Metrics gets the server's metrics, in NewServer; nil means that nobody sees them.
+	Metrics prometheus.Registerer
 }
 
 const (
@@ -41,6 +45,8 @@ const (
 type Server struct {
 	cfg     ServerConfig
 	log     *slog.Logger
+	metrics *metrics
+	memory  *memory
 	running sync.WaitGroup
 	closed  chan struct{}
 
@@ -68,7 +74,10 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	cfg.Credentials = cfg.Credentials.withTLS("")
-	return &Server{cfg: cfg, log: cfg.Logger, closed: make(chan struct{}), conns: make(map[net.Conn]struct{})}, nil
+	return &Server{
+		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Metrics), memory: newMemory(cfg.Store.FrameBytesMax()),
+		closed: make(chan struct{}), conns: make(map[net.Conn]struct{}),
+	}, nil
 }
 
 // Serve accepts connections until Close, and then returns nil, or until the listener fails. It closes the listener. It may be called for several.
@@ -143,6 +152,7 @@ func (s *Server) admit(raw net.Conn) bool {
 	}
 	s.forget(raw)
 	s.conns[raw] = struct{}{}
+	s.metrics.connections.Set(float64(len(s.conns)))
 	return true
 }
 
@@ -152,6 +162,7 @@ func (s *Server) forget(raw net.Conn) {
 		s.pending = slices.Delete(s.pending, i, i+1)
 	}
 	delete(s.conns, raw)
+	s.metrics.connections.Set(float64(len(s.conns)))
 }
 
 // run serves a connection to its end.
@@ -164,17 +175,20 @@ func (s *Server) run(ctx context.Context, raw net.Conn) {
 	}()
 	inner, err := s.handshake(ctx, raw)
 	if err != nil {
+		s.metrics.refused.Inc()
 		s.warn(raw, err)
 		return
 	}
-	session := newSession(s.cfg.Store, newConn(inner, s.cfg.Timeout, s.cfg.Store.FrameBytesMax()))
-	err = session.run()
+	session := newSession(s, newConn(inner, s.cfg.Timeout, s.cfg.Store.FrameBytesMax()))
+	err = session.run(ctx)
 	s.log.Debug("WAL peer gone", "address", raw.RemoteAddr(), "error", err)
 }
 
 // handshake finds out whether a connection is a peer's.
 func (s *Server) handshake(ctx context.Context, raw net.Conn) (net.Conn, error) {
-	tune(raw)
+	if err := tune(raw, s.cfg.Timeout+goneSlack); err != nil {
+		return nil, err
+	}
 	if err := raw.SetDeadline(deadline(s.cfg.Timeout)); err != nil {
 		return nil, unreachable(err)
 	}

@@ -1,33 +1,38 @@
 package peer
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 
 	"github.com/varve-io/varve/wal/disk"
-	"github.com/varve-io/varve/wal/frame"
 )
 
 // session serves the requests of one connection, one after the other.
 type session struct {
 	store    Local
 	conn     *conn
+	metrics  *metrics
 	receiver receiver
 	appender *disk.Appender // of the segment that the peer created: then nothing else is served
 	runs     [1][]byte
 }
 
-func newSession(store Local, c *conn) *session {
-	return &session{store: store, conn: c, receiver: receiver{in: c.in, frameBytesMax: c.frameBytesMax}}
+func newSession(s *Server, c *conn) *session {
+	return &session{
+		store: s.cfg.Store, conn: c, metrics: s.metrics,
+		receiver: receiver{in: c.in, frameBytesMax: c.frameBytesMax, memory: s.memory, wait: c.wait},
+	}
 }
 
 // errFinal: the peer was told, and nothing can follow.
 var errFinal = errors.New("connection ends")
 
 // run serves until the connection ends, and then closes the peer's segment. The error says why it ended.
-func (s *session) run() error {
+func (s *session) run(ctx context.Context) error {
 	defer func() {
+		s.receiver.release()
 		if s.appender != nil {
 			_ = s.appender.Close() // nobody is there who would want to know; a seal will tell
 		}
@@ -42,7 +47,7 @@ func (s *session) run() error {
 			return err
 		}
 		s.conn.wait = patience
-		q, frames, err := s.receiver.next()
+		q, frames, err := s.receiver.next(ctx)
 		if errors.Is(err, ErrProtocol) {
 			return errors.Join(err, s.fail(err))
 		}
@@ -114,49 +119,14 @@ func (s *session) append(frames *round) error {
 	if len(frames.frames) == 0 {
 		runs = nil
 	}
-	if err := s.appender.Append(runs); err != nil {
+	err := s.appender.Append(runs)
+	s.receiver.release()
+	if err != nil {
 		return errors.Join(errFinal, err, s.fail(err))
 	}
+	s.metrics.appends.Inc()
+	s.metrics.appendedBytes.Add(float64(len(frames.frames)))
 	return s.conn.sendMessage(opAppended, binary.LittleEndian.AppendUint64(s.conn.message(), uint64(frames.next)))
-}
-
-// read streams entries: small ones together, one that is long from where the store has it.
-func (s *session) read(q *request) error {
-	c := s.conn
-	var lost error // the connection is
-	empty := messageHeaderBytes + 8
-	b := c.message()
-	flush := func() {
-		if lost == nil && len(b) > empty {
-			lost = c.sendMessage(opEntries, b)
-		}
-		c.out, b = b, b[:messageHeaderBytes]
-	}
-	err := s.store.Read(q.segment, q.entry, func(id frame.EntryID, entry []byte) error {
-		if len(b)+frame.EntryHeaderBytes+len(entry) > entriesBytesMax {
-			flush()
-		}
-		if len(b) == messageHeaderBytes {
-			b = binary.LittleEndian.AppendUint64(b, uint64(id))
-		}
-		b = binary.LittleEndian.AppendUint32(b, uint32(len(entry)))
-		if len(b)+len(entry) <= entriesBytesMax {
-			b = append(b, entry...)
-			return lost
-		}
-		putMessageHeader(b, opEntries, entry)
-		c.bufs = append(c.bufs[:0], b, entry)
-		if lost == nil {
-			lost = c.send(c.bufs)
-		}
-		b = b[:messageHeaderBytes]
-		return lost
-	})
-	flush()
-	if lost != nil {
-		return lost
-	}
-	return s.done(err)
 }
 
 // list streams the list of segments.

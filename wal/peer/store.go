@@ -34,8 +34,10 @@ type Config struct {
 }
 
 const (
-	// requestsMax limits requests under way to a store at the same time, appenders aside. More wait for their turn.
+	// requestsMax limits requests under way to a store at the same time, reads and appenders aside. More wait for their turn.
 	requestsMax = 8
+	// readsMax limits reads, which take as long as their visits, so that nothing else has to wait for them.
+	readsMax = 8
 	// connsIdleMax is how many connections without a request are kept.
 	connsIdleMax = 2
 	// segmentsMax bounds the memory for a list of segments.
@@ -47,13 +49,15 @@ const (
 //
 // Errors of the store itself are its own: see [disk.Store]. The others are ErrUnreachable, ErrDenied, ErrProtocol, and [disk.ErrClosed] after Close.
 type Store struct {
-	cfg   Config
-	turns chan struct{} // of requests
+	cfg      Config
+	requests chan struct{} // those under way, reads aside
+	reads    chan struct{}
+	open     context.Context // ends with Close
+	end      context.CancelFunc
 
-	mu     sync.Mutex
-	closed bool
-	open   map[*conn]struct{} // all connections
-	idle   []*conn            // of which these have no request; the last one was used last
+	mu    sync.Mutex
+	conns map[*conn]struct{} // all
+	idle  []*conn            // of which these have no request; the last one was used last
 }
 
 // NewStore makes a store, without connecting to it.
@@ -77,18 +81,23 @@ func NewStore(cfg Config) (*Store, error) {
 		}
 	}
 	cfg.Credentials = cfg.Credentials.withTLS(host)
-	return &Store{cfg: cfg, turns: make(chan struct{}, requestsMax), open: make(map[*conn]struct{})}, nil
+	s := &Store{
+		cfg: cfg, requests: make(chan struct{}, requestsMax), reads: make(chan struct{}, readsMax), conns: make(map[*conn]struct{}),
+	}
+	s.open, s.end = context.WithCancel(context.Background())
+	return s, nil
 }
 
 // Identity is the store's.
 func (s *Store) Identity() uuid.UUID { return s.cfg.Identity }
 
-// Close ends all connections, those of appenders too: what is under way fails with [disk.ErrClosed].
+// Close ends all connections, those of appenders and those that are being made too: what is under way fails with [disk.ErrClosed].
 func (s *Store) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.closed, s.idle = true, nil
-	for c := range s.open {
+	s.end()
+	s.idle = nil
+	for c := range s.conns {
 		c.close()
 	}
 }
@@ -140,9 +149,14 @@ func (s *Store) Segments() ([]disk.SegmentInfo, error) {
 	return infos, nil
 }
 
-// Read is [disk.Store.Read] over there: the bytes are valid until visit returns, and memory is bounded by the longest entry. A visit may take its
-// time; when the peer loses patience meanwhile, Read goes on where it was in another connection. An error of visit is returned as it is.
+// Read is [disk.Store.Read] over there: the bytes are valid until visit returns, and memory is bounded by the longest entry. It takes as long as
+// it takes, if only the peer gets on with it. A visit may take its time; when the peer loses patience meanwhile, Read goes on where it was in
+// another connection. An error of visit is returned as it is.
 func (s *Store) Read(id frame.SegmentID, from frame.EntryID, visit func(frame.EntryID, []byte) error) error {
+	if err := s.turn(s.reads); err != nil {
+		return s.failed("read", id, err)
+	}
+	defer func() { <-s.reads }()
 	var refused error // by visit
 	note := func(id frame.EntryID, b []byte) error {
 		refused = visit(id, b)
@@ -150,7 +164,7 @@ func (s *Store) Read(id frame.SegmentID, from frame.EntryID, visit func(frame.En
 	}
 	for next := from; ; {
 		began := next
-		err := s.do(request{op: opRead, segment: id, entry: next}, func(c *conn) error {
+		err := s.exchange(request{op: opRead, segment: id, entry: next}, func(c *conn) error {
 			for {
 				o, payload, err := c.answer(opEntries)
 				if err != nil || o == opDone {
@@ -171,23 +185,36 @@ func (s *Store) Read(id frame.SegmentID, from frame.EntryID, visit func(frame.En
 	}
 }
 
-// do has a request answered, in a connection of the pool. All requests that go this way may be asked twice: the server closes connections that
-// were idle for long, or has been started anew, which shows only when one is used.
-func (s *Store) do(q request, answer func(*conn) error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.Timeout)
+// turn waits for one of those that may be under way at the same time.
+func (s *Store) turn(turns chan struct{}) error {
+	ctx, cancel := context.WithTimeout(s.open, s.cfg.Timeout)
 	defer cancel()
 	select {
-	case s.turns <- struct{}{}:
+	case turns <- struct{}{}:
+		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("%w: %d requests are under way", ErrUnreachable, requestsMax)
+		return fmt.Errorf("%w: %d requests are under way: %w", ErrUnreachable, cap(turns), ctx.Err())
 	}
-	defer func() { <-s.turns }()
+}
+
+// do has a request answered in its turn.
+func (s *Store) do(q request, answer func(*conn) error) error {
+	if err := s.turn(s.requests); err != nil {
+		return err
+	}
+	defer func() { <-s.requests }()
+	return s.exchange(q, answer)
+}
+
+// exchange has a request answered, in a connection of the pool. All requests that go this way may be asked twice: the server closes connections
+// that were idle for long, or has been started anew, which shows only when one is used.
+func (s *Store) exchange(q request, answer func(*conn) error) error {
 	for {
 		c := s.takeIdle()
 		fresh := c == nil
 		if fresh {
 			var err error
-			if c, err = s.connect(ctx); err != nil {
+			if c, err = s.connect(s.open); err != nil {
 				return err
 			}
 		}
@@ -211,11 +238,11 @@ func (s *Store) do(q request, answer func(*conn) error) error {
 func (s *Store) connect(ctx context.Context) (*conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
+	defer context.AfterFunc(s.open, cancel)() //nolint:contextcheck // it ends with the caller's context, and with the store
 	raw, err := s.cfg.Dial(ctx, s.cfg.Address)
 	if err != nil {
 		return nil, unreachable(err)
 	}
-	tune(raw)
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	c, err := s.handshake(ctx, raw)
 	if !stop() {
@@ -227,15 +254,18 @@ func (s *Store) connect(ctx context.Context) (*conn, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
+	if s.isClosed() {
 		c.close()
 		return nil, disk.ErrClosed
 	}
-	s.open[c] = struct{}{}
+	s.conns[c] = struct{}{}
 	return c, nil
 }
 
 func (s *Store) handshake(ctx context.Context, raw net.Conn) (*conn, error) {
+	if err := tune(raw, goneAfter); err != nil {
+		return nil, err
+	}
 	inner := raw
 	if s.cfg.Credentials.TLS != nil {
 		secured := tls.Client(raw, s.cfg.Credentials.TLS)
@@ -269,7 +299,7 @@ func (s *Store) takeIdle() *conn {
 func (s *Store) putIdle(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || len(s.idle) == connsIdleMax {
+	if s.isClosed() || len(s.idle) == connsIdleMax {
 		s.dropLocked(c)
 		return
 	}
@@ -285,14 +315,10 @@ func (s *Store) drop(c *conn) {
 
 func (s *Store) dropLocked(c *conn) {
 	c.close()
-	delete(s.open, c)
+	delete(s.conns, c)
 }
 
-func (s *Store) isClosed() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.closed
-}
+func (s *Store) isClosed() bool { return s.open.Err() != nil }
 
 // failed says what failed where; nil for nil.
 func (s *Store) failed(operation string, id frame.SegmentID, err error) error {

@@ -369,13 +369,19 @@ func TestSlowReader(t *testing.T) {
 // TestRestart: connections that wait in the pool outlive the server only in the client's mind.
 func TestRestart(t *testing.T) {
 	r := serve(t, disktest.New(1), nil)
-	s := r.dial(t, func(cfg *peer.Config) { cfg.Timeout = 2 * time.Second })
+	address := r.address // and then another: somebody else may have this port by then
+	s := r.dial(t, func(cfg *peer.Config) {
+		cfg.Timeout = 2 * time.Second
+		cfg.Dial = func(ctx context.Context, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", address)
+		}
+	})
 	a := create(t, s, segment)
 	must(t, s.Trim(segment, 0), r.stop())
 	wants(t, "append", a.Append(nil), peer.ErrUnreachable)
 	server, err := peer.NewServer(peer.ServerConfig{Store: r, Credentials: credentials})
 	must(t, err)
-	listen(t, server, r.address)
+	address = listen(t, server, "127.0.0.1:0")
 	must(t, s.Trim(segment, 0), s.Trim(segment, 0), s.Drop(segment), server.Close(t.Context()))
 	wants(t, "segments without a server", func() error { _, err := s.Segments(); return err }(), peer.ErrUnreachable)
 }
@@ -398,4 +404,39 @@ func TestClose(t *testing.T) {
 	r.disk.Go()
 	_, err := s.Create(ctx, segment, 5, 1)
 	wants(t, "create", err, context.Canceled)
+}
+
+// TestCloseWhileConnecting: nobody waits for a connection that is being made.
+func TestCloseWhileConnecting(t *testing.T) {
+	for name, dial := range map[string]func(ctx context.Context, begun func()) (net.Conn, error){
+		"dial": func(ctx context.Context, begun func()) (net.Conn, error) {
+			begun()
+			<-ctx.Done()
+			return nil, ctx.Err()
+		},
+		"handshake": func(_ context.Context, begun func()) (net.Conn, error) {
+			near, far := net.Pipe()
+			go func() {
+				_, _ = far.Read(make([]byte, 1000))
+				begun()
+			}()
+			return near, nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			begun, sealed := make(chan struct{}), make(chan error)
+			s, err := peer.NewStore(peer.Config{
+				Address: "nowhere:1", Credentials: credentials, Timeout: time.Hour,
+				Dial: func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx, func() { close(begun) }) },
+			})
+			must(t, err)
+			go func() {
+				_, err := s.Seal(segment, 6)
+				sealed <- err
+			}()
+			<-begun
+			s.Close()
+			wants(t, "seal", <-sealed, disk.ErrClosed)
+		})
+	}
 }

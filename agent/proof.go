@@ -1,0 +1,63 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/varve-io/varve/coordinator"
+)
+
+const (
+	// proofMax bounds the wait for a proof of ownership: after it, the log has no quorum.
+	proofMax = 5 * time.Second
+	// proofPause is how often an agent makes sure that its log has a quorum.
+	proofPause = time.Second
+)
+
+// errNoQuorum: the log's ack quorum cannot be reached.
+var errNoQuorum = errors.New("the WAL has no quorum of stores in reach")
+
+// prove returns when the log's quorum has acknowledged an append that was sent after the call: until then, nobody had taken over what this agent leads.
+func (a *Agent) prove(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, proofMax)
+	defer cancel()
+	return a.wal.Prove(ctx)
+}
+
+// guardQuorum ends the incarnation when its log has had no quorum for some seconds while so many other agents are registered that they can do without this one: they
+// recover the log. What is durable is flushed before, as far as that goes.
+func (a *Agent) guardQuorum(ctx context.Context) error {
+	tick := time.NewTicker(proofPause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		err := a.prove(ctx)
+		if err == nil || ctx.Err() != nil || a.draining.Load() || !a.dispensable() {
+			continue
+		}
+		a.log.Error("the WAL has no quorum, and other agents are there to take over", "err", err)
+		limited, cancel := context.WithTimeout(ctx, proofMax)
+		if err := a.flusher.Flush(limited); err != nil {
+			a.log.Warn("not everything that is durable could be flushed", "err", err)
+		}
+		cancel()
+		return fmt.Errorf("%w: %w", errNoQuorum, err)
+	}
+}
+
+// dispensable reports whether the other agents suffice for a quorum.
+func (a *Agent) dispensable() bool {
+	others := 0
+	for _, m := range a.view.Agents() {
+		if m.Log != a.id && m.Peer != "" && m.State == coordinator.AgentServing {
+			others++
+		}
+	}
+	return a.cfg.Copies > 1 && others >= a.cfg.Copies/2+1
+}
