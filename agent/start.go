@@ -223,7 +223,8 @@ func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.Segmen
 	return recovery.CheckUnlisted(a.deps.Disk, unlisted)
 }
 
-// isAlone reports whether a log is on that store, and has never been on another.
+// isAlone reports whether a log is on that store, and has never been on another. That the store would suffice to recover it is not enough: of two stores with a quorum
+// of two one does, and the other may be the writer's, which lives.
 func isAlone(l coordinator.Log, store string) bool {
 	return !slices.ContainsFunc(l.Segments, func(s coordinator.WALSegment) bool { return len(s.Stores) != 1 || s.Stores[0] != store })
 }

@@ -133,12 +133,9 @@ func (s *succession) step(ctx context.Context) (time.Duration, error) {
 	return wait, nil
 }
 
-// own reports whether a store is this agent's.
-func (s *succession) own(store string) bool { return store == s.a.deps.Disk.Identity().String() }
-
 // lacks reports whether a log lies on this agent's disk alone, and the disk does not have it: to claim it would help nobody.
 func (s *succession) lacks(l coordinator.Log) bool {
-	return recovery.Recoverable(l, s.own) && !holds(s.a.deps.Disk.Segments(), l)
+	return isAlone(l, s.a.deps.Disk.Identity().String()) && !holds(s.a.deps.Disk.Segments(), l)
 }
 
 // notice brings what is known of absent agents up to date.
@@ -228,7 +225,7 @@ func (s *succession) end(r result) error {
 	case errors.Is(r.err, coordinator.ErrFenced):
 		s.a.log.Info("another agent recovers the WAL log", "log", r.log)
 	default:
-		if damage, ok := errors.AsType[*frame.CorruptError](r.err); ok && recovery.Recoverable(ab.record, s.own) { // no other store can help
+		if damage, ok := errors.AsType[*frame.CorruptError](r.err); ok && isAlone(ab.record, s.a.deps.Disk.Identity().String()) { // no other store can help
 			return fmt.Errorf("recover WAL log %s: %w", r.log, damage)
 		}
 		s.a.log.Warn("a WAL log could not be recovered; trying again", "log", r.log, "err", r.err)

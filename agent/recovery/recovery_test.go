@@ -115,30 +115,6 @@ func (w *world) recoverer(claimer coordinator.LogID, reach ...string) *recovery.
 	}
 }
 
-// TestTwoRecoverers lets agents recover the log at the same time: whoever claims it last comes through, the others too or are fenced, and every record is committed once.
-func TestTwoRecoverers(t *testing.T) {
-	for range 20 {
-		w := newWorld(t)
-		errs := make(chan error)
-		for claimer := range 3 {
-			go func() { errs <- w.recoverer(coordinator.LogID(6+claimer), "a", "b", "c", "d").Run(t.Context(), 5) }()
-		}
-		done := 0
-		for range 3 {
-			err := <-errs
-			switch {
-			case err == nil:
-				done++
-			case !errors.Is(err, coordinator.ErrFenced) && !errors.Is(err, disk.ErrFenced):
-				t.Error(err)
-			}
-		}
-		if next := w.committed(t); done == 0 || next != 12 {
-			t.Errorf("%d recoveries came through, committed to offset %d, want 12", done, next)
-		}
-	}
-}
-
 // committed returns up to which offset the partition is committed.
 func (w *world) committed(t *testing.T) (next protocol.Offset) {
 	t.Helper()
