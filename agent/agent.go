@@ -230,7 +230,7 @@ func newID() [16]byte { return [16]byte(uuid.New()) }
 func (a *Agent) broker(fetcher *fetch.Fetcher, lookup *fetch.Lookup, deps api.Deps) *api.Broker {
 	deps.View, deps.Partitions, deps.Fetcher, deps.Lookup, deps.Index = a.view, a.partitions, fetcher, lookup, a.index
 	deps.Groups, deps.Topics, deps.Starts, deps.Followed = a.groups, a.topics, a.starts, upkeep.NewFollowed(a.deps.Store)
-	deps.Prove = a.prove
+	deps.Prove, deps.Draining = a.prove, a.draining.Load
 	deps.ProducerIDs = &producerIDs{kv: a.deps.KV}
 	deps.Now, deps.Log = a.deps.Now, a.log
 	return api.New(api.Config{Node: a.node, Zone: a.cfg.Zone, AutoCreate: a.cfg.AutoCreate}, deps)

@@ -191,10 +191,12 @@ func (c *cluster) create(t *testing.T, topic string, partitions int32) {
 	}
 }
 
-// produce appends records to each of a topic's partitions, with their offsets, from and to the one before to, in front of padding as values.
+// produce appends records to each of a topic's partitions, with their offsets, from and to the one before to, in front of padding as values, in batches of at
+// most 4 KiB.
 func (c *cluster) produce(t *testing.T, topic string, partitions int32, from, to int, padding string) {
 	t.Helper()
-	cl := c.client(t, kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchCompression(kgo.NoCompression()))
+	cl := c.client(t, kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchCompression(kgo.NoCompression()),
+		kgo.ProducerBatchMaxBytes(4<<10))
 	defer cl.Close()
 	var records []*kgo.Record
 	for p := range partitions {

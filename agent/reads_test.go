@@ -73,7 +73,7 @@ func TestReadsAfterLeaderDies(t *testing.T) {
 	c := newCluster(t, quickly, "a", "b", "c")
 	const partitions = 6
 	c.create(t, "t", partitions)
-	c.produce(t, "t", partitions, 0, 200, "")
+	c.produce(t, "t", partitions, 0, 200, strings.Repeat("x", 1000))
 	c.awaitCommits(t, "t", 200)
 	c.pass(time.Hour)
 	victim := c.leaders(t, "t")[0]
@@ -88,6 +88,26 @@ func TestReadsAfterLeaderDies(t *testing.T) {
 	victim.kill()
 	c.produce(t, "t", partitions, 210, 220, "")
 	expect(t, cl, next, 220)
+}
+
+// TestReadsWhileAgentDrains: consumers of an agent that leaves go back to the leaders and miss nothing.
+func TestReadsWhileAgentDrains(t *testing.T) {
+	c := newCluster(t, quickly, "a", "b", "c")
+	const partitions, n = 6, 500
+	c.create(t, "t", partitions)
+	c.produce(t, "t", partitions, 0, n, strings.Repeat("x", 1000))
+	c.awaitCommits(t, "t", n)
+	c.pass(time.Hour)
+	cl := c.client(t, kgo.ConsumeTopics("t"), kgo.Rack("b"), kgo.FetchMaxPartitionBytes(500), soon)
+	next := make([]int64, partitions)
+	expect(t, cl, next, 10)
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		c.members[1].stop()
+	}()
+	expect(t, cl, next, n)
+	<-drained
 }
 
 // TestNoProof: an agent that does not reach the stores of its log may have lost what it leads, and does not say where partitions begin and end.

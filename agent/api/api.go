@@ -71,8 +71,10 @@ type Deps struct {
 	ProducerIDs ProducerIDs
 	// Prove returns once it is certain that this agent led what it leads after the call began, or, after some seconds at most, with an error.
 	Prove func(context.Context) error
-	Now   func() time.Time
-	Log   *slog.Logger
+	// Draining reports whether this agent is about to leave.
+	Draining func() bool
+	Now      func() time.Time
+	Log      *slog.Logger
 }
 
 // Broker serves Kafka's APIs. It implements [server.Handler].

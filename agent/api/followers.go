@@ -47,7 +47,9 @@ func (b *Broker) followed(ctx context.Context, t *coordinator.Topic, number int3
 	if shard.Owner == 0 || shard.Node == b.cfg.Node {
 		return nil, notLed
 	}
-	f := &fetch.Followed{ID: partition.ID{Topic: t.ID, Partition: number}, Epoch: protocol.LeaderEpoch(shard.Epoch)}
+	f := &fetch.Followed{
+		ID: partition.ID{Topic: t.ID, Partition: number}, Epoch: protocol.LeaderEpoch(shard.Epoch), Leave: b.deps.Draining(),
+	}
 	var err error
 	if f.Start, err = b.deps.Followed.Start(ctx, id, shard.Manifest, f.ID); err != nil {
 		return nil, protocol.KafkaStorageError.Errorf("%v", err)

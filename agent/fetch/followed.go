@@ -21,6 +21,7 @@ type Followed struct {
 	Epoch  protocol.LeaderEpoch // under which it is led, as far as this agent knows
 	Start  protocol.Offset      // log start offset
 	Leader int32                // node id of its leader; 0 if nobody who serves is known
+	Leave  bool                 // this agent is about to leave: consumers should go back while they hear of it
 }
 
 // settleTime is how long ago records must have been committed for a consumer of them to be sent to another agent. An agent that has not heard of a commit by
@@ -80,7 +81,7 @@ func (f *Fetcher) judgeFollowed(w *Want, part *Part, limits Limits) (limit proto
 	switch err := checkEpoch(w.CurrentEpoch, at.Epoch); {
 	case err != nil:
 		part.Err = err
-	case w.Offset >= start && w.Offset < limit:
+	case w.Offset >= start && w.Offset < limit && !(at.Leave && at.Leader != 0):
 		return limit, true
 	case at.Leader == 0:
 		part.Err = protocol.NotLeaderOrFollower.Errorf("offset %d is not known here, and no leader either", w.Offset)

@@ -27,27 +27,30 @@ func TestFollowed(t *testing.T) {
 		epoch     protocol.LeaderEpoch // that the client knows; the partition's is 4
 		leader    int32
 		committed bool
+		leave     bool
 		next      protocol.Offset // after what is served
 		replica   int32
 		code      protocol.ErrorCode
 	}{
-		{"all", 5, 0, none, 7, false, 10, 0, 0},
-		{"from within a batch", 6, 0, 4, 7, false, 10, 0, 0},
-		{"stable ones", 5, 0, 4, 7, true, 9, 0, 0},
-		{"the end", 10, 0, 4, 7, false, 10, 7, 0},
-		{"past it", 11, 0, 4, 7, false, 11, 7, 0},
-		{"the end of stable ones", 9, 0, 4, 7, true, 9, 7, 0},
-		{"before the first", 4, 0, 4, 7, false, 4, 7, 0},
-		{"before the log start", 7, 8, 4, 7, false, 7, 7, 0},
-		{"log start", 8, 8, 4, 7, false, 10, 0, 0},
-		{"log start that is not committed here", 9, 20, 4, 7, false, 9, 7, 0},
-		{"no leader", 8, 0, 4, 0, false, 10, 0, 0},
-		{"the end and no leader", 10, 0, 4, 0, false, 10, 0, protocol.NotLeaderOrFollower},
-		{"older epoch", 8, 0, 3, 7, false, 8, 0, protocol.FencedLeaderEpoch},
-		{"newer epoch", 8, 0, 5, 7, false, 8, 0, protocol.UnknownLeaderEpoch},
+		{"all", 5, 0, none, 7, false, false, 10, 0, 0},
+		{"from within a batch", 6, 0, 4, 7, false, false, 10, 0, 0},
+		{"stable ones", 5, 0, 4, 7, true, false, 9, 0, 0},
+		{"the end", 10, 0, 4, 7, false, false, 10, 7, 0},
+		{"past it", 11, 0, 4, 7, false, false, 11, 7, 0},
+		{"the end of stable ones", 9, 0, 4, 7, true, false, 9, 7, 0},
+		{"before the first", 4, 0, 4, 7, false, false, 4, 7, 0},
+		{"before the log start", 7, 8, 4, 7, false, false, 7, 7, 0},
+		{"log start", 8, 8, 4, 7, false, false, 10, 0, 0},
+		{"log start that is not committed here", 9, 20, 4, 7, false, false, 9, 7, 0},
+		{"no leader", 8, 0, 4, 0, false, false, 10, 0, 0},
+		{"the end and no leader", 10, 0, 4, 0, false, false, 10, 0, protocol.NotLeaderOrFollower},
+		{"an agent that leaves", 8, 0, 4, 7, false, true, 8, 7, 0},
+		{"an agent that leaves, and no leader", 8, 0, 4, 0, false, true, 10, 0, 0},
+		{"older epoch", 8, 0, 3, 7, false, false, 8, 0, protocol.FencedLeaderEpoch},
+		{"newer epoch", 8, 0, 5, 7, false, false, 8, 0, protocol.UnknownLeaderEpoch},
 	} {
 		w := Want{
-			Followed: &Followed{ID: id(0), Epoch: 4, Start: c.start, Leader: c.leader},
+			Followed: &Followed{ID: id(0), Epoch: 4, Start: c.start, Leader: c.leader, Leave: c.leave},
 			Offset:   c.offset, BytesMax: 1 << 20, CurrentEpoch: c.epoch, LastEpoch: none,
 		}
 		// However much the client wants to wait for, nothing more comes.
