@@ -121,6 +121,7 @@ type Agent struct {
 	groups     *groups.Coordinator
 	topics     *topics.Topics
 	server     *server.Server
+	api        *api.Broker
 	wal        *wal.Log
 	writer     *flush.Writer
 	flusher    *flush.Flusher
@@ -233,5 +234,6 @@ func (a *Agent) broker(fetcher *fetch.Fetcher, lookup *fetch.Lookup, deps api.De
 	deps.Prove, deps.Draining = a.prove, a.draining.Load
 	deps.ProducerIDs = &producerIDs{kv: a.deps.KV}
 	deps.Now, deps.Log = a.deps.Now, a.log
-	return api.New(api.Config{Node: a.node, Zone: a.cfg.Zone, AutoCreate: a.cfg.AutoCreate}, deps)
+	a.api = api.New(api.Config{Node: a.node, Zone: a.cfg.Zone, AutoCreate: a.cfg.AutoCreate}, deps)
+	return a.api
 }

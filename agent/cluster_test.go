@@ -174,7 +174,7 @@ func (c *cluster) client(t *testing.T, opts ...kgo.Opt) *kgo.Client {
 	for _, m := range c.members {
 		seeds = append(seeds, m.addr)
 	}
-	cl, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(seeds...)}, opts...)...)
+	cl, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(seeds...), kgo.MetadataMinAge(50 * time.Millisecond)}, opts...)...)
 	if err != nil {
 		t.Fatal(err)
 	}

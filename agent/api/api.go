@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -82,6 +83,8 @@ type Broker struct {
 	cfg      Config
 	deps     Deps
 	sessions *sessions
+
+	followedAt atomic.Int64 // Unix nanoseconds
 }
 
 // New returns a broker.

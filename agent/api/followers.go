@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"slices"
+	"time"
 
 	"github.com/varve-io/varve/agent/fetch"
 	"github.com/varve-io/varve/agent/partition"
@@ -42,6 +43,7 @@ func (b *Broker) replica(from *consumer, t *coordinator.Topic, id partition.ID, 
 
 // followed returns what is needed to serve a partition that another agent leads, or notLed if this agent is about to lead it, or nobody has ever.
 func (b *Broker) followed(ctx context.Context, t *coordinator.Topic, number int32, notLed error) (*fetch.Followed, error) {
+	b.followedAt.Store(b.deps.Now().UnixNano())
 	id := t.ShardOf(number, b.deps.View.Cluster().Shards)
 	shard, _ := b.deps.View.Shard(id)
 	if shard.Owner == 0 || shard.Node == b.cfg.Node {
@@ -59,6 +61,9 @@ func (b *Broker) followed(ctx context.Context, t *coordinator.Topic, number int3
 	}
 	return f, nil
 }
+
+// FollowedAt returns when a consumer last asked for what another agent leads.
+func (b *Broker) FollowedAt() time.Time { return time.Unix(0, b.followedAt.Load()) }
 
 // owner returns the agent that owns a shard, if it serves.
 func (b *Broker) owner(s *coordinator.Shard) (coordinator.Agent, bool) {
