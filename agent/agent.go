@@ -97,9 +97,10 @@ type Agent struct {
 	deps Deps
 	log  *slog.Logger
 
-	ready chan struct{}
-	tasks sync.WaitGroup
-	fatal context.CancelCauseFunc // ends the incarnation
+	joined chan struct{} // closed when node is set
+	ready  chan struct{}
+	tasks  sync.WaitGroup
+	fatal  context.CancelCauseFunc // ends the incarnation
 
 	cluster   coordinator.Cluster
 	clusterID [16]byte
@@ -147,13 +148,16 @@ func (t *task) stop() {
 
 // New returns an agent; [Agent.Run] makes it live.
 func New(cfg Config, deps Deps) *Agent {
-	return &Agent{cfg: cfg, deps: deps, log: deps.Log, ready: make(chan struct{})}
+	return &Agent{cfg: cfg, deps: deps, log: deps.Log, joined: make(chan struct{}), ready: make(chan struct{})}
 }
 
 // Ready is closed when the agent serves clients.
 func (a *Agent) Ready() <-chan struct{} { return a.ready }
 
-// Node returns the agent's node id, once it is ready.
+// Joined is closed when the agent has its node id.
+func (a *Agent) Joined() <-chan struct{} { return a.joined }
+
+// Node returns the agent's node id, once it has joined.
 func (a *Agent) Node() int32 { return a.node }
 
 // errStopped is the cause of a run that was asked to end.
@@ -174,15 +178,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	err := a.start(run, starting)
 	stop()
 	cancel()
-	if err != nil {
-		if cause := context.Cause(run); cause != nil {
-			err = cause
-		} else if ctx.Err() != nil {
-			return nil // told to leave before it had joined
-		}
+	if err == nil {
+		close(a.ready)
+	} else if cause := context.Cause(run); cause != nil {
+		return fmt.Errorf("start agent: %w", cause)
+	} else if ctx.Err() == nil {
 		return fmt.Errorf("start agent: %w", err)
+	} else if a.wal == nil {
+		return nil // told to leave before it had a log, which others would have to close
 	}
-	close(a.ready)
 	select {
 	case <-ctx.Done():
 		err = a.drain(run)

@@ -32,6 +32,11 @@ func (a *Agent) drain(run context.Context) error {
 	answer, cut := context.WithTimeout(ctx, a.cfg.DrainMax/3)
 	a.server.Drain(answer)
 	cut()
+	a.keeper.Leave()
+	select {
+	case <-a.keeping.done:
+	case <-ctx.Done():
+	}
 	a.keeping.stop()
 	if err := a.closeLog(ctx); err != nil {
 		return fmt.Errorf("drain: WAL log %s stays open, and recovery closes it: %w", a.id, err)
@@ -111,8 +116,8 @@ func (a *Agent) closeLog(ctx context.Context) error {
 	if err := a.writer.Close(ctx); err != nil {
 		return err
 	}
-	if err := a.wal.Close(ctx); err != nil {
-		return fmt.Errorf("close WAL: %w", err)
+	if err := a.wal.Close(ctx); err != nil { // as when other agents left meanwhile; everything is in the bucket
+		a.log.Warn("end the WAL", "err", err)
 	}
 	for _, s := range a.deps.Disk.Segments() {
 		if s.ID.Log != wal.LogID(a.id) {

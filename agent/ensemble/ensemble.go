@@ -54,11 +54,14 @@ type Deps struct {
 	Logger *slog.Logger
 }
 
-// Keeper keeps one log's ensemble. Lost and Changed may be called concurrently, before Run too.
+// Keeper keeps one log's ensemble. Its other methods may be called concurrently to Run, and before it.
 type Keeper struct {
 	cfg  Config
 	deps Deps
 	kick chan struct{} // has capacity 1: something changed
+
+	leaving sync.Once
+	leave   chan struct{} // closed when no more rolls should begin
 
 	mu      sync.Mutex
 	suspect map[string]time.Time // stores that failed, and until when they are left out
@@ -71,7 +74,7 @@ type Keeper struct {
 
 // New returns a keeper, whose Lost is to be the log's OnLost.
 func New(cfg Config, deps Deps) *Keeper {
-	return &Keeper{cfg: cfg, deps: deps, kick: make(chan struct{}, 1), suspect: make(map[string]time.Time), lost: make(map[uint32][]string)}
+	return &Keeper{cfg: cfg, deps: deps, kick: make(chan struct{}, 1), leave: make(chan struct{}), suspect: make(map[string]time.Time), lost: make(map[uint32][]string)}
 }
 
 // Lost says that a store dropped out of the segment of that number.
@@ -106,6 +109,15 @@ func (k *Keeper) present(open coordinator.WALSegment) []string {
 	return slices.DeleteFunc(slices.Clone(open.Stores), func(s string) bool { return slices.Contains(k.lost[open.Number], s) })
 }
 
+// Leave ends Run once no roll is under way: one that is broken off has an outcome that nobody knows, which ends the log.
+func (k *Keeper) Leave() { k.leaving.Do(func() { close(k.leave) }) }
+
+// Candidates are the stores that may take copies, but for those that failed a short while ago.
+func (k *Keeper) Candidates() []placement.Store {
+	all, _ := k.candidates()
+	return all
+}
+
 // candidates are those that are not left out, and when the next of these may be taken again; zero for none.
 func (k *Keeper) candidates() (all []placement.Store, again time.Time) {
 	k.mu.Lock()
@@ -124,7 +136,7 @@ func (k *Keeper) candidates() (all []placement.Store, again time.Time) {
 	}), again
 }
 
-// Run keeps the log's ensemble until ctx ends, or the log has failed. writer is the log's.
+// Run keeps the log's ensemble until ctx ends, [Keeper.Leave], or the log has failed. writer is the log's.
 func (k *Keeper) Run(ctx context.Context, log *wal.Log, writer *flush.Writer) error {
 	for {
 		wait, err := k.step(ctx, log, writer)
@@ -138,6 +150,8 @@ func (k *Keeper) Run(ctx context.Context, log *wal.Log, writer *flush.Writer) er
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-k.leave:
+			return nil
 		case <-log.Failed():
 			return log.Err()
 		case <-k.kick:
