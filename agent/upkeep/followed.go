@@ -38,16 +38,16 @@ func (f *Followed) Start(ctx context.Context, id coordinator.ShardID, name strin
 	if name == "" {
 		return 0, nil
 	}
-	f.mu.Lock()
-	m := f.shards[id]
-	f.mu.Unlock()
-	if m != nil && m.Name() == name {
+	if m := f.held(id, name); m != nil {
 		return m.LogStart(p.Topic, p.Partition), nil
 	}
 	flight := f.flights.DoChan(name, func() (any, error) {
 		// The flight serves others too, so that the end of this caller must not end it.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flightTime)
 		defer cancel()
+		if m := f.held(id, name); m != nil { // another flight has landed meanwhile
+			return m, nil
+		}
 		m, err := readManifest(ctx, f.store, name)
 		if err != nil {
 			return nil, err
@@ -66,6 +66,16 @@ func (f *Followed) Start(ctx context.Context, id coordinator.ShardID, name strin
 	case <-ctx.Done():
 		return 0, fmt.Errorf("read log start offsets of shard %d: %w", id, ctx.Err())
 	}
+}
+
+// held returns the manifest of that name if it is there.
+func (f *Followed) held(id coordinator.ShardID, name string) *manifest.Manifest {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if m := f.shards[id]; m != nil && m.Name() == name {
+		return m
+	}
+	return nil
 }
 
 // readManifest reads the manifest of that name.
