@@ -405,7 +405,9 @@ func (a *Agent) startGroups(run context.Context) {
 		KV: a.deps.KV, Ledger: a.ledger, Leads: a.partitions.Leads, Prove: a.prove, Topics: a.view, Now: a.deps.Now,
 		NewID: func() string { return uuid.NewString() }, Log: a.log, Metrics: a.deps.Metrics,
 	})
-	a.topics = topics.New(a.cfg.Topics, topics.Deps{
+	topic := a.cfg.Topics
+	topic.Replication = int16(a.cfg.Copies)
+	a.topics = topics.New(topic, topics.Deps{
 		KV: a.deps.KV, View: a.view, Now: a.deps.Now, Log: a.log, NewID: func() protocol.TopicID { return newID() },
 		Deleted: a.groups.TopicDeleted, Node: a.node, Broker: a.brokerConfigs(),
 	})
