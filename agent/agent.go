@@ -122,6 +122,7 @@ type Agent struct {
 	groups     *groups.Coordinator
 	topics     *topics.Topics
 	server     *server.Server
+	api        *api.Broker
 	wal        *wal.Log
 	writer     *flush.Writer
 	flusher    *flush.Flusher
@@ -233,8 +234,10 @@ func newID() [16]byte { return [16]byte(uuid.New()) }
 // broker returns the APIs of the agent, once everything that they need is there.
 func (a *Agent) broker(fetcher *fetch.Fetcher, lookup *fetch.Lookup, deps api.Deps) *api.Broker {
 	deps.View, deps.Partitions, deps.Fetcher, deps.Lookup, deps.Index = a.view, a.partitions, fetcher, lookup, a.index
-	deps.Groups, deps.Topics, deps.Starts = a.groups, a.topics, a.starts
+	deps.Groups, deps.Topics, deps.Starts, deps.Followed = a.groups, a.topics, a.starts, upkeep.NewFollowed(a.deps.Store)
+	deps.Prove, deps.Draining = a.prove, a.draining.Load
 	deps.ProducerIDs = &producerIDs{kv: a.deps.KV}
 	deps.Now, deps.Log = a.deps.Now, a.log
-	return api.New(api.Config{Node: a.node, AutoCreate: a.cfg.AutoCreate}, deps)
+	a.api = api.New(api.Config{Node: a.node, Zone: a.cfg.Zone, AutoCreate: a.cfg.AutoCreate}, deps)
+	return a.api
 }
