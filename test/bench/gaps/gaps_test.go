@@ -34,7 +34,7 @@ func TestOutage(t *testing.T) {
 	probe.Begin()
 	struck := time.Now()
 	varve.Kill()
-	if varve, err = varve.Restart(ctx); err != nil {
+	if _, err := varve.Restart(ctx); err != nil {
 		t.Fatal(err)
 	}
 	down := time.Since(struck)
