@@ -130,6 +130,11 @@ func (c *cluster) make(t *testing.T, f fault) {
 	for _, n := range c.nodes {
 		n.allow(slices.Contains(chosen[:min(f.mayEnd, len(chosen))], n))
 	}
+	led, err := c.leads(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("of %d partitions %s", len(c.load.logs), led)
 	c.load.mark(what)
 	began := time.Now()
 	heal, err := f.make(ctx, c, chosen)
