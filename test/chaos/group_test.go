@@ -156,7 +156,7 @@ func (m *member) read(fetches *kgo.Fetches) {
 // commit commits what was read since the last time. What is not answered, or refused, is tried again with what comes next, if the
 // partition stays with the member.
 func (m *member) commit(ctx context.Context, client *kgo.Client) {
-	const within = 10 * time.Second
+	const within = 3 * time.Second // no rebalance before, of which the answer may be the reason
 	offsets := make(map[string]map[int32]kgo.EpochOffset)
 	m.mu.Lock()
 	for log, at := range m.positions {
