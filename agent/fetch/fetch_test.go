@@ -39,7 +39,7 @@ func newBucket(t *testing.T, cacheBytes int64) *bucket {
 	t.Helper()
 	b := &bucket{store: fault.New(mem.New()), index: index.New(), stable: 1 << 40}
 	var err error
-	if b.cache, err = cache.New(cache.Config{BytesMax: cacheBytes, BlockBytes: blockBytes, GetBytesMax: 4 * blockBytes}, b.store); err != nil {
+	if b.cache, err = cache.New(cache.Config{BytesMax: cacheBytes, BlockBytes: blockBytes, GetBytesMax: 4 * blockBytes}, cache.NewBucket(b.store)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.cache.Close)
