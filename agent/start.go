@@ -31,6 +31,7 @@ import (
 	"github.com/varve-io/varve/coordinator/placement"
 	"github.com/varve-io/varve/objectstore/cache"
 	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/peering"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/peer"
@@ -142,17 +143,29 @@ func (a *Agent) follow(run context.Context) {
 	})
 }
 
+// peerStoresMax limits connections of other agents to the WAL store: a writer has one for each of its segments, and a few for the rest.
+const peerStoresMax = 256
+
 // servePeers lets other agents keep copies of their logs on this agent's disk, if there is a place for it.
 func (a *Agent) servePeers(run context.Context) error {
-	a.stores = newStores(a.deps.Disk, a.view, a.clusterID, a.cluster.Secret, a.deps.PeerTLS)
+	credentials := peering.Credentials{Cluster: a.clusterID, Secret: a.cluster.Secret, TLS: a.deps.PeerTLS}
+	dialer, err := peering.NewDialer(peering.DialerConfig{Credentials: credentials})
+	if err != nil {
+		return err
+	}
+	a.stores = newStores(a.deps.Disk, a.view, dialer)
 	context.AfterFunc(run, a.stores.close)
 	if a.deps.PeerListener == nil {
 		return nil
 	}
-	server, err := peer.NewServer(peer.ServerConfig{Store: a.deps.Disk, Credentials: a.stores.credentials, Metrics: a.deps.Metrics, Logger: a.log})
+	server, err := peering.NewServer(peering.ServerConfig{
+		Identity: a.deps.Disk.Identity(), Credentials: credentials, Metrics: a.deps.Metrics, Logger: a.log,
+	})
 	if err != nil {
 		return err
 	}
+	walServer := peer.NewServer(peer.ServerConfig{Store: a.deps.Disk, Metrics: a.deps.Metrics, Logger: a.log})
+	server.Handle(peer.ServiceName, peerStoresMax, walServer.Serve)
 	a.spawn(run, "serve peers", func(ctx context.Context) error {
 		defer context.AfterFunc(ctx, func() {
 			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), retry.CallTimeout)
@@ -161,7 +174,7 @@ func (a *Agent) servePeers(run context.Context) error {
 				a.log.Warn("end the peers' connections", "err", err)
 			}
 		})()
-		return server.Serve(a.deps.PeerListener) //nolint:contextcheck // ends by Close
+		return server.Serve(a.deps.PeerListener)
 	})
 	return nil
 }
