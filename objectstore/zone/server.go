@@ -38,10 +38,8 @@ func (s *Server) Served() Served {
 	return Served{Answers: s.answers.Load(), Bytes: s.bytes.Load(), Refusals: s.refusals.Load()}
 }
 
-// Serve answers an agent's requests, one after the other, until the connection or ctx ends, and then closes the connection.
+// Serve answers an agent's requests, one after the other, until the connection ends or should be ended, which is up to the caller.
 func (s *Server) Serve(ctx context.Context, conn net.Conn) {
-	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	defer func() { _ = conn.Close() }()
 	for {
 		if err := conn.SetReadDeadline(time.Now().Add(idleCut)); err != nil {
 			return
@@ -65,13 +63,11 @@ func (s *Server) answer(ctx context.Context, conn net.Conn, r *request) error {
 		_, err := conn.Write([]byte{byte(statusRefused)})
 		return err
 	}
-	answer := append(net.Buffers{{byte(statusHere)}}, span.Parts()...)
-	if _, err := answer.WriteTo(conn); err != nil {
-		return err
-	}
 	s.answers.Add(1)
 	s.bytes.Add(uint64(r.n))
-	return nil
+	answer := append(net.Buffers{{byte(statusHere)}}, span.Parts()...)
+	_, err := answer.WriteTo(conn)
+	return err
 }
 
 // read returns what was asked for, nil if it cannot be had as long as the one that asked waits for it, and what lets go of it.

@@ -99,6 +99,7 @@ func newWorld(t *testing.T, n int, objectBytes, cacheBytes int64) *world {
 				here, there := net.Pipe()
 				w.links = append(w.links, there)
 				serving.Go(func() {
+					defer func() { _ = there.Close() }()
 					if home.behave != nil {
 						home.behave(there)
 						return
@@ -292,7 +293,7 @@ func TestFallback(t *testing.T) {
 		{"dies in mid-answer", func(a *agent) {
 			a.behave = func(c net.Conn) {
 				ask(c)
-				_, _ = c.Write(make([]byte, 1+blockBytes+100))
+				_, _ = c.Write(make([]byte, 1+100))
 				_ = c.Close()
 			}
 		}, true},
