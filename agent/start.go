@@ -220,16 +220,16 @@ func (a *Agent) register(run, ctx context.Context, store string) error {
 // recoverOwn brings to their end the logs that nobody else can: those that lie on this agent's disk alone, and one of which an operator has said that it is lost.
 // Then it frees what the disk need not hold any more.
 func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.SegmentInfo) error {
-	var logs []coordinator.Log
+	var logs coordinator.Logs
 	err := retry.Coordinator(ctx, a.log, "list WAL logs", func(ctx context.Context) (err error) {
-		logs, _, err = recovery.List(ctx, a.deps.KV)
+		logs, err = coordinator.ListLogs(ctx, a.deps.KV, 0)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	for i := range logs {
-		l := &logs[i]
+	for i := range logs.Records {
+		l := &logs.Records[i]
 		switch lost := l.ID == a.cfg.AcceptLoss; {
 		case l.Closed:
 			continue
@@ -298,13 +298,12 @@ func (a *Agent) sweepStore(ctx context.Context) error {
 			return ctx.Err()
 		}
 		held := a.deps.Disk.Segments()
-		var logs []coordinator.Log
+		var logs coordinator.Logs
 		err := retry.Coordinator(ctx, a.log, "list WAL logs", func(ctx context.Context) (err error) {
-			if err := a.registration.checkLog(ctx); err != nil {
+			if logs, err = coordinator.ListLogs(ctx, a.deps.KV, 0); err != nil {
 				return err
 			}
-			logs, _, err = recovery.List(ctx, a.deps.KV)
-			return err
+			return a.registration.checkLog(logs)
 		})
 		if err != nil {
 			return err
