@@ -88,7 +88,7 @@ func newWorld(t *testing.T, n int, objectBytes, cacheBytes int64) *world {
 		a := &agent{homes: all}
 		a.source = New(Config{
 			Self: node, Homes: func() []int32 { return slices.Clone(a.homes) }, Log: slog.New(slog.DiscardHandler),
-			Dial: func(_ context.Context, to int32) (net.Conn, error) {
+			Dial: func(ctx context.Context, to int32) (net.Conn, error) {
 				w.mu.Lock()
 				defer w.mu.Unlock()
 				home := w.agents[to-1]
@@ -104,7 +104,7 @@ func newWorld(t *testing.T, n int, objectBytes, cacheBytes int64) *world {
 						home.behave(there)
 						return
 					}
-					home.server.Serve(context.WithoutCancel(t.Context()), there)
+					home.server.Serve(context.WithoutCancel(ctx), there)
 				})
 				if home.alter != nil {
 					here = home.alter(here)
