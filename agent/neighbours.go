@@ -21,11 +21,14 @@ type neighbours struct {
 	dialer *peering.Dialer
 }
 
-// homes are those that others can reach, and that are there to stay.
-func (n *neighbours) homes() []int32 {
+// homes are those that may be asked.
+func (n *neighbours) homes() []int32 { return homes(n.view.Agents(), n.zone) }
+
+// homes returns the nodes of a zone's agents that others can reach, and that are there to stay.
+func homes(agents []coordinator.Agent, zone string) []int32 {
 	var all []int32
-	for _, a := range n.view.Agents() {
-		if a.Zone == n.zone && a.Peer != "" && a.State == coordinator.AgentServing {
+	for _, a := range agents {
+		if a.Zone == zone && a.Peer != "" && a.State == coordinator.AgentServing {
 			all = append(all, a.Node)
 		}
 	}

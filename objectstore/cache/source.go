@@ -9,9 +9,9 @@ import (
 
 // Source is where the bytes of blocks come from. It may be used concurrently.
 type Source interface {
-	// Get fills parts, one behind the other, with the bytes from offset off of the object; none of them is empty, and together they are at
-	// most a piece. Errors are those of [objectstore.Store]; then the content of parts is undefined. Nobody waits for a call
-	// longer than it takes: it bounds its time itself.
+	// Get fills parts, one behind the other, with the bytes from offset off of the object; none of them is empty, and together they
+	// lie in one piece. Errors are those of [objectstore.Store]; then the content of parts is undefined. It bounds its time itself:
+	// ctx ends with the cache.
 	Get(ctx context.Context, o Object, off int64, parts [][]byte) error
 }
 
