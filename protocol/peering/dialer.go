@@ -37,7 +37,7 @@ func NewDialer(cfg DialerConfig) (*Dialer, error) {
 }
 
 // Dial connects to a service of the agent that is expected at an address, host and port, and returns when both sides have proved themselves. ctx is for that
-// alone. The error is ErrUnreachable, ErrDenied or ErrProtocol. A connection ends by itself when the other machine has not answered for five seconds.
+// alone. The error is ErrUnreachable, ErrDenied or ErrProtocol, but for a name that is no service's. A connection ends by itself when the other machine has not answered for five seconds.
 func (d *Dialer) Dial(ctx context.Context, address string, identity uuid.UUID, service Service) (net.Conn, error) {
 	if err := service.check(); err != nil {
 		return nil, err
