@@ -170,7 +170,7 @@ func (a *Agent) servePeers(run context.Context) error {
 func (a *Agent) register(run, ctx context.Context, store string) error {
 	a.registration = &registration{kv: a.deps.KV, view: a.view, changed: a.members.subscribe(), log: a.log, now: a.deps.Now, me: coordinator.Agent{
 		Node: a.node, Log: a.id, Host: a.cfg.AdvertiseHost, Port: a.cfg.AdvertisePort,
-		Store: store, Peer: a.cfg.PeerAdvertise, Zone: a.cfg.Zone, State: coordinator.AgentStarting,
+		Store: store, Peer: a.cfg.PeerAdvertise, Kafka: a.forwardTo(), Zone: a.cfg.Zone, State: coordinator.AgentStarting,
 		Copies: a.cfg.Copies,
 	}}
 	revision, err := a.registration.register(ctx)
@@ -409,7 +409,7 @@ func (a *Agent) startGroups(run context.Context) {
 	topic.Replication = int16(a.cfg.Copies)
 	a.topics = topics.New(topic, topics.Deps{
 		KV: a.deps.KV, View: a.view, Now: a.deps.Now, Log: a.log, NewID: func() protocol.TopicID { return newID() },
-		Deleted: a.groups.TopicDeleted, Node: a.node, Broker: a.brokerConfigs(),
+		Deleted: a.groups.TopicDeleted, Node: a.shownNode(), Broker: a.brokerConfigs(),
 	})
 	a.spawn(run, "delete offsets of topics", a.dropOffsets)
 	a.spawn(run, "coordinate groups", func(ctx context.Context) error {
@@ -445,7 +445,7 @@ func (a *Agent) serve(run context.Context) error {
 	reader := fetch.NewReader(a.index, a.footers, blocks, a.cfg.CacheBytesMax)
 	handler := a.broker(fetch.New(reader), fetch.NewLookup(a.index, reader, a.cfg.Server.FrameBytesMax),
 		api.Deps{Ingest: ingest.New(a.wal, a.flusher, a.deps.Now)})
-	a.server.Open(handler)
+	a.server.Open(a.balanced(run, handler), server.Greeting(a.cluster.Secret))
 	a.spawn(run, "forget idle producers", a.expireProducers)
 	return nil
 }

@@ -25,6 +25,7 @@ type Agent struct {
 	Port  int32      `json:"port"`  // advertised to clients
 	Store string     `json:"store"` // its disk
 	Peer  string     `json:"peer"`  // host:port at which other agents reach the store; empty if they do not
+	Kafka string     `json:"kafka"` // host:port at which other agents forward requests of clients to it
 	Zone  string     `json:"zone"`  // empty if none is set
 	State AgentState `json:"state"`
 

@@ -97,6 +97,18 @@ func placeSettings() []setting {
 			parse: func(c *Config, v string) (err error) { c.Advertise, err = parsePublicAddress(v); return err },
 		},
 		{
+			name: "advertise-mode", value: "direct", of: []Command{Agent},
+			usage: "`direct|balancer`: clients are told of each agent at its own --advertise, or of one broker at --advertise, which is then a load balancer's address " +
+				"and the same for all agents; whichever agent a connection lands on answers everything",
+			parse: func(c *Config, v string) error {
+				if v != "direct" && v != "balancer" {
+					return want("direct or balancer")
+				}
+				c.Balancer = v == "balancer"
+				return nil
+			},
+		},
+		{
 			name: "peer-listen", of: []Command{Agent},
 			usage: "`host:port` to serve other agents on, which keep copies of their write-ahead logs on this agent's disk; needed but with --wal-copies 1",
 			parse: func(c *Config, v string) (err error) { c.PeerListen, err = parseAddress(v); return err },
