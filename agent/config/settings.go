@@ -61,7 +61,7 @@ func envName(name string) string {
 
 // settings lists all there are, in the order in which they are checked.
 func settings() []setting {
-	return append(placeSettings(), behaviourSettings()...)
+	return slices.Concat(placeSettings(), addressSettings(), behaviourSettings())
 }
 
 // placeSettings say where things are.
@@ -86,6 +86,48 @@ func placeSettings() []setting {
 				return err
 			},
 		},
+		{
+			name: "data", value: "./varve-data", of: []Command{Dev, Agent, Status},
+			usage: "`folder` for data, created if it is not there",
+			parse: func(c *Config, v string) error {
+				if strings.ContainsRune(v, 0) {
+					return want("a path")
+				}
+				c.Data = v
+				return nil
+			},
+		},
+		{
+			name: "agents", value: "1", of: []Command{Dev},
+			usage: "`number` of agents; with more than one, Kafka's ports are that of --listen and those that follow",
+			parse: func(c *Config, v string) error {
+				n, err := parseNumber(v, agentsMax)
+				c.Agents = int(n)
+				return err
+			},
+		},
+		{
+			name: "zones", of: []Command{Dev},
+			usage: "availability zones of the agents, as `zone[,zone]`, in turn; clients see them as racks",
+			parse: func(c *Config, v string) (err error) {
+				c.Zones, err = parseZones(v)
+				return err
+			},
+		},
+		{
+			name: "zone", of: []Command{Agent},
+			usage: "availability `zone`, which clients see as the rack",
+			parse: func(c *Config, v string) (err error) {
+				c.Zone, err = parsePattern(zonePattern, v, errZone)
+				return err
+			},
+		},
+	}
+}
+
+// addressSettings say where to listen, and what others are told of that.
+func addressSettings() []setting {
+	return []setting{
 		{
 			name: "listen", value: "127.0.0.1:9092",
 			usage: "`host:port` to serve Kafka clients on; there is no authentication yet",
@@ -130,42 +172,6 @@ func placeSettings() []setting {
 			name: "http", value: "127.0.0.1:9080",
 			usage: "`host:port` to serve health, metrics and profiles on",
 			parse: func(c *Config, v string) (err error) { c.HTTP, err = parseAddress(v); return err },
-		},
-		{
-			name: "data", value: "./varve-data", of: []Command{Dev, Agent, Status},
-			usage: "`folder` for data, created if it is not there",
-			parse: func(c *Config, v string) error {
-				if strings.ContainsRune(v, 0) {
-					return want("a path")
-				}
-				c.Data = v
-				return nil
-			},
-		},
-		{
-			name: "agents", value: "1", of: []Command{Dev},
-			usage: "`number` of agents; with more than one, Kafka's ports are that of --listen and those that follow",
-			parse: func(c *Config, v string) error {
-				n, err := parseNumber(v, agentsMax)
-				c.Agents = int(n)
-				return err
-			},
-		},
-		{
-			name: "zones", of: []Command{Dev},
-			usage: "availability zones of the agents, as `zone[,zone]`, in turn; clients see them as racks",
-			parse: func(c *Config, v string) (err error) {
-				c.Zones, err = parseZones(v)
-				return err
-			},
-		},
-		{
-			name: "zone", of: []Command{Agent},
-			usage: "availability `zone`, which clients see as the rack",
-			parse: func(c *Config, v string) (err error) {
-				c.Zone, err = parsePattern(zonePattern, v, errZone)
-				return err
-			},
 		},
 	}
 }

@@ -249,32 +249,7 @@ func everywhere[Resp kmsg.Response](merge func(into Resp, answers []Resp, comple
 	return func(f *Forwarder, ctx context.Context, r *server.Request, req kmsg.Request) kmsg.Response {
 		for late := f.deps.Now().Add(patience); ; {
 			changed := f.change()
-			agents := f.deps.View.Agents()
-			all := make([]kmsg.Response, len(agents))
-			var wg sync.WaitGroup
-			for i, a := range agents {
-				if a.State == coordinator.AgentStarting {
-					continue // leads nothing yet
-				}
-				wg.Go(func() {
-					resp, err := f.ask(ctx, r, a, req, false)
-					if err != nil {
-						f.deps.Log.Debug("a part of a request was not answered", "err", err)
-						return
-					}
-					all[i] = resp
-				})
-			}
-			wg.Wait()
-			var answers []Resp
-			complete := true
-			for i, a := range agents {
-				if resp, ok := all[i].(Resp); ok {
-					answers = append(answers, resp)
-				} else if a.State != coordinator.AgentStarting {
-					complete = false
-				}
-			}
+			answers, complete := askOwners[Resp](ctx, f, r, req)
 			if complete || left(ctx, r) || !f.deps.Now().Before(late) {
 				into := req.ResponseKind().(Resp)
 				merge(into, answers, complete)
@@ -284,6 +259,43 @@ func everywhere[Resp kmsg.Response](merge func(into Resp, answers []Resp, comple
 			wait(ctx, changed)
 		}
 	}
+}
+
+// askOwners asks all agents that lead something. Others may not answer: they start, or are about to leave. It is complete if every shard's leader has answered.
+func askOwners[Resp kmsg.Response](ctx context.Context, f *Forwarder, r *server.Request, req kmsg.Request) (answers []Resp, complete bool) {
+	route := f.route()
+	complete = true
+	var owners []coordinator.Agent
+	seen := make(map[coordinator.LogID]bool)
+	for _, s := range f.deps.View.Shards() {
+		if seen[s.Owner] {
+			continue
+		}
+		seen[s.Owner] = true
+		if a, ok := route.agents[s.Owner]; ok {
+			owners = append(owners, a)
+		} else {
+			complete = false
+		}
+	}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for _, a := range owners {
+		wg.Go(func() {
+			resp, err := f.ask(ctx, r, a, req, false)
+			if err != nil {
+				f.deps.Log.Debug("a part of a request was not answered", "err", err)
+			}
+			answer, ok := resp.(Resp)
+			mu.Lock()
+			defer mu.Unlock()
+			if complete = complete && ok; ok {
+				answers = append(answers, answer)
+			}
+		})
+	}
+	wg.Wait()
+	return answers, complete
 }
 
 // mergeGroups: each agent lists the groups that it coordinates. While a shard moves, two may list one.

@@ -297,6 +297,35 @@ func TestEverywhere(t *testing.T) {
 	}
 }
 
+// TestEverywhereLeaving: an agent that leads nothing is not waited for, and one that is gone is.
+func TestEverywhereLeaving(t *testing.T) {
+	w := newWorld(t)
+	w.agents[2].stop()
+	for p := range int32(shards) {
+		if w.leader(p) == 2 {
+			w.agents[1].lead(w.shard(p), true)
+			w.own(w.shard(p), 1)
+		}
+	}
+	w.settled()
+	start := time.Now()
+	list := func() int { return len(w.ask(&kmsg.ListGroupsRequest{Version: 4}).(*kmsg.ListGroupsResponse).Groups) }
+	if got := list(); got != len(groupNames) || time.Since(start) > 5*time.Second {
+		t.Errorf("%d groups after %v, want %d at once", got, time.Since(start), len(groupNames))
+	}
+	w.agents[1].stop()
+	taken := time.AfterFunc(100*time.Millisecond, func() {
+		for s := range coordinator.ShardID(shards) {
+			w.agents[0].lead(s, true)
+			w.own(s, 0)
+		}
+	})
+	defer taken.Stop()
+	if got := list(); got != len(groupNames) {
+		t.Errorf("%d groups after a failover, want %d", got, len(groupNames))
+	}
+}
+
 // TestAgentGone: what waits for an agent that is not registered any more is asked of who comes after it.
 func TestAgentGone(t *testing.T) {
 	w := newWorld(t)
