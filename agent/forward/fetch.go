@@ -3,6 +3,7 @@ package forward
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -18,12 +19,16 @@ import (
 // the others before: they have had nothing to tell since. What is under way with these is kept for the client's next Fetch, which mostly wants the same of them; so
 // a leader without news is asked once per wait, however often the others answer.
 //
+// A partition whose leader has moved, or does not answer, is one without news until the time is over.
+//
 // Fetch sessions are not given. They save naming partitions without news, and would be the state of one agent.
 
 const (
 	// fetchWaitMax bounds a long poll, whatever the client asks for.
 	fetchWaitMax = 30 * time.Second
-	// fetchGrace is how much later than it was asked to a leader may answer.
+	// fetchSlow is how long a leader may take for an answer at once, and for one that was asked for at a time; fetchGrace if nothing is known of its
+	// partitions yet.
+	fetchSlow  = 100 * time.Millisecond
 	fetchGrace = 5 * time.Second
 	// fetchPatience is how long a Fetch with nothing to answer but that leaders have moved waits at least.
 	fetchPatience = time.Second
@@ -39,6 +44,7 @@ type fetching struct {
 	late  time.Time // the answer need not wait for longer
 
 	asked   []*asked
+	places  []place               // by item
 	parts   []wire.FetchPartition // by item
 	bytes   int                   // of records in parts
 	results []*result             // that the records lie in
@@ -49,7 +55,9 @@ type asked struct {
 	agent coordinator.Agent
 	of    []int
 	poll  *poll // under way; nil if not
-	known parts // what the leader said last, without records; nil if it has not
+	said  bool  // something, or it was waited for in vain before
+	gave  bool  // records, which are in the answer
+	moved bool  // it does not lead some of it, or cannot be reached
 }
 
 // fetch serves Fetch.
@@ -68,15 +76,14 @@ func (f *Forwarder) fetch(ctx context.Context, r *server.Request, req *kmsg.Fetc
 			g.at = append(g.at, position{i, j})
 		}
 	}
-	for late := f.deps.Now().Add(fetchPatience); ; {
-		changed := f.change()
-		places := g.try(ctx)
-		if !g.refused(places) || left(ctx, r) || g.remains() <= 0 && !f.deps.Now().Before(late) {
+	late := f.deps.Now().Add(fetchPatience)
+	for times := 0; ; times++ {
+		moved := g.try(ctx, times)
+		if !moved || g.enough() || left(ctx, r) || g.remains() <= 0 && (!g.unknown() || !f.deps.Now().Before(late)) {
 			break
 		}
 		g.release()
 		f.metrics.again.Inc()
-		wait(ctx, changed)
 	}
 	for i := range req.Topics {
 		t := wire.FetchTopic{Name: req.Topics[i].Topic, ID: req.Topics[i].TopicID}
@@ -88,62 +95,60 @@ func (f *Forwarder) fetch(ctx context.Context, r *server.Request, req *kmsg.Fetc
 }
 
 // remains is how long the answer may still wait.
-func (g *fetching) remains() time.Duration { return g.late.Sub(g.f.deps.Now()) }
+func (g *fetching) remains() time.Duration { return max(0, g.late.Sub(g.f.deps.Now())) }
 
-// refused reports whether there is nothing to answer but that leaders have moved.
-func (g *fetching) refused(places []place) bool {
-	moved := false
+// unknown reports whether there is a partition of which nothing is known but that it has moved.
+func (g *fetching) unknown() bool {
 	for i := range g.parts {
-		p := &g.parts[i]
-		switch {
-		case notLed(p.ErrorCode, places[i]):
-			moved = true
-		case p.ErrorCode != protocol.None || p.Diverging != nil || len(p.Records) > 0:
-			return false
+		if notLed(g.parts[i].ErrorCode, g.places[i]) {
+			return true
 		}
 	}
-	return moved
+	return false
 }
 
 // enough reports whether the answer need not wait.
 func (g *fetching) enough() bool {
 	for i := range g.parts {
-		if g.parts[i].ErrorCode != protocol.None || g.parts[i].Diverging != nil {
+		if p := &g.parts[i]; p.Diverging != nil || p.ErrorCode != protocol.None && !notLed(p.ErrorCode, g.places[i]) {
 			return true
 		}
 	}
-	return g.bytes >= int(min(g.req.MinBytes, g.req.MaxBytes))
+	return g.full()
 }
 
-// try asks all leaders, as they are now.
-func (g *fetching) try(ctx context.Context) []place {
-	places, all := g.aim()
+// full reports whether there are as many records as the client waits for.
+func (g *fetching) full() bool { return g.bytes >= int(min(g.req.MinBytes, g.req.MaxBytes)) }
+
+// try asks all leaders, as they are now. If some have moved, it returns soon, and reports it.
+func (g *fetching) try(ctx context.Context, times int) (moved bool) {
+	changed := g.f.change()
+	g.aim()
 	g.polls.adopt(g)
+	g.takeReady(ctx)
 	first := g.remains()
-	if len(g.asked) > 1 || !all {
+	if len(g.asked) > 1 {
 		first = 0
 	}
-	for _, a := range g.asked {
-		if a.poll == nil {
-			g.begin(ctx, a, first)
+	here := func(a *asked) bool { return a.agent.Log == g.f.cfg.Self }
+	g.begin(ctx, first, func(a *asked) bool { return !here(a) })
+	g.await(ctx, g.known, nil, fetchSlow)
+	// This agent comes last: what it answers holds blocks of its cache, which others that it serves may wait for.
+	g.begin(ctx, first, here)
+	g.await(ctx, g.known, nil, fetchSlow)
+
+	moved = slices.ContainsFunc(g.asked, func(a *asked) bool { return a.moved })
+	waits := g.remains() > 0 && (len(g.asked) > 1 || !g.idle())
+	if !g.enough() && !left(ctx, g.r) && (moved || waits || !g.known()) {
+		if waits {
+			g.release()
+			g.begin(ctx, g.remains(), func(a *asked) bool { return !a.moved })
 		}
-	}
-	g.await(ctx, func() bool {
-		for _, a := range g.asked {
-			if a.poll != nil && a.known == nil {
-				return false
-			}
+		if !moved {
+			g.await(ctx, func() bool { return g.enough() || g.idle() }, nil, g.remains()+g.slack())
+		} else {
+			g.await(ctx, g.enough, changed, pause(times))
 		}
-		return true
-	})
-	if (len(g.asked) > 1 || !g.idle()) && !g.enough() && g.remains() > 0 && !left(ctx, g.r) {
-		g.release()
-		for _, a := range g.asked {
-			if a.poll == nil {
-				g.begin(ctx, a, g.remains())
-			}
-		}
-		g.await(ctx, func() bool { return g.enough() || g.idle() })
 	}
 	for _, a := range g.asked {
 		if a.poll != nil && a.poll.leave != nil { // this agent's tells at once what there is
@@ -152,30 +157,37 @@ func (g *fetching) try(ctx context.Context) []place {
 			g.take(ctx, a)
 		}
 	}
+	g.polls.know(g)
 	g.polls.park(g)
-	return places
+	return slices.ContainsFunc(g.asked, func(a *asked) bool { return a.moved })
 }
 
-// aim finds the leaders; all is false if a partition has none.
-func (g *fetching) aim() (places []place, all bool) {
+// slack is how much later than it was asked to a leader may answer.
+func (g *fetching) slack() time.Duration {
+	if g.unknown() {
+		return fetchGrace
+	}
+	return fetchSlow
+}
+
+// known reports whether everybody who was asked has said something.
+func (g *fetching) known() bool {
+	return !slices.ContainsFunc(g.asked, func(a *asked) bool { return a.poll != nil && !a.said })
+}
+
+// aim finds the leaders. Of each partition the client is told what is known already until its leader says more.
+func (g *fetching) aim() {
 	r := g.f.route()
-	g.asked, g.parts, all = nil, make([]wire.FetchPartition, len(g.at)), true
+	g.asked, g.places, g.parts = nil, g.places[:0], make([]wire.FetchPartition, len(g.at))
 	byLog := make(map[coordinator.LogID]*asked)
-	topic, found := coordinator.Topic{}, false
 	for i, at := range g.at {
-		if t := &g.req.Topics[at.topic]; at.part == 0 && g.req.Version >= 13 {
-			topic, found = r.view.TopicByID(t.TopicID)
-		} else if at.part == 0 {
-			topic, _, found = r.view.Topic(t.Topic)
-		}
-		number := g.req.Topics[at.topic].Partitions[at.part].Partition
-		g.parts[i] = wire.NewFetchPartition(number, protocol.NotLeaderOrFollower)
-		places = append(places, r.partition(topic, found, number))
-		agent, led := g.f.leader(&r, places[i])
-		if !led {
-			all = false
-			continue
-		}
+		t := &g.req.Topics[at.topic]
+		number := t.Partitions[at.part].Partition
+		topic, found := r.topic(g.req.Version >= 13, t.Topic, t.TopicID)
+		place := r.partition(topic, found, number)
+		g.places = append(g.places, place)
+		g.parts[i] = g.polls.known(place, number)
+		agent, _ := g.f.leader(&r, place)
 		a := byLog[agent.Log]
 		if a == nil {
 			a = &asked{agent: agent}
@@ -184,8 +196,10 @@ func (g *fetching) aim() (places []place, all bool) {
 		}
 		a.of = append(a.of, i)
 	}
-	return places, all
 }
+
+// newsBytes is for how much a leader is asked that has none yet. It may be left unread until the client comes again, and must fit into the connection meanwhile.
+const newsBytes = 64 << 10
 
 // part is the request to one leader. Of the client's limit of bytes it gets its share, since some clients refuse an answer that is larger by far.
 func (g *fetching) part(a *asked, wait time.Duration) *kmsg.FetchRequest {
@@ -200,37 +214,52 @@ func (g *fetching) part(a *asked, wait time.Duration) *kmsg.FetchRequest {
 	part.MaxWaitMillis = int32(wait.Milliseconds())
 	part.MaxBytes = max(1, g.req.MaxBytes/int32(len(g.asked)))
 	part.MinBytes = min(part.MinBytes, part.MaxBytes)
+	if len(g.asked) > 1 && wait > 0 {
+		part.MaxBytes = min(part.MaxBytes, max(part.MinBytes, newsBytes))
+	}
 	return &part
 }
 
-// begin asks a leader to answer within a time.
-func (g *fetching) begin(ctx context.Context, a *asked, wait time.Duration) {
-	a.poll = newPoll(g.part(a, wait), a.known)
-	if a.agent.Log == g.f.cfg.Self {
-		local := *g.r
-		local.Body, local.Forwarded = a.poll.req.AppendTo(nil), true
-		a.poll.askLocal(ctx, g.f.deps.Local, &local, g.polls.wake)
-		return
+// begin asks those leaders, with whom nothing is under way, to answer within a time.
+func (g *fetching) begin(ctx context.Context, wait time.Duration, which func(*asked) bool) {
+	for _, a := range g.asked {
+		if a.poll != nil || a.gave || !which(a) {
+			continue
+		}
+		a.poll = newPoll(g.part(a, wait), g.f.frames.Add(1))
+		if a.agent.Log == g.f.cfg.Self {
+			local := *g.r
+			local.Body, local.Forwarded = a.poll.req.AppendTo(nil), true
+			a.poll.askLocal(ctx, g.f.deps.Local, &local, g.polls.wake)
+			continue
+		}
+		g.f.metrics.forwarded.WithLabelValues(protocol.KeyFetch.String()).Inc()
+		a.poll.ask(ctx, g.f.peers.of(a.agent), encode(nil, g.r, a.poll.req, a.poll.correlationID), g.polls.wake)
 	}
-	g.f.metrics.forwarded.WithLabelValues(protocol.KeyFetch.String()).Inc()
-	a.poll.ask(ctx, g.f.peers.of(a.agent), encode(nil, g.r, a.poll.req), g.polls.wake)
 }
 
-// await takes answers as they come, until done, or the client or this agent leaves.
-func (g *fetching) await(ctx context.Context, done func() bool) {
-	timer := time.NewTimer(max(0, g.remains()) + fetchGrace)
+// takeReady takes the answers that have come.
+func (g *fetching) takeReady(ctx context.Context) {
+	for _, a := range g.asked {
+		if a.poll != nil && isClosed(a.poll.ready) {
+			g.take(ctx, a)
+		}
+	}
+}
+
+// await takes answers as they come, until done, or something changed, or the time is over, or the client or this agent leaves.
+func (g *fetching) await(ctx context.Context, done func() bool, changed <-chan struct{}, most time.Duration) {
+	timer := time.NewTimer(most)
 	defer timer.Stop()
 	for {
-		for _, a := range g.asked {
-			if a.poll != nil && a.poll.isReady() {
-				g.take(ctx, a)
-			}
-		}
+		g.takeReady(ctx)
 		if done() {
 			return
 		}
 		select {
 		case <-g.polls.wake:
+		case <-changed:
+			return
 		case <-timer.C:
 			return
 		case <-g.r.Leave:
@@ -255,31 +284,28 @@ func (g *fetching) idle() bool {
 // waiting for: who holds some and waits for more could wait for ever.
 func (g *fetching) take(ctx context.Context, a *asked) {
 	res, err := a.poll.finish(ctx, g.f, len(g.results) == 0)
+	a.said = true
 	if errors.Is(err, errNoRoom) {
-		if a.known == nil {
-			a.known = parts{}
-		}
 		return
 	}
 	a.poll = nil
 	if err != nil {
 		g.f.deps.Log.Debug("a part of a fetch was not answered", "agent", a.agent.Node, "err", err)
-		a.known = parts{}
+		a.moved = true
 		return
 	}
 	g.results = append(g.results, res)
-	a.known = make(parts, len(a.of))
 	for _, i := range a.of {
 		p, ok := res.parts[g.key(i)]
-		if !ok {
+		if !ok || notLed(p.ErrorCode, g.places[i]) {
+			a.moved = true
 			continue
 		}
 		g.parts[i] = p
 		for _, records := range p.Records {
 			g.bytes += len(records)
+			a.gave = true
 		}
-		p.Records = nil
-		a.known[g.key(i)] = p
 	}
 }
 
@@ -300,6 +326,9 @@ func (g *fetching) release() {
 		res.release()
 	}
 	g.results, g.bytes = nil, 0
+	for _, a := range g.asked {
+		a.gave = false
+	}
 	for i := range g.parts {
 		g.parts[i].Records = nil
 	}

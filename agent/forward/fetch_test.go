@@ -7,6 +7,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/protocol"
 )
 
@@ -159,5 +160,76 @@ func TestFetchShare(t *testing.T) {
 		if got != 100 {
 			t.Errorf("agent %d was asked for at most %d bytes, want a third of 300", a.node, got)
 		}
+	}
+}
+
+// TestFetchSlow: a leader that does not answer keeps nobody from the others' records, and is a leader without news once something is known of its partitions.
+func TestFetchSlow(t *testing.T) {
+	w := newWorld(t)
+	busy, frozen := w.partitionsOf(0)[0], w.partitionsOf(1)[0]
+	w.agents[0].grow(busy, 1)
+	w.agents[1].grow(frozen, 3)
+	want(t, w.ask(fetchFrom(time.Minute, nil, busy, frozen)), fmt.Sprintf("%d:1@1", busy), fmt.Sprintf("%d:3@3", frozen))
+	at := map[int32]int64{busy: 1, frozen: 3}
+	w.agents[1].mu.Lock()
+	w.agents[1].deaf = true
+	w.agents[1].mu.Unlock()
+	for n := range int64(3) {
+		w.agents[0].grow(busy, 1)
+		start := time.Now()
+		want(t, w.ask(fetchFrom(time.Minute, at, busy, frozen)), fmt.Sprintf("%d:1@%d", busy, n+2), fmt.Sprintf("%d:0@3", frozen))
+		if took := time.Since(start); took > 2*time.Second {
+			t.Errorf("fetch %d took %v, want not to wait for the one that is frozen", n, took)
+		}
+		at[busy]++
+	}
+}
+
+// TestFetchLeaderless: a partition without a leader is no error to the client, which gets the others' records meanwhile, and others are not asked again for it.
+func TestFetchLeaderless(t *testing.T) {
+	w := newWorld(t)
+	lost, idle, busy := w.partitionsOf(1)[0], w.partitionsOf(2)[0], w.partitionsOf(0)[0]
+	parts := []int32{lost, idle, busy}
+	w.agents[1].grow(lost, 2)
+	want(t, w.ask(fetchFrom(0, map[int32]int64{lost: 2}, parts...)), fmt.Sprintf("%d:0@2", lost), fmt.Sprintf("%d:0@0", idle), fmt.Sprintf("%d:0@0", busy))
+	w.put(coordinator.KeyShard(w.shard(lost)), coordinator.Shard{Owner: 99, Node: 99, Epoch: 2})
+	w.settled()
+	asked := w.agents[2].count("Fetch")
+	at := map[int32]int64{lost: 2}
+	want(t, w.ask(fetchFrom(500*time.Millisecond, at, parts...)), fmt.Sprintf("%d:0@2", lost), fmt.Sprintf("%d:0@0", idle), fmt.Sprintf("%d:0@0", busy))
+	if got := w.agents[2].count("Fetch") - asked; got > 2 {
+		t.Errorf("another leader was asked %d times, want 2", got)
+	}
+	w.agents[0].grow(busy, 1)
+	want(t, w.ask(fetchFrom(time.Minute, at, parts...)), fmt.Sprintf("%d:0@2", lost), fmt.Sprintf("%d:0@0", idle), fmt.Sprintf("%d:1@1", busy))
+}
+
+// TestTopicIDs: versions that name topics by their ids go the same ways.
+func TestTopicIDs(t *testing.T) {
+	w := newWorld(t)
+	partitions := []int32{4, 1, 3, 0}
+	req := produceTo(-1, 7, 0, partitions...)
+	req.Version, req.Topics[0].Topic, req.Topics[0].TopicID = 13, "", w.topic.ID
+	resp := w.ask(req).(*kmsg.ProduceResponse)
+	wantAppended(t, req, resp, 0)
+	if resp.Topics[0].TopicID != w.topic.ID {
+		t.Errorf("topic id %v, want that of the request", resp.Topics[0].TopicID)
+	}
+	var expect []string
+	for _, p := range partitions {
+		w.agents[w.leader(p)].grow(p, 2)
+		expect = append(expect, fmt.Sprintf("%d:2@2", p))
+	}
+	fetch := fetchFrom(time.Minute, nil, partitions...)
+	fetch.Version, fetch.Topics[0].Topic, fetch.Topics[0].TopicID = 16, "", w.topic.ID
+	got := w.ask(fetch).(*kmsg.FetchResponse)
+	want(t, got, expect...)
+	if got.Topics[0].TopicID != w.topic.ID {
+		t.Errorf("topic id %v, want that of the request", got.Topics[0].TopicID)
+	}
+	unknown := fetchFrom(time.Minute, nil, 0)
+	unknown.Version, unknown.Topics[0].Topic, unknown.Topics[0].TopicID = 16, "", [16]byte{9}
+	if got := w.ask(unknown).(*kmsg.FetchResponse).Topics[0].Partitions[0].ErrorCode; got == 0 {
+		t.Error("a topic that there is not was fetched")
 	}
 }

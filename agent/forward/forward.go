@@ -11,7 +11,7 @@
 // A client can do nothing with NOT_LEADER_OR_FOLLOWER or NOT_COORDINATOR, since there is one broker for it. So parts that are refused for that, or whose
 // agent is gone, are sent again as soon as the view knows better, within the time that the request has; to the client a move is a delay.
 //
-// What one agent forwards another never forwards again: connections between agents begin with a greeting ([server.Greeting]), and their requests are
+// What one agent forwards another never forwards again: requests that come from an agent ([server.Server.ServeAgent]) are
 // marked ([server.Request].Forwarded). Two agents that take each other for a leader refuse each other's requests and look again.
 //
 // # Connections
@@ -29,8 +29,10 @@ package forward
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,13 +56,14 @@ type Config struct {
 
 // Deps is what a forwarder works with.
 type Deps struct {
-	View     *coordinator.View
-	Local    server.Handler  // this agent's APIs
-	Greeting []byte          // see [server.Greeting]
-	Kick     <-chan struct{} // tells that something changed about agents or shards
-	Now      func() time.Time
-	Log      *slog.Logger
-	Metrics  prometheus.Registerer
+	View  *coordinator.View
+	Local server.Handler // this agent's APIs
+	// Dial connects to the [server.Server.ServeAgent] of an agent that others reach (Peer).
+	Dial    func(context.Context, coordinator.Agent) (net.Conn, error)
+	Kick    <-chan struct{} // tells that something changed about agents or shards
+	Now     func() time.Time
+	Log     *slog.Logger
+	Metrics prometheus.Registerer
 }
 
 // Forwarder answers requests wherever their partitions and groups are led. It implements [server.Handler]. [Forwarder.Run] must run beside it.
@@ -71,6 +74,7 @@ type Forwarder struct {
 	buffers server.Buffers
 	peers   *peers
 	lanes   atomic.Uint32 // given to connections so far
+	frames  atomic.Int32  // correlation id of the last frame that was forwarded
 
 	produced, fetched *semaphore.Weighted // bytes that are held
 
@@ -84,7 +88,7 @@ func New(cfg Config, deps Deps) *Forwarder {
 		cfg: cfg, deps: deps, metrics: newMetrics(deps.Metrics), changed: make(chan struct{}),
 		produced: semaphore.NewWeighted(cfg.BytesMax), fetched: semaphore.NewWeighted(cfg.BytesMax),
 	}
-	f.peers = newPeers(deps.Greeting, &f.buffers, deps.Log)
+	f.peers = newPeers(&deps)
 	return f
 }
 
@@ -100,7 +104,7 @@ func (f *Forwarder) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		f.peers.keep(f.deps.View.Agents())
+		f.peers.keep()
 		f.mu.Lock()
 		close(f.changed)
 		f.changed = make(chan struct{})
@@ -125,7 +129,10 @@ func (f *Forwarder) Serve(ctx context.Context, r *server.Request) (server.Answer
 	case *kmsg.FetchRequest:
 		return f.fetch(ctx, r, req), nil
 	}
-	resp := k(f, ctx, r, req)
+	resp, err := k(f, ctx, r, req)
+	if err != nil {
+		return nil, err
+	}
 	resp.SetVersion(r.Version)
 	return server.Message(r.CorrelationID, resp), nil
 }
@@ -162,10 +169,26 @@ func (f *Forwarder) route() route {
 	return r
 }
 
-// place is the shard that a part of a request belongs to. One that belongs nowhere, because there is no such topic or partition, is this agent's to refuse.
+// place is where an item of a request belongs: a shard. One that belongs nowhere, because there is no such topic or partition, is this agent's to refuse.
 type place struct {
-	shard coordinator.ShardID
-	known bool
+	partition partition // of those items that are partitions
+	shard     coordinator.ShardID
+	known     bool
+}
+
+// partition names a partition for ever, as topics come and go.
+type partition struct {
+	topic  protocol.TopicID
+	number int32
+}
+
+// topic finds a topic by name or by id.
+func (r *route) topic(byID bool, name string, id protocol.TopicID) (t coordinator.Topic, found bool) {
+	if byID {
+		return r.view.TopicByID(id)
+	}
+	t, _, found = r.view.Topic(name)
+	return t, found
 }
 
 // partition returns where a partition is led.
@@ -173,7 +196,7 @@ func (r *route) partition(t coordinator.Topic, found bool, number int32) place {
 	if !found || number < 0 || number >= t.Partitions {
 		return place{}
 	}
-	return place{shard: t.ShardOf(number, r.shards), known: true}
+	return place{partition: partition{t.ID, number}, shard: t.ShardOf(number, r.shards), known: true}
 }
 
 // group returns where a group is coordinated.
@@ -181,22 +204,30 @@ func (r *route) group(name string) place {
 	return place{shard: coordinator.ShardOfName(name, r.shards), known: true}
 }
 
-// leader returns the agent that leads there; false if nobody does who is registered.
-func (f *Forwarder) leader(r *route, p place) (coordinator.Agent, bool) {
+// leader returns the agent that leads there, and since which change of the leader. If nobody does who can be reached, it is this one, which refuses what it does not lead.
+func (f *Forwarder) leader(r *route, p place) (coordinator.Agent, int32) {
 	if !p.known {
-		return coordinator.Agent{Log: f.cfg.Self}, true
+		return coordinator.Agent{Log: f.cfg.Self}, 0
 	}
 	shard, _ := r.view.Shard(p.shard)
-	a, ok := r.agents[shard.Owner]
-	return a, ok
+	if a, ok := r.agents[shard.Owner]; ok && a.Peer != "" {
+		return a, shard.Epoch
+	}
+	return coordinator.Agent{Log: f.cfg.Self}, shard.Epoch
 }
 
-// lookPause is the longest wait before a part that was refused is sent again: that its leader has begun to lead shows in no view.
-const lookPause = 50 * time.Millisecond
+// The wait before a part that was refused is sent again doubles each time: that its leader has begun to lead shows in no view.
+const (
+	pauseShortest = 10 * time.Millisecond
+	pauseDoubles  = 4 // times
+)
 
-// wait waits until something about agents or shards has changed since the channel was taken, for a while.
-func wait(ctx context.Context, changed <-chan struct{}) {
-	timer := time.NewTimer(lookPause)
+// pause is the wait after that many times before.
+func pause(times int) time.Duration { return pauseShortest << min(times, pauseDoubles) }
+
+// wait waits until something about agents or shards has changed since the channel was taken, for a while that grows with the number of times before.
+func wait(ctx context.Context, changed <-chan struct{}, times int) {
+	timer := time.NewTimer(pause(times))
 	defer timer.Stop()
 	select {
 	case <-changed:
@@ -214,27 +245,34 @@ func (f *Forwarder) change() <-chan struct{} {
 
 // left reports whether the server drains, or the client is gone.
 func left(ctx context.Context, r *server.Request) bool {
-	select {
-	case <-r.Leave:
-		return true
-	case <-ctx.Done():
-		return true
-	default:
-		return false
-	}
+	return ctx.Err() != nil || isClosed(r.Leave)
 }
 
-// ask has an agent answer a request. wait says that the answer may take long, because it waits for others.
-func (f *Forwarder) ask(ctx context.Context, r *server.Request, to coordinator.Agent, req kmsg.Request, wait bool) (kmsg.Response, error) {
+// ask has an agent answer a request; long says that it may wait for others.
+func (f *Forwarder) ask(ctx context.Context, r *server.Request, to coordinator.Agent, req kmsg.Request, long bool) (kmsg.Response, error) {
 	if to.Log == f.cfg.Self {
 		return f.askLocal(ctx, r, req)
 	}
-	f.metrics.forwarded.WithLabelValues(protocol.Key(req.Key()).String()).Inc()
-	b, err := f.peers.of(to).exchange(ctx, encode(nil, r, req), wait)
-	if err != nil {
-		return nil, fmt.Errorf("forward %v to node %d: %w", r.Key, to.Node, err)
+	f.metrics.forwarded.WithLabelValues(r.Key.String()).Inc()
+	if long { // this agent drains: the client tries again elsewhere
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithCancel(ctx)
+		defer cancel()
+		go func() {
+			select {
+			case <-r.Leave:
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
 	}
-	return decode(req, b)
+	id := f.frames.Add(1)
+	b, err := f.peers.of(to).exchange(ctx, encode(nil, r, req, id), long)
+	if err != nil {
+		f.deps.Log.Debug("a part of a request was not answered", "api", r.Key, "node", to.Node, "err", err)
+		return nil, err
+	}
+	return decode(req, id, b)
 }
 
 // askLocal has this agent answer.
@@ -251,10 +289,10 @@ func (f *Forwarder) askLocal(ctx context.Context, r *server.Request, req kmsg.Re
 			return nil, err
 		}
 	}
-	return decode(req, encoded(a))
+	return decode(req, r.CorrelationID, encoded(a))
 }
 
-const sizeBytes = 4
+const sizeBytes, correlationBytes = 4, 4
 
 // encoded returns an answer that is ready, without its size.
 func encoded(a server.Answer) []byte {
@@ -262,12 +300,20 @@ func encoded(a server.Answer) []byte {
 	return bytes.Join(bufs, nil)[sizeBytes:]
 }
 
+// isClosed reports whether a channel is closed that nothing is sent on.
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
 // await waits until done is closed. What was done by the end of ctx counts.
 func await(ctx context.Context, done <-chan struct{}) error {
-	select {
-	case <-done:
+	if isClosed(done) {
 		return nil
-	default:
 	}
 	select {
 	case <-done:
@@ -277,25 +323,26 @@ func await(ctx context.Context, done <-chan struct{}) error {
 	}
 }
 
-// encode appends the frame of a request that is forwarded for a client.
-func encode(dst []byte, r *server.Request, req kmsg.Request) []byte {
-	id := server.ForwardedID(r.Client.Host, r.ClientID)
-	return kmsg.NewRequestFormatter(kmsg.FormatterClientID(id)).AppendRequest(dst, req, r.CorrelationID)
+// encode appends the frame of a request that is forwarded for a client, under a correlation id that no other frame has.
+func encode(dst []byte, r *server.Request, req kmsg.Request, correlationID int32) []byte {
+	client := server.ForwardedID(r.Client.Host, r.ClientID)
+	return kmsg.NewRequestFormatter(kmsg.FormatterClientID(client)).AppendRequest(dst, req, correlationID)
 }
 
 // decode reads the answer to a request, without its size. The response refers to b.
-func decode(req kmsg.Request, b []byte) (kmsg.Response, error) {
+func decode(req kmsg.Request, correlationID int32, b []byte) (kmsg.Response, error) {
+	key := protocol.Key(req.Key())
 	resp := req.ResponseKind()
 	resp.SetVersion(req.GetVersion())
-	header := 4 // correlation id
+	header := correlationBytes
 	if resp.IsFlexible() {
 		header++ // no tagged fields
 	}
-	if len(b) < header {
-		return nil, fmt.Errorf("answer to %v of %d bytes, want at least %d", protocol.Key(req.Key()), len(b), header)
+	if len(b) < header || int32(binary.BigEndian.Uint32(b)) != correlationID {
+		return nil, fmt.Errorf("an answer of %d bytes that is not one to %v %d", len(b), key, correlationID)
 	}
 	if err := resp.ReadFrom(b[header:]); err != nil {
-		return nil, fmt.Errorf("answer to %v of %d bytes: %w", protocol.Key(req.Key()), len(b), err)
+		return nil, fmt.Errorf("answer to %v of %d bytes: %w", key, len(b), err)
 	}
 	return resp, nil
 }

@@ -19,17 +19,13 @@ type ofGroup struct {
 	group string
 	req   kmsg.Request
 	resp  kmsg.Response
-	code  func() int16 // of resp, as it is now
-	long  bool
+	code  func(kmsg.Response) int16
+	waits bool
 }
 
-// oneGroup returns the request; code finds the error that says who coordinates the group, and refuse fills an answer with one.
-func oneGroup[Resp kmsg.Response](req kmsg.Request, group string, code func(Resp) int16, refuse func(Resp, int16)) *ofGroup {
-	o := &ofGroup{group: group, req: req, resp: req.ResponseKind()}
-	o.resp.SetVersion(req.GetVersion())
-	refuse(o.resp.(Resp), int16(protocol.NotCoordinator))
-	o.code = func() int16 { return code(o.resp.(Resp)) }
-	return o
+// oneGroup returns the request; code finds the error that says who coordinates the group.
+func oneGroup[Resp kmsg.Response](req kmsg.Request, group string, code func(Resp) int16) *ofGroup {
+	return &ofGroup{group: group, req: req, code: func(r kmsg.Response) int16 { return code(r.(Resp)) }}
 }
 
 func (o *ofGroup) places(r *route) []place { return []place{r.group(o.group)} }
@@ -44,38 +40,30 @@ func (o *ofGroup) take(_ []int, answer kmsg.Response) bool {
 	return true
 }
 
-func (o *ofGroup) again(int, place) bool { return notCoordinated(protocol.ErrorCode(o.code())) }
+func (o *ofGroup) again(int, place) bool { return notCoordinated(protocol.ErrorCode(o.code(o.resp))) }
 
 func (o *ofGroup) answer() kmsg.Response { return o.resp }
 
-func (o *ofGroup) waits() bool { return o.long }
+func (o *ofGroup) long() bool { return o.waits }
 
 func joinGroup(req *kmsg.JoinGroupRequest) divisible {
-	o := oneGroup(req, req.Group, func(r *kmsg.JoinGroupResponse) int16 { return r.ErrorCode }, func(r *kmsg.JoinGroupResponse, code int16) {
-		r.ErrorCode, r.MemberID, r.Generation = code, req.MemberID, -1
-		if req.Version < 7 { // not nullable before
-			r.Protocol = new(string)
-		}
-	})
-	o.long = true
+	o := oneGroup(req, req.Group, func(r *kmsg.JoinGroupResponse) int16 { return r.ErrorCode })
+	o.waits = true
 	return o
 }
 
 func syncGroup(req *kmsg.SyncGroupRequest) divisible {
-	o := oneGroup(req, req.Group, func(r *kmsg.SyncGroupResponse) int16 { return r.ErrorCode },
-		func(r *kmsg.SyncGroupResponse, code int16) { r.ErrorCode = code })
-	o.long = true
+	o := oneGroup(req, req.Group, func(r *kmsg.SyncGroupResponse) int16 { return r.ErrorCode })
+	o.waits = true
 	return o
 }
 
 func heartbeat(req *kmsg.HeartbeatRequest) divisible {
-	return oneGroup(req, req.Group, func(r *kmsg.HeartbeatResponse) int16 { return r.ErrorCode },
-		func(r *kmsg.HeartbeatResponse, code int16) { r.ErrorCode = code })
+	return oneGroup(req, req.Group, func(r *kmsg.HeartbeatResponse) int16 { return r.ErrorCode })
 }
 
 func leaveGroup(req *kmsg.LeaveGroupRequest) divisible {
-	return oneGroup(req, req.Group, func(r *kmsg.LeaveGroupResponse) int16 { return r.ErrorCode },
-		func(r *kmsg.LeaveGroupResponse, code int16) { r.ErrorCode = code })
+	return oneGroup(req, req.Group, func(r *kmsg.LeaveGroupResponse) int16 { return r.ErrorCode })
 }
 
 // offsetCommit: the error of the group stands with each partition.
@@ -89,20 +77,11 @@ func offsetCommit(req *kmsg.OffsetCommitRequest) divisible {
 			}
 		}
 		return 0
-	}, func(r *kmsg.OffsetCommitResponse, code int16) {
-		for i := range req.Topics {
-			t := kmsg.OffsetCommitResponseTopic{Topic: req.Topics[i].Topic, TopicID: req.Topics[i].TopicID}
-			for _, p := range req.Topics[i].Partitions {
-				t.Partitions = append(t.Partitions, kmsg.OffsetCommitResponseTopicPartition{Partition: p.Partition, ErrorCode: code})
-			}
-			r.Topics = append(r.Topics, t)
-		}
 	})
 }
 
 func offsetDelete(req *kmsg.OffsetDeleteRequest) divisible {
-	return oneGroup(req, req.Group, func(r *kmsg.OffsetDeleteResponse) int16 { return r.ErrorCode },
-		func(r *kmsg.OffsetDeleteResponse, code int16) { r.ErrorCode = code })
+	return oneGroup(req, req.Group, func(r *kmsg.OffsetDeleteResponse) int16 { return r.ErrorCode })
 }
 
 // offsetFetch: of several groups from version 8 on; before, of one, whose error stands with each partition in version 1.
@@ -115,15 +94,6 @@ func offsetFetch(req *kmsg.OffsetFetchRequest) divisible {
 			return r.Topics[0].Partitions[0].ErrorCode
 		}
 		return r.ErrorCode
-	}, func(r *kmsg.OffsetFetchResponse, code int16) {
-		r.ErrorCode = code
-		for i := range req.Topics {
-			t := kmsg.OffsetFetchResponseTopic{Topic: req.Topics[i].Topic}
-			for _, n := range req.Topics[i].Partitions {
-				t.Partitions = append(t.Partitions, kmsg.OffsetFetchResponseTopicPartition{Partition: n, Offset: -1, LeaderEpoch: -1, ErrorCode: code})
-			}
-			r.Topics = append(r.Topics, t)
-		}
 	})
 }
 
@@ -137,14 +107,6 @@ type byGroup[Q, A any] struct {
 	request  func([]Q) kmsg.Request
 	got      func(kmsg.Response) []A
 	response func([]A) kmsg.Response
-}
-
-// ready refuses all groups.
-func (b *byGroup[Q, A]) ready(refuse func(name string, code int16) A) *byGroup[Q, A] {
-	for _, g := range b.groups {
-		b.results = append(b.results, refuse(b.name(g), int16(protocol.NotCoordinator)))
-	}
-	return b
 }
 
 func (b *byGroup[Q, A]) places(r *route) []place {
@@ -180,11 +142,11 @@ func (b *byGroup[Q, A]) again(i int, _ place) bool {
 
 func (b *byGroup[Q, A]) answer() kmsg.Response { return b.response(b.results) }
 
-func (b *byGroup[Q, A]) waits() bool { return false }
+func (b *byGroup[Q, A]) long() bool { return false }
 
 func offsetFetchGroups(req *kmsg.OffsetFetchRequest) divisible {
-	return (&byGroup[kmsg.OffsetFetchRequestGroup, kmsg.OffsetFetchResponseGroup]{
-		groups: req.Groups,
+	return &byGroup[kmsg.OffsetFetchRequestGroup, kmsg.OffsetFetchResponseGroup]{
+		groups: req.Groups, results: make([]kmsg.OffsetFetchResponseGroup, len(req.Groups)),
 		name:   func(g kmsg.OffsetFetchRequestGroup) string { return g.Group },
 		code:   func(g *kmsg.OffsetFetchResponseGroup) int16 { return g.ErrorCode },
 		request: func(groups []kmsg.OffsetFetchRequestGroup) kmsg.Request {
@@ -196,14 +158,12 @@ func offsetFetchGroups(req *kmsg.OffsetFetchRequest) divisible {
 		response: func(groups []kmsg.OffsetFetchResponseGroup) kmsg.Response {
 			return &kmsg.OffsetFetchResponse{Version: req.Version, Groups: groups}
 		},
-	}).ready(func(name string, code int16) kmsg.OffsetFetchResponseGroup {
-		return kmsg.OffsetFetchResponseGroup{Group: name, ErrorCode: code}
-	})
+	}
 }
 
 func describeGroups(req *kmsg.DescribeGroupsRequest) divisible {
-	return (&byGroup[string, kmsg.DescribeGroupsResponseGroup]{
-		groups: req.Groups,
+	return &byGroup[string, kmsg.DescribeGroupsResponseGroup]{
+		groups: req.Groups, results: make([]kmsg.DescribeGroupsResponseGroup, len(req.Groups)),
 		name:   func(name string) string { return name },
 		code:   func(g *kmsg.DescribeGroupsResponseGroup) int16 { return g.ErrorCode },
 		request: func(groups []string) kmsg.Request {
@@ -217,16 +177,12 @@ func describeGroups(req *kmsg.DescribeGroupsRequest) divisible {
 		response: func(groups []kmsg.DescribeGroupsResponseGroup) kmsg.Response {
 			return &kmsg.DescribeGroupsResponse{Version: req.Version, Groups: groups}
 		},
-	}).ready(func(name string, code int16) kmsg.DescribeGroupsResponseGroup {
-		g := kmsg.NewDescribeGroupsResponseGroup()
-		g.Group, g.ErrorCode = name, code
-		return g
-	})
+	}
 }
 
 func deleteGroups(req *kmsg.DeleteGroupsRequest) divisible {
-	return (&byGroup[string, kmsg.DeleteGroupsResponseGroup]{
-		groups: req.Groups,
+	return &byGroup[string, kmsg.DeleteGroupsResponseGroup]{
+		groups: req.Groups, results: make([]kmsg.DeleteGroupsResponseGroup, len(req.Groups)),
 		name:   func(name string) string { return name },
 		code:   func(g *kmsg.DeleteGroupsResponseGroup) int16 { return g.ErrorCode },
 		request: func(groups []string) kmsg.Request {
@@ -238,25 +194,24 @@ func deleteGroups(req *kmsg.DeleteGroupsRequest) divisible {
 		response: func(groups []kmsg.DeleteGroupsResponseGroup) kmsg.Response {
 			return &kmsg.DeleteGroupsResponse{Version: req.Version, Groups: groups}
 		},
-	}).ready(func(name string, code int16) kmsg.DeleteGroupsResponseGroup {
-		return kmsg.DeleteGroupsResponseGroup{Group: name, ErrorCode: code}
-	})
+	}
 }
 
 // everywhere serves requests that every agent answers for what it leads. merge puts the answers together, of which some may be missing: complete is false
 // then.
-func everywhere[Resp kmsg.Response](merge func(into Resp, answers []Resp, complete bool)) func(*Forwarder, context.Context, *server.Request, kmsg.Request) kmsg.Response {
-	return func(f *Forwarder, ctx context.Context, r *server.Request, req kmsg.Request) kmsg.Response {
-		for late := f.deps.Now().Add(patience); ; {
+func everywhere[Resp kmsg.Response](merge func(into Resp, answers []Resp, complete bool)) kind {
+	return func(f *Forwarder, ctx context.Context, r *server.Request, req kmsg.Request) (kmsg.Response, error) {
+		late := f.deps.Now().Add(patience)
+		for times := 0; ; times++ {
 			changed := f.change()
 			answers, complete := askOwners[Resp](ctx, f, r, req)
 			if complete || left(ctx, r) || !f.deps.Now().Before(late) {
 				into := req.ResponseKind().(Resp)
 				merge(into, answers, complete)
-				return into
+				return into, nil
 			}
 			f.metrics.again.Inc()
-			wait(ctx, changed)
+			wait(ctx, changed, times)
 		}
 	}
 }
@@ -265,15 +220,10 @@ func everywhere[Resp kmsg.Response](merge func(into Resp, answers []Resp, comple
 func askOwners[Resp kmsg.Response](ctx context.Context, f *Forwarder, r *server.Request, req kmsg.Request) (answers []Resp, complete bool) {
 	route := f.route()
 	complete = true
-	var owners []coordinator.Agent
-	seen := make(map[coordinator.LogID]bool)
+	owners := make(map[coordinator.LogID]coordinator.Agent)
 	for _, s := range f.deps.View.Shards() {
-		if seen[s.Owner] {
-			continue
-		}
-		seen[s.Owner] = true
 		if a, ok := route.agents[s.Owner]; ok {
-			owners = append(owners, a)
+			owners[s.Owner] = a
 		} else {
 			complete = false
 		}
@@ -283,15 +233,13 @@ func askOwners[Resp kmsg.Response](ctx context.Context, f *Forwarder, r *server.
 	for _, a := range owners {
 		wg.Go(func() {
 			resp, err := f.ask(ctx, r, a, req, false)
-			if err != nil {
-				f.deps.Log.Debug("a part of a request was not answered", "err", err)
-			}
-			answer, ok := resp.(Resp)
 			mu.Lock()
 			defer mu.Unlock()
-			if complete = complete && ok; ok {
-				answers = append(answers, answer)
+			if err != nil {
+				complete = false
+				return
 			}
+			answers = append(answers, resp.(Resp))
 		})
 	}
 	wg.Wait()

@@ -20,7 +20,6 @@ type byPartition[QT, QP, AT, AP any] struct {
 	answers []AT
 	newly   func(QT) AT
 	results func(*AT) *[]AP
-	refuse  func(number int32, code int16) AP
 	code    func(*AP) int16
 
 	request  func([]QT) kmsg.Request
@@ -33,16 +32,16 @@ type byPartition[QT, QP, AT, AP any] struct {
 // position is where an item stands: topic and partition, by index.
 type position struct{ topic, part int }
 
-// ready numbers the items and refuses them all.
+// ready numbers the items and makes room for their answers.
 func (b *byPartition[QT, QP, AT, AP]) ready() *byPartition[QT, QP, AT, AP] {
-	b.answers = make([]AT, len(b.topics))
 	for i := range b.topics {
-		b.answers[i] = b.newly(b.topics[i])
-		for j, p := range *b.parts(&b.topics[i]) {
+		t := b.newly(b.topics[i])
+		parts := *b.parts(&b.topics[i])
+		*b.results(&t) = make([]AP, len(parts))
+		for j := range parts {
 			b.at = append(b.at, position{i, j})
-			results := b.results(&b.answers[i])
-			*results = append(*results, b.refuse(b.number(p), int16(protocol.NotLeaderOrFollower)))
 		}
+		b.answers = append(b.answers, t)
 	}
 	return b
 }
@@ -50,7 +49,7 @@ func (b *byPartition[QT, QP, AT, AP]) ready() *byPartition[QT, QP, AT, AP] {
 func (b *byPartition[QT, QP, AT, AP]) places(r *route) []place {
 	all := make([]place, 0, len(b.at))
 	for i := range b.topics {
-		t, _, found := r.view.Topic(b.name(&b.topics[i]))
+		t, found := r.topic(false, b.name(&b.topics[i]), protocol.TopicID{})
 		for _, p := range *b.parts(&b.topics[i]) {
 			all = append(all, r.partition(t, found, b.number(p)))
 		}
@@ -101,10 +100,13 @@ func (b *byPartition[QT, QP, AT, AP]) again(i int, at place) bool {
 
 func (b *byPartition[QT, QP, AT, AP]) answer() kmsg.Response { return b.response(b.answers) }
 
-func (b *byPartition[QT, QP, AT, AP]) waits() bool { return false }
+func (b *byPartition[QT, QP, AT, AP]) long() bool { return false }
 
-// kinds are the APIs whose requests are taken apart and answered by one message.
-var kinds = map[protocol.Key]func(f *Forwarder, ctx context.Context, r *server.Request, req kmsg.Request) kmsg.Response{
+// kind serves the requests of an API that are answered by one message.
+type kind func(f *Forwarder, ctx context.Context, r *server.Request, req kmsg.Request) (kmsg.Response, error)
+
+// kinds are the APIs that concern partitions or groups, but for Produce and Fetch.
+var kinds = map[protocol.Key]kind{
 	protocol.KeyListOffsets:          spreads(listOffsets),
 	protocol.KeyOffsetForLeaderEpoch: spreads(offsetForLeaderEpoch),
 	protocol.KeyDeleteRecords:        spreads(deleteRecords),
@@ -125,8 +127,8 @@ var kinds = map[protocol.Key]func(f *Forwarder, ctx context.Context, r *server.R
 }
 
 // spreads serves requests that make takes apart.
-func spreads[Req kmsg.Request](take func(Req) divisible) func(*Forwarder, context.Context, *server.Request, kmsg.Request) kmsg.Response {
-	return func(f *Forwarder, ctx context.Context, r *server.Request, req kmsg.Request) kmsg.Response {
+func spreads[Req kmsg.Request](take func(Req) divisible) kind {
+	return func(f *Forwarder, ctx context.Context, r *server.Request, req kmsg.Request) (kmsg.Response, error) {
 		return f.spread(ctx, r, take(req.(Req)))
 	}
 }
@@ -144,11 +146,6 @@ func listOffsets(req *kmsg.ListOffsetsRequest) divisible {
 			return kmsg.ListOffsetsResponseTopic{Topic: t.Topic}
 		},
 		results: func(t *kmsg.ListOffsetsResponseTopic) *[]kmsg.ListOffsetsResponseTopicPartition { return &t.Partitions },
-		refuse: func(number int32, code int16) kmsg.ListOffsetsResponseTopicPartition {
-			p := kmsg.NewListOffsetsResponseTopicPartition()
-			p.Partition, p.ErrorCode, p.Offset, p.Timestamp = number, code, -1, -1
-			return p
-		},
 		code: func(p *kmsg.ListOffsetsResponseTopicPartition) int16 { return p.ErrorCode },
 		request: func(topics []kmsg.ListOffsetsRequestTopic) kmsg.Request {
 			for i := range topics {
@@ -181,11 +178,6 @@ func offsetForLeaderEpoch(req *kmsg.OffsetForLeaderEpochRequest) divisible {
 		},
 		results: func(t *kmsg.OffsetForLeaderEpochResponseTopic) *[]kmsg.OffsetForLeaderEpochResponseTopicPartition {
 			return &t.Partitions
-		},
-		refuse: func(number int32, code int16) kmsg.OffsetForLeaderEpochResponseTopicPartition {
-			p := kmsg.NewOffsetForLeaderEpochResponseTopicPartition()
-			p.Partition, p.ErrorCode = number, code
-			return p
 		},
 		code: func(p *kmsg.OffsetForLeaderEpochResponseTopicPartition) int16 { return p.ErrorCode },
 		request: func(topics []kmsg.OffsetForLeaderEpochRequestTopic) kmsg.Request {
@@ -222,9 +214,6 @@ func deleteRecords(req *kmsg.DeleteRecordsRequest) divisible {
 		results: func(t *kmsg.DeleteRecordsResponseTopic) *[]kmsg.DeleteRecordsResponseTopicPartition {
 			return &t.Partitions
 		},
-		refuse: func(number int32, code int16) kmsg.DeleteRecordsResponseTopicPartition {
-			return kmsg.DeleteRecordsResponseTopicPartition{Partition: number, LowWatermark: -1, ErrorCode: code}
-		},
 		code: func(p *kmsg.DeleteRecordsResponseTopicPartition) int16 { return p.ErrorCode },
 		request: func(topics []kmsg.DeleteRecordsRequestTopic) kmsg.Request {
 			part := *req
@@ -250,9 +239,6 @@ func describeProducers(req *kmsg.DescribeProducersRequest) divisible {
 		},
 		results: func(t *kmsg.DescribeProducersResponseTopic) *[]kmsg.DescribeProducersResponseTopicPartition {
 			return &t.Partitions
-		},
-		refuse: func(number int32, code int16) kmsg.DescribeProducersResponseTopicPartition {
-			return kmsg.DescribeProducersResponseTopicPartition{Partition: number, ErrorCode: code}
 		},
 		code: func(p *kmsg.DescribeProducersResponseTopicPartition) int16 { return p.ErrorCode },
 		request: func(topics []kmsg.DescribeProducersRequestTopic) kmsg.Request {

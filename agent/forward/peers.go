@@ -9,24 +9,25 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
 
-	"github.com/varve-io/varve/agent/server"
 	"github.com/varve-io/varve/coordinator"
 )
 
 // Limits of the connections to one other agent.
 const (
 	callsMax    = 256              // requests that are answered soon
-	waitsMax    = 8192             // requests that wait: for members of a group, for records
+	waitsMax    = 8192             // requests that wait for members of a group, and again those that wait for records
 	pipesMax    = 4                // for Produce
 	idleMax     = time.Minute      // after which a connection is not used again; the other end closes it after ten
-	dialTimeout = 3 * time.Second  // as long as a registration lives without its agent
+	dialTimeout = 3 * time.Second  // as long as a registration lives without its agent; for a connection to be made
 	callTimeout = time.Minute      // of a request that is answered soon
-	writeStall  = 30 * time.Second // in which a frame must be taken
+	stall       = 30 * time.Second // in which a frame must be taken, or the rest of an answer come
 	answerMax   = 128 << 20        // bytes of one answer; the largest are Fetch's
 	readBytes   = 16 << 10
 )
@@ -36,45 +37,46 @@ var errGone = errors.New("the agent is gone")
 
 // peers are the other agents. They may be used concurrently.
 type peers struct {
-	greeting []byte
-	buffers  *server.Buffers
-	log      *slog.Logger
+	connect func(context.Context, coordinator.Agent) (net.Conn, error)
+	view    *coordinator.View
+	log     *slog.Logger
 
 	mu   sync.Mutex
-	byID map[coordinator.LogID]*peer
+	byID map[coordinator.LogID]*peer // of agents that are registered
 	over bool
 }
 
-func newPeers(greeting []byte, buffers *server.Buffers, log *slog.Logger) *peers {
-	return &peers{greeting: greeting, buffers: buffers, log: log, byID: make(map[coordinator.LogID]*peer)}
+func newPeers(deps *Deps) *peers {
+	return &peers{connect: deps.Dial, view: deps.View, log: deps.Log, byID: make(map[coordinator.LogID]*peer)}
 }
 
-// of returns an agent.
+// of returns an agent. One that is not registered any more is gone.
 func (ps *peers) of(a coordinator.Agent) *peer {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	if p := ps.byID[a.Log]; p != nil && p.address == a.Kafka {
-		return p
+	old := ps.byID[a.Log]
+	if old != nil && old.agent.Peer == a.Peer {
+		return old
 	}
 	p := newPeer(ps, a)
-	if ps.over {
+	if ps.over || !slices.ContainsFunc(ps.view.Agents(), func(r coordinator.Agent) bool { return r.Log == a.Log }) {
 		p.end()
 		return p
 	}
-	if old := ps.byID[a.Log]; old != nil {
+	if old != nil {
 		old.end()
 	}
 	ps.byID[a.Log] = p
 	return p
 }
 
-// keep ends the connections to agents that are not among those given.
-func (ps *peers) keep(agents []coordinator.Agent) {
+// keep ends the connections to agents that are not registered any more.
+func (ps *peers) keep() {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	live := make(map[coordinator.LogID]bool, len(agents))
-	for _, a := range agents {
-		live[a.Log] = true
+	live := make(map[coordinator.LogID]bool)
+	for _, a := range ps.view.Agents() {
+		live[a.Log] = !ps.over
 	}
 	for id, p := range ps.byID {
 		if !live[id] {
@@ -84,20 +86,22 @@ func (ps *peers) keep(agents []coordinator.Agent) {
 	}
 }
 
+// close ends all connections, and there are no more.
 func (ps *peers) close() {
 	ps.mu.Lock()
 	ps.over = true
 	ps.mu.Unlock()
-	ps.keep(nil)
+	ps.keep()
 }
 
 // peer is one incarnation of another agent.
 type peer struct {
-	of      *peers
-	node    int32
-	address string
+	of    *peers
+	agent coordinator.Agent
 
-	calls, waits *semaphore.Weighted // connections that are used
+	calls, joins, polls *semaphore.Weighted // connections that are used: for what is answered soon, for members of groups, for Fetch
+	unreachable         atomic.Bool         // as far as is known
+
 	gone         context.Context     // ends with the agent
 	end          context.CancelFunc
 
@@ -107,7 +111,10 @@ type peer struct {
 }
 
 func newPeer(of *peers, a coordinator.Agent) *peer {
-	p := &peer{of: of, node: a.Node, address: a.Kafka, calls: semaphore.NewWeighted(callsMax), waits: semaphore.NewWeighted(waitsMax)}
+	p := &peer{
+		of: of, agent: a,
+		calls: semaphore.NewWeighted(callsMax), joins: semaphore.NewWeighted(waitsMax), polls: semaphore.NewWeighted(waitsMax),
+	}
 	p.gone, p.end = context.WithCancel(context.Background())
 	context.AfterFunc(p.gone, p.closeIdle)
 	return p
@@ -136,7 +143,7 @@ func (c *conn) close() {
 	_ = c.nc.Close()
 }
 
-// dial makes a connection and greets.
+// dial makes a connection.
 func (p *peer) dial(ctx context.Context) (*conn, error) {
 	if p.gone.Err() != nil {
 		return nil, errGone
@@ -144,16 +151,15 @@ func (p *peer) dial(ctx context.Context) (*conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	defer context.AfterFunc(p.gone, cancel)() //nolint:contextcheck // the other agent's, which ends first
-	nc, err := new(net.Dialer).DialContext(ctx, "tcp", p.address)
+	nc, err := p.of.connect(ctx, p.agent)
+	if p.unreachable.Swap(err != nil) != (err != nil) && p.gone.Err() == nil {
+		p.of.log.Warn("whether another agent can be reached has changed", "node", p.agent.Node, "address", p.agent.Peer, "err", err)
+	}
 	if err != nil {
 		return nil, err
 	}
 	c := &conn{nc: nc, from: bufio.NewReaderSize(nc, readBytes)}
 	c.stop = context.AfterFunc(p.gone, func() { _ = nc.Close() }) //nolint:contextcheck // the connection outlives the request
-	if err := c.write(p.of.greeting); err != nil {
-		c.close()
-		return nil, err
-	}
 	return c, nil
 }
 
@@ -189,49 +195,80 @@ func (p *peer) give(c *conn) {
 	}
 }
 
-// exchange sends a frame and returns the answer, without its size.
-func (p *peer) exchange(ctx context.Context, frame []byte, wait bool) ([]byte, error) {
-	slots := p.waits
-	if !wait {
+// exchange sends a frame and returns the answer, without its size; long says that this may wait for others.
+func (p *peer) exchange(ctx context.Context, frame []byte, long bool) ([]byte, error) {
+	slots := p.joins
+	if !long {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, callTimeout)
 		defer cancel()
 		slots = p.calls
 	}
+	r, err := p.begin(ctx, frame, slots)
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, r.size)
+	return b, r.read(b)
+}
+
+// reply is an answer that has begun to come, on a connection that carries nothing else until it is read or dropped.
+type reply struct {
+	peer  *peer
+	conn  *conn
+	slots *semaphore.Weighted
+	size  int // of what comes
+}
+
+// begin sends a frame and waits until the answer begins to come, or ctx ends.
+func (p *peer) begin(ctx context.Context, frame []byte, slots *semaphore.Weighted) (*reply, error) {
 	if err := slots.Acquire(ctx, 1); err != nil {
 		return nil, err
 	}
-	defer slots.Release(1)
 	c, err := p.take(ctx)
 	if err != nil {
+		slots.Release(1)
 		return nil, err
 	}
+	r := &reply{peer: p, conn: c, slots: slots}
 	stop := context.AfterFunc(ctx, func() { _ = c.nc.Close() })
-	b, err := c.roundTrip(frame)
+	if err = c.write(frame); err == nil {
+		r.size, err = c.size()
+	}
 	if !stop() || err != nil {
-		c.close()
+		r.drop()
 		return nil, errors.Join(err, ctx.Err())
 	}
-	p.give(c)
-	return b, nil
+	return r, nil
 }
 
-func (c *conn) roundTrip(frame []byte) ([]byte, error) {
-	if err := c.write(frame); err != nil {
-		return nil, err
+// read reads the answer, which b has the size of, and gives the connection back.
+func (r *reply) read(b []byte) error {
+	defer r.slots.Release(1)
+	err := r.conn.nc.SetReadDeadline(time.Now().Add(stall))
+	if err == nil {
+		_, err = io.ReadFull(r.conn.from, b)
 	}
-	n, err := c.size()
+	if err == nil {
+		err = r.conn.nc.SetReadDeadline(time.Time{})
+	}
 	if err != nil {
-		return nil, err
+		r.conn.close()
+		return err
 	}
-	b := make([]byte, n)
-	_, err = io.ReadFull(c.from, b)
-	return b, err
+	r.peer.give(r.conn)
+	return nil
+}
+
+// drop gives the answer up.
+func (r *reply) drop() {
+	r.conn.close()
+	r.slots.Release(1)
 }
 
 // write writes a frame, which must be taken in time.
 func (c *conn) write(frame []byte) error {
-	if err := c.nc.SetWriteDeadline(time.Now().Add(writeStall)); err != nil {
+	if err := c.nc.SetWriteDeadline(time.Now().Add(stall)); err != nil {
 		return err
 	}
 	_, err := c.nc.Write(frame)

@@ -81,7 +81,6 @@ func (p *pipe) send(ctx context.Context, c *call) {
 func (p *pipe) run(to *peer) {
 	c, err := to.dial(to.gone)
 	if err != nil {
-		to.of.log.Debug("cannot reach another agent", "agent", to.node, "address", to.address, "err", err)
 		close(p.broken)
 		return
 	}
@@ -105,7 +104,8 @@ func (p *pipe) write(c *conn, sent chan<- *call, under *atomic.Int32) {
 	for {
 		select {
 		case next := <-p.queue:
-			if err := c.write(next.frame); err != nil {
+			// However long it takes: a leader whose WAL is full takes nothing, and one that is gone ends the connection.
+			if _, err := c.nc.Write(next.frame); err != nil {
 				next.fail(errLost, err)
 				return
 			}

@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -37,31 +35,21 @@ type Fetched interface {
 
 // poll is a Fetch that is under way with one leader. An answer is read only when somebody wants it: until then it takes no memory.
 type poll struct {
-	req    *kmsg.FetchRequest
-	known  parts         // what the leader said before
+	req           *kmsg.FetchRequest
+	correlationID int32
+
 	ready  chan struct{} // closed when an answer has begun to come, or none will
 	err    error
 	cancel context.CancelFunc
 
-	peer *peer // nil if it is this agent
-	conn *conn // at size bytes of answer; nil with an error
-	size int
+	reply *reply // of another agent; nil with an error
 
 	leave  chan struct{} // of this agent: closed to have the answer at once
 	answer Fetched
 }
 
-func newPoll(req *kmsg.FetchRequest, known parts) *poll {
-	return &poll{req: req, known: known, ready: make(chan struct{})}
-}
-
-func (p *poll) isReady() bool {
-	select {
-	case <-p.ready:
-		return true
-	default:
-		return false
-	}
+func newPoll(req *kmsg.FetchRequest, correlationID int32) *poll {
+	return &poll{req: req, correlationID: correlationID, ready: make(chan struct{})}
 }
 
 func signal(wake chan<- struct{}) {
@@ -90,29 +78,10 @@ func (p *poll) askLocal(ctx context.Context, local server.Handler, r *server.Req
 // ask asks another agent. The poll may outlive the request that it is for, and ctx; see [poll.drop].
 func (p *poll) ask(ctx context.Context, to *peer, frame []byte, wake chan<- struct{}) {
 	ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	p.peer = to
 	go func() {
 		defer signal(wake)
 		defer close(p.ready)
-		if p.err = to.waits.Acquire(ctx, 1); p.err != nil {
-			return
-		}
-		c, err := to.take(ctx)
-		if err == nil {
-			stop := context.AfterFunc(ctx, func() { _ = c.nc.Close() })
-			if err = c.write(frame); err == nil {
-				p.size, err = c.size()
-			}
-			if !stop() || err != nil {
-				c.close()
-				err = errors.Join(err, ctx.Err())
-			}
-		}
-		if p.err = err; err != nil {
-			to.waits.Release(1)
-			return
-		}
-		p.conn = c
+		p.reply, p.err = to.begin(ctx, frame, to.polls)
 	}()
 }
 
@@ -121,9 +90,8 @@ func (p *poll) drop() {
 	p.cancel()
 	go func() {
 		<-p.ready
-		if p.conn != nil {
-			p.conn.close()
-			p.peer.waits.Release(1)
+		if p.reply != nil {
+			p.reply.drop()
 		}
 	}()
 }
@@ -146,7 +114,7 @@ func (p *poll) finish(ctx context.Context, f *Forwarder, wait bool) (*result, er
 	if p.answer != nil {
 		return &result{parts: localParts(p.answer.Response()), release: sync.OnceFunc(p.answer.Release)}, nil
 	}
-	held := min(int64(p.size), f.cfg.BytesMax)
+	held := min(int64(p.reply.size), f.cfg.BytesMax)
 	if wait {
 		if err := f.fetched.Acquire(ctx, held); err != nil {
 			p.drop()
@@ -155,41 +123,26 @@ func (p *poll) finish(ctx context.Context, f *Forwarder, wait bool) (*result, er
 	} else if !f.fetched.TryAcquire(held) {
 		return nil, errNoRoom
 	}
-	buffer, b := f.buffers.Get(max(p.size, 1))
-	b = b[:p.size]
-	release := sync.OnceFunc(func() {
+	defer p.cancel()
+	buffer, b := f.buffers.Get(max(p.reply.size, 1))
+	b = b[:p.reply.size]
+	res := &result{release: sync.OnceFunc(func() {
 		f.buffers.Put(buffer)
 		f.fetched.Release(held)
-	})
-	got, err := p.read(b)
-	if err != nil {
-		release()
-		return nil, err
-	}
-	return &result{parts: got, release: release}, nil
-}
-
-// read reads the answer from the connection, which it gives back.
-func (p *poll) read(b []byte) (parts, error) {
-	defer p.cancel()
-	defer p.peer.waits.Release(1)
-	err := p.conn.nc.SetReadDeadline(time.Now().Add(writeStall))
+	})}
+	err := p.reply.read(b)
+	var resp kmsg.Response
 	if err == nil {
-		_, err = io.ReadFull(p.conn.from, b)
+		resp, err = decode(p.req, p.correlationID, b)
 	}
 	if err == nil {
-		err = p.conn.nc.SetReadDeadline(time.Time{})
+		res.parts, err = remoteParts(resp.(*kmsg.FetchResponse))
 	}
 	if err != nil {
-		p.conn.close()
+		res.release()
 		return nil, err
 	}
-	p.peer.give(p.conn)
-	resp, err := decode(p.req, b)
-	if err != nil {
-		return nil, err
-	}
-	return remoteParts(resp.(*kmsg.FetchResponse))
+	return res, nil
 }
 
 func localParts(resp *wire.FetchResponse) parts {
@@ -235,9 +188,11 @@ func remoteParts(resp *kmsg.FetchResponse) (parts, error) {
 	return all, nil
 }
 
-// polls are those that a client's Fetch has left under way, one per leader at most. But for close, it belongs to the goroutine that serves the connection.
+// polls are those that a client's Fetch has left under way, one per leader at most, and what was said before. But for close, it belongs to the goroutine that
+// serves the connection.
 type polls struct {
 	wake chan struct{} // holds a signal when a poll of this client has become ready
+	last map[partition]wire.FetchPartition
 
 	mu     sync.Mutex
 	parked map[coordinator.LogID]*poll
@@ -245,24 +200,41 @@ type polls struct {
 }
 
 func newPolls() *polls {
-	return &polls{wake: make(chan struct{}, 1), parked: make(map[coordinator.LogID]*poll)}
+	return &polls{wake: make(chan struct{}, 1), last: make(map[partition]wire.FetchPartition), parked: make(map[coordinator.LogID]*poll)}
 }
+
+// known returns what was said of a partition last, without records; NOT_LEADER_OR_FOLLOWER if nothing was.
+func (ps *polls) known(at place, number int32) wire.FetchPartition {
+	if p, ok := ps.last[at.partition]; ok && at.known {
+		return p
+	}
+	return wire.NewFetchPartition(number, protocol.NotLeaderOrFollower)
+}
+
+// know remembers what is said of partitions. Clients leave some out for a while.
+func (ps *polls) know(g *fetching) {
+	if len(ps.last) > 2*len(g.parts)+lastMin {
+		clear(ps.last)
+	}
+	for i, p := range g.parts {
+		if p.ErrorCode == protocol.None && p.Diverging == nil && g.places[i].known {
+			p.Records, p.Aborted = nil, nil
+			ps.last[g.places[i].partition] = p
+		}
+	}
+}
+
+// lastMin is of how many partitions at least a client's connection keeps what was said.
+const lastMin = 100
 
 // adopt takes those up that ask for what the client wants now, and drops the others.
 func (ps *polls) adopt(g *fetching) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	for _, a := range g.asked {
-		p := ps.parked[a.agent.Log]
-		if p == nil || !same(p.req, g.part(a, 0)) {
-			continue
-		}
-		delete(ps.parked, a.agent.Log)
-		a.poll, a.known = p, p.known
-		for _, i := range a.of {
-			if known, ok := p.known[g.key(i)]; ok {
-				g.parts[i] = known
-			}
+		if p := ps.parked[a.agent.Log]; p != nil && serves(p.req, g.part(a, 0)) {
+			delete(ps.parked, a.agent.Log)
+			a.poll, a.said = p, true
 		}
 	}
 	for log, p := range ps.parked {
@@ -298,10 +270,10 @@ func (ps *polls) close() {
 	}
 }
 
-// same reports whether two requests to one leader want the same, in whatever order and within whatever time.
-func same(a, b *kmsg.FetchRequest) bool {
-	return a.Version == b.Version && a.MaxBytes == b.MaxBytes && a.MinBytes == b.MinBytes && a.IsolationLevel == b.IsolationLevel &&
-		slices.Equal(wanted(a), wanted(b))
+// serves reports whether what is asked of a leader is what is wanted, in whatever order and within whatever time, and not more.
+func serves(asked, want *kmsg.FetchRequest) bool {
+	return asked.Version == want.Version && asked.MaxBytes <= want.MaxBytes && asked.MinBytes <= want.MinBytes && asked.IsolationLevel == want.IsolationLevel &&
+		slices.Equal(wanted(asked), wanted(want))
 }
 
 // wanted is what a request wants of one partition.

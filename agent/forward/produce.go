@@ -3,6 +3,7 @@ package forward
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -29,31 +30,29 @@ type production struct {
 	whole  kmsg.ProduceRequest
 	late   time.Time
 
-	at   []position
-	resp *kmsg.ProduceResponse
-	// portions are all that were sent. Their frames hold the records.
+	at     []position
+	places []place // where each item is led, as of the last time that it was sent
+	paths  []path  // and which way it went
+	ways   []*way
+	resp   *kmsg.ProduceResponse
+	// portions are those that were sent last. Their frames hold the records.
 	portions []*portion
 	before   *production   // the one before in its lane, if that was not settled when this one was sent; nil once it is
 	done     chan struct{} // closed when this one and all before it in its lane are settled
 	uneven   bool          // this one, or one that was under way before it, was sent again; valid when done
 }
 
+func (p *production) isDone() bool { return isClosed(p.done) }
+
 // portion is what of a request goes to one leader. Its frame is the copy of its records, since the request's buffer goes back when Serve returns.
 type portion struct {
 	of     []int
-	aim    aim
+	hop    hop
+	id     int32 // correlation id
 	frame  []byte
 	buffer *[]byte       // frame's, if it is to go back
 	call   *call         // if it went to another agent
 	local  server.Answer // if this one took it
-	places []place
-}
-
-// aim is where an item goes. Without a leader it goes nowhere.
-type aim struct {
-	led   bool
-	agent coordinator.Agent
-	path  path
 }
 
 // errRefused ends the connection of a producer that asked for no answer, so that it looks for the topic again, as Kafka does.
@@ -78,16 +77,11 @@ func (f *Forwarder) produce(ctx context.Context, r *server.Request, req *kmsg.Pr
 		p.whole.Acks = 1
 	}
 	p.refuseAll()
-	places, aims, err := p.lane.enter(ctx, p)
-	if err != nil {
+	if err := p.lane.enter(ctx, p); err != nil {
 		f.produced.Release(held)
 		return nil, err
 	}
-	all := make([]int, len(p.at))
-	for i := range all {
-		all[i] = i
-	}
-	p.send(ctx, req.Topics, all, places, aims)
+	p.send(ctx, req.Topics, numbers(len(p.at)))
 	for i := range req.Topics {
 		for j := range req.Topics[i].Partitions {
 			req.Topics[i].Partitions[j].Records = nil // the request's buffer goes back
@@ -95,6 +89,9 @@ func (f *Forwarder) produce(ctx context.Context, r *server.Request, req *kmsg.Pr
 	}
 	go func() {
 		p.settle(ctx)
+		for _, o := range p.portions {
+			o.release(f)
+		}
 		f.produced.Release(held)
 	}()
 	return &receipt{p}, nil
@@ -129,79 +126,64 @@ func (p *production) refuse(i int, code protocol.ErrorCode) {
 	out.Partition, out.ErrorCode, out.BaseOffset = number, int16(code), int64(protocol.NoOffset)
 }
 
-// places returns where each item is led.
-func (p *production) places(r *route) []place {
-	all := make([]place, 0, len(p.at))
+// aim finds where each item is led, and which way it goes there now.
+func (p *production) aim() {
+	r := p.f.route()
+	p.places, p.paths = p.places[:0], p.paths[:0]
+	pipes := make(map[coordinator.LogID]*pipe)
 	for i := range p.whole.Topics {
 		t := &p.whole.Topics[i]
-		var topic coordinator.Topic
-		var found bool
-		if p.whole.Version >= 13 {
-			topic, found = r.view.TopicByID(t.TopicID)
-		} else {
-			topic, _, found = r.view.Topic(t.Topic)
-		}
+		topic, found := r.topic(p.whole.Version >= 13, t.Topic, t.TopicID)
 		for j := range t.Partitions {
-			all = append(all, r.partition(topic, found, t.Partitions[j].Partition))
+			at := r.partition(topic, found, t.Partitions[j].Partition)
+			a, epoch := p.f.leader(&r, at)
+			if pipes[a.Log] == nil && a.Log != p.f.cfg.Self {
+				pipes[a.Log] = p.f.peers.of(a).pipe(p.lane.number)
+			}
+			p.places, p.paths = append(p.places, at), append(p.paths, path{hop{a.Log, pipes[a.Log]}, epoch})
 		}
 	}
-	return all
 }
 
-// aim returns where each item goes now.
-func (p *production) aim() ([]place, []aim) {
-	r := p.f.route()
-	places := p.places(&r)
-	aims := make([]aim, len(places))
-	pipes := make(map[coordinator.LogID]*pipe)
-	for i := range places {
-		a, led := p.f.leader(&r, places[i])
-		if !led {
-			continue
-		}
-		if pipes[a.Log] == nil && a.Log != p.f.cfg.Self {
-			pipes[a.Log] = p.f.peers.of(a).pipe(p.lane.number)
-		}
-		aims[i] = aim{led: true, agent: a, path: path{a.Log, pipes[a.Log]}}
-	}
-	return places, aims
-}
-
-// send sends items, whose records are in topics: for all but the first time those that the portions hold.
-func (p *production) send(ctx context.Context, topics []kmsg.ProduceRequestTopic, items []int, places []place, aims []aim) []*portion {
-	var portions []*portion
-	byPath := make(map[path]*portion)
+// send sends items, whose records are in topics: for all but the first time those of the portions so far, which it replaces.
+func (p *production) send(ctx context.Context, topics []kmsg.ProduceRequestTopic, items []int) {
+	before := p.portions
+	p.portions = nil
+	byHop := make(map[hop]*portion)
 	for _, i := range items {
-		to := byPath[aims[i].path]
+		h := p.paths[i].hop
+		to := byHop[h]
 		if to == nil {
-			to = &portion{aim: aims[i]}
-			byPath[aims[i].path] = to
-			portions = append(portions, to)
+			to = &portion{hop: h, id: p.f.frames.Add(1)}
+			byHop[h] = to
+			p.portions = append(p.portions, to)
 		}
-		to.of, to.places = append(to.of, i), append(to.places, places[i])
+		to.of = append(to.of, i)
 	}
-	p.portions = append(p.portions, portions...)
+	for _, to := range p.portions {
+		part := p.whole
+		part.TimeoutMillis = int32(max(0, p.late.Sub(p.f.deps.Now())).Milliseconds())
+		part.Topics = some(topics, producePartitions, p.at, to.of)
+		to.encode(p.f, &p.from, &part)
+	}
+	for _, old := range before {
+		old.release(p.f)
+	}
 	ctx, cancel := context.WithDeadline(ctx, p.late)
 	defer cancel()
 	var local *portion
-	for _, to := range portions {
-		part := p.whole
-		part.Topics = some(topics, producePartitions, p.at, to.of)
-		to.encode(p.f, &p.from, &part)
-		switch {
-		case !to.aim.led:
-		case to.aim.path.pipe == nil:
+	for _, to := range p.portions {
+		if to.hop.pipe == nil {
 			local = to
-		default:
-			p.f.metrics.forwarded.WithLabelValues(protocol.KeyProduce.String()).Inc()
-			to.call = newCall(to.frame)
-			to.aim.path.pipe.send(ctx, to.call)
+			continue
 		}
+		p.f.metrics.forwarded.WithLabelValues(protocol.KeyProduce.String()).Inc()
+		to.call = newCall(to.frame)
+		to.hop.pipe.send(ctx, to.call)
 	}
 	if local != nil { // last, as it may wait for room
 		local.serve(ctx, p)
 	}
-	return portions
 }
 
 func producePartitions(t *kmsg.ProduceRequestTopic) *[]kmsg.ProduceRequestTopicPartition {
@@ -219,7 +201,7 @@ func (o *portion) encode(f *Forwarder, r *server.Request, part *kmsg.ProduceRequ
 	}
 	var room []byte
 	o.buffer, room = f.buffers.Get(size)
-	o.frame = encode(room[:0], r, part)
+	o.frame = encode(room[:0], r, part, o.id)
 	if &o.frame[0] != &room[0] { // it did not fit
 		f.buffers.Put(o.buffer)
 		o.buffer = nil
@@ -244,7 +226,7 @@ func (o *portion) serve(ctx context.Context, p *production) {
 	defer p.f.buffers.Put(buffer)
 	copy(room, body)
 	local := p.from
-	local.Body, local.Forwarded = room, true
+	local.Body, local.CorrelationID, local.Forwarded = room, o.id, true
 	if o.local, err = p.f.deps.Local.Serve(ctx, &local); err != nil {
 		p.f.deps.Log.Debug("a request was not served", "err", err)
 	}
@@ -253,7 +235,7 @@ func (o *portion) serve(ctx context.Context, p *production) {
 // settle waits for the answers, and sends again what was refused by who does not lead it, after all that were sent before this one.
 func (p *production) settle(ctx context.Context) {
 	defer close(p.done)
-	again := p.collect(ctx, p.portions, true)
+	again := p.collect(ctx, true)
 	if len(again) > 0 {
 		p.lane.disturbed.Store(true)
 	}
@@ -266,13 +248,13 @@ func (p *production) settle(ctx context.Context) {
 		again = p.withoutGaps(again)
 	}
 	p.uneven = p.uneven || len(again) > 0
-	for len(again) > 0 && ctx.Err() == nil && p.f.deps.Now().Before(p.late) {
+	for times := 0; len(again) > 0 && ctx.Err() == nil && p.f.deps.Now().Before(p.late); times++ {
 		p.f.metrics.again.Inc()
 		changed := p.f.change()
-		places, aims := p.aim()
-		sent := p.send(ctx, p.records(again), again, places, aims)
-		if again = p.collect(ctx, sent, false); len(again) > 0 {
-			wait(ctx, changed)
+		p.aim()
+		p.send(ctx, p.records(again), again)
+		if again = p.collect(ctx, false); len(again) > 0 {
+			wait(ctx, changed, times)
 		}
 	}
 	for i := range p.at {
@@ -280,36 +262,27 @@ func (p *production) settle(ctx context.Context) {
 			p.lane.refused.Store(true)
 		}
 	}
-	for _, o := range p.portions {
-		if o.buffer != nil && o.over() {
-			p.f.buffers.Put(o.buffer)
-		}
-		o.frame = nil
-	}
-	p.portions = nil
 }
 
-// over reports whether nobody uses the frame any more.
-func (o *portion) over() bool {
-	if o.call == nil {
-		return true
+// release gives the frame back, once no pipe can send it any more: when the answer has come, or never will.
+func (o *portion) release(f *Forwarder) {
+	if o.call != nil {
+		<-o.call.done
 	}
-	select {
-	case <-o.call.done:
-		return true
-	default:
-		return false
+	if o.buffer != nil {
+		f.buffers.Put(o.buffer)
 	}
+	o.frame, o.buffer = nil, nil
 }
 
-// collect waits for the answers to portions, and returns the items that should be sent again. With gaps, these include batches that were refused for a
+// collect waits for the answers to what was sent last, and returns the items that should be sent again. The first time, these include batches that were refused for a
 // gap in their producer's sequence numbers, which may be due to one before them that has to be sent again itself.
-func (p *production) collect(ctx context.Context, portions []*portion, gaps bool) (again []int) {
+func (p *production) collect(ctx context.Context, first bool) (again []int) {
 	ctx, cancel := context.WithDeadline(ctx, p.late)
 	defer cancel()
-	for _, o := range portions {
+	for _, o := range p.portions {
 		err := p.take(ctx, o)
-		for n, i := range o.of {
+		for _, i := range o.of {
 			if err != nil {
 				code := protocol.RequestTimedOut // it may have been appended
 				if errors.Is(err, errUnsent) {
@@ -319,9 +292,13 @@ func (p *production) collect(ctx context.Context, portions []*portion, gaps bool
 			}
 			lost := errors.Is(err, errLost)
 			switch code := protocol.ErrorCode(p.result(i).ErrorCode); {
-			case notLed(code, o.places[n]),
+			case code == protocol.None:
+				if first {
+					p.ways[i].taken.Store(true)
+				}
+			case notLed(code, p.places[i]),
 				(lost || code == protocol.KafkaStorageError) && o.idempotent(),
-				gaps && code == protocol.OutOfOrderSequenceNumber:
+				first && code == protocol.OutOfOrderSequenceNumber:
 				again = append(again, i)
 			}
 		}
@@ -362,7 +339,7 @@ func (p *production) take(ctx context.Context, o *portion) error {
 	default:
 		return errUnsent
 	}
-	resp, err := decode(&p.whole, b)
+	resp, err := decode(&p.whole, o.id, b)
 	if err != nil {
 		return err
 	}
@@ -370,7 +347,7 @@ func (p *production) take(ctx context.Context, o *portion) error {
 	for _, t := range resp.(*kmsg.ProduceResponse).Topics {
 		got = append(got, t.Partitions...)
 	}
-	if len(got) != len(o.of) {
+	if !slices.EqualFunc(got, o.of, func(g kmsg.ProduceResponseTopicPartition, i int) bool { return g.Partition == p.result(i).Partition }) {
 		return errors.New("an answer to another request")
 	}
 	for n, i := range o.of {

@@ -2,6 +2,7 @@ package forward_test
 
 import (
 	"encoding/binary"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -136,27 +137,54 @@ func TestProduceMoves(t *testing.T) {
 	}
 }
 
+// TestProduceFirst: a leader that refuses the first batch of a producer and is then ready takes the second one after it, though it would take any batch as the first.
+func TestProduceFirst(t *testing.T) {
+	for name, n := range map[string]int{"here": 0, "elsewhere": 1} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			p := w.partitionsOf(n)[0]
+			a := w.agents[n]
+			a.lead(w.shard(p), false)
+			first, second := produceTo(-1, 7, 0, p), produceTo(-1, 7, 1, p)
+			one := w.serve(first)
+			for a.count("Produce") == 0 { // it has refused the first
+				time.Sleep(time.Millisecond)
+			}
+			a.lead(w.shard(p), true)
+			two := w.serve(second)
+			wantAppended(t, first, w.finish(first, one), 0)
+			wantAppended(t, second, w.finish(second, two), 1)
+			if got := a.log(p); !slices.Equal(got, []int32{0, 1}) {
+				t.Errorf("appended %v, want both in order", got)
+			}
+		})
+	}
+}
+
 // TestProduceGap: what was refused for a gap, because the one before it has to be sent again, follows it.
 func TestProduceGap(t *testing.T) {
 	w := newWorld(t)
 	p := w.partitionsOf(1)[0]
 	a := w.agents[1]
+	known := produceTo(-1, 7, 0, p)
+	wantAppended(t, known, w.ask(known), 0)
 	a.lead(w.shard(p), false)
-	first := produceTo(-1, 7, 0, p)
+	first := produceTo(-1, 7, 1, p)
 	one := w.serve(first)
-	for a.count("Produce") == 0 { // it has refused the first
+	for a.count("Produce") == 1 { // it has refused the first
 		time.Sleep(time.Millisecond)
 	}
 	a.lead(w.shard(p), true) // and leads again
-	second := produceTo(-1, 7, 1, p)
+	second := produceTo(-1, 7, 2, p)
 	two := w.serve(second)
-	wantAppended(t, first, w.finish(first, one), 0)
-	wantAppended(t, second, w.finish(second, two), 1)
+	wantAppended(t, first, w.finish(first, one), 1)
+	wantAppended(t, second, w.finish(second, two), 2)
 }
 
 // TestProduceTrueGap: a gap that nobody closes is told, and soon.
 func TestProduceTrueGap(t *testing.T) {
 	w := newWorld(t)
+	w.ask(produceTo(-1, 7, 0, w.partitionsOf(1)[0]))
 	req := produceTo(-1, 7, 3, w.partitionsOf(1)[0])
 	start := time.Now()
 	got := w.ask(req).(*kmsg.ProduceResponse).Topics[0].Partitions[0].ErrorCode
@@ -204,4 +232,28 @@ func TestProduceTimeout(t *testing.T) {
 	if parts[0].ErrorCode != int16(protocol.RequestTimedOut) || parts[1].ErrorCode != 0 {
 		t.Errorf("errors %d and %d, want REQUEST_TIMED_OUT and none", parts[0].ErrorCode, parts[1].ErrorCode)
 	}
+}
+
+// TestProduceAgainHoldsOneCopy: a request that is sent again and again takes the memory of one.
+func TestProduceAgainHoldsOneCopy(t *testing.T) {
+	w := newWorld(t)
+	p := w.partitionsOf(1)[0]
+	w.agents[1].lead(w.shard(p), false)
+	req := produceTo(-1, 7, 0, p)
+	req.Topics[0].Partitions[0].Records = append(req.Topics[0].Partitions[0].Records, make([]byte, 16<<20)...)
+	req.TimeoutMillis = 5000
+	runtime.GC()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	a := w.serve(req)
+	for w.agents[1].count("Produce") < 8 {
+		time.Sleep(time.Millisecond)
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if got := int64(after.HeapAlloc) - int64(before.HeapAlloc); got > 200<<20 {
+		t.Errorf("%d MiB are held for a request of 16 MiB", got>>20)
+	}
+	w.agents[1].lead(w.shard(p), true)
+	wantAppended(t, req, w.finish(req, a), 0)
 }

@@ -2,10 +2,12 @@ package forward
 
 import (
 	"context"
-	"sync"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/varve-io/varve/agent/server"
 	"github.com/varve-io/varve/coordinator"
@@ -23,48 +25,53 @@ type divisible interface {
 	part(of []int) kmsg.Request
 	// take puts the answer to such a request in its place. It is false if the answer is not one to that request.
 	take(of []int, answer kmsg.Response) bool
-	// again reports whether the item was not answered, or refused by an agent that does not lead it; the place is as it was when it was asked.
+	// again reports whether the item was refused by an agent that does not lead it; the place is as it was when it was asked.
 	again(i int, at place) bool
-	// answer returns the whole answer. Before anything was taken, it refuses every item as an agent does that does not lead it.
+	// answer returns the whole answer, once every item's was taken.
 	answer() kmsg.Response
-	// waits says that it may take long until the answer comes, as others must act first.
-	waits() bool
+	// long says that it may wait for others until the answer comes.
+	long() bool
 }
 
 // spread has each item of a request answered by whoever leads it, again and again while leaders move.
-func (f *Forwarder) spread(ctx context.Context, r *server.Request, d divisible) kmsg.Response {
-	route := f.route()
-	places := d.places(&route)
-	items := make([]int, len(places))
-	for i := range items {
-		items[i] = i
-	}
-	for late := (time.Time{}); ; {
+func (f *Forwarder) spread(ctx context.Context, r *server.Request, d divisible) (kmsg.Response, error) {
+	var places []place
+	var items []int
+	late := time.Time{}
+	for times := 0; ; times++ {
 		changed := f.change()
-		f.spreadOnce(ctx, r, d, &route, places, items)
-		rest := items[:0]
-		for _, i := range items {
-			if d.again(i, places[i]) {
-				rest = append(rest, i)
-			}
+		route := f.route()
+		places = d.places(&route)
+		if times == 0 {
+			items = numbers(len(places))
 		}
-		items = rest
+		if err := f.spreadOnce(ctx, r, d, &route, places, items); err != nil {
+			return nil, err
+		}
+		items = slices.DeleteFunc(items, func(i int) bool { return !d.again(i, places[i]) })
 		now := f.deps.Now()
 		if late.IsZero() { // members of a group may have waited for long until their coordinator moved
 			late = now.Add(patience)
 		}
 		if len(items) == 0 || left(ctx, r) || !now.Before(late) {
-			return d.answer()
+			return d.answer(), nil
 		}
 		f.metrics.again.Inc()
-		wait(ctx, changed)
-		route = f.route()
-		places = d.places(&route)
+		wait(ctx, changed, times)
 	}
 }
 
+// numbers returns the first n.
+func numbers(n int) []int {
+	all := make([]int, n)
+	for i := range all {
+		all[i] = i
+	}
+	return all
+}
+
 // spreadOnce asks the leaders of those items, all at the same time.
-func (f *Forwarder) spreadOnce(ctx context.Context, r *server.Request, d divisible, route *route, places []place, items []int) {
+func (f *Forwarder) spreadOnce(ctx context.Context, r *server.Request, d divisible, route *route, places []place, items []int) error {
 	type target struct {
 		agent coordinator.Agent
 		of    []int
@@ -73,10 +80,7 @@ func (f *Forwarder) spreadOnce(ctx context.Context, r *server.Request, d divisib
 	var targets []*target
 	byLog := make(map[coordinator.LogID]*target)
 	for _, i := range items {
-		a, ok := f.leader(route, places[i])
-		if !ok {
-			continue
-		}
+		a, _ := f.leader(route, places[i])
 		t := byLog[a.Log]
 		if t == nil {
 			t = &target{agent: a}
@@ -85,48 +89,25 @@ func (f *Forwarder) spreadOnce(ctx context.Context, r *server.Request, d divisib
 		}
 		t.of = append(t.of, i)
 	}
-	ask := func(t *target) {
-		resp, err := f.askUntilLeaving(ctx, r, t.agent, d.part(t.of), d.waits())
-		if err != nil {
-			f.deps.Log.Debug("a part of a request was not answered", "err", err)
-			return
-		}
-		t.resp = resp
-	}
-	var wg sync.WaitGroup
-	for n, t := range targets {
-		if n == len(targets)-1 {
-			ask(t)
-		} else {
-			wg.Go(func() { ask(t) })
-		}
-	}
-	wg.Wait()
+	var g errgroup.Group
 	for _, t := range targets {
-		if t.resp != nil && !d.take(t.of, t.resp) {
-			f.deps.Log.Warn("an agent answered something else than what it was asked", "api", r.Key, "agent", t.agent.Node)
+		g.Go(func() (err error) {
+			part := d.part(t.of)
+			if t.resp, err = f.ask(ctx, r, t.agent, part, d.long()); err != nil {
+				t.resp, err = f.askLocal(ctx, r, part) // which refuses what it does not lead
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for _, t := range targets {
+		if !d.take(t.of, t.resp) {
+			return fmt.Errorf("node %d answered %v for something else than it was asked", t.agent.Node, r.Key)
 		}
 	}
-}
-
-// askUntilLeaving is ask, but for requests that wait for others and are with another agent when this one drains: they end, so that the client tries again
-// elsewhere.
-func (f *Forwarder) askUntilLeaving(ctx context.Context, r *server.Request, to coordinator.Agent, req kmsg.Request, wait bool) (kmsg.Response, error) {
-	if wait && to.Log != f.cfg.Self {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithCancel(ctx)
-		defer cancel()
-		stop := make(chan struct{})
-		defer close(stop)
-		go func() {
-			select {
-			case <-r.Leave:
-				cancel()
-			case <-stop:
-			}
-		}()
-	}
-	return f.ask(ctx, r, to, req, wait)
+	return nil
 }
 
 // notLed reports whether a partition was refused because its leader has moved. A leader whose view is behind does not know a topic yet that this agent knows.

@@ -49,8 +49,6 @@ type world struct {
 	last  int32
 }
 
-var greeting = server.Greeting([]byte("secret"))
-
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{
@@ -62,9 +60,7 @@ func newWorld(t *testing.T) *world {
 	w.put(coordinator.KeyTopic("t"), w.topic)
 	for n := range agents {
 		w.agents[n] = newFake(w, int32(n+1))
-		if n > 0 {
-			w.agents[n].listen()
-		}
+		w.agents[n].listen()
 		w.register(n)
 	}
 	for s := range coordinator.ShardID(shards) {
@@ -83,7 +79,7 @@ func newWorld(t *testing.T) *world {
 	var running sync.WaitGroup
 	running.Go(func() { _ = w.view.Run(ctx) })
 	w.f = forward.New(forward.Config{Self: 1, BytesMax: 64 << 20}, forward.Deps{
-		View: w.view, Local: w.agents[0], Greeting: greeting, Kick: w.kick, Now: time.Now, Log: slog.New(slog.DiscardHandler), Metrics: w.metrics,
+		View: w.view, Local: w.agents[0], Dial: dial, Kick: w.kick, Now: time.Now, Log: slog.New(slog.DiscardHandler), Metrics: w.metrics,
 	})
 	running.Go(func() { _ = w.f.Run(ctx) })
 	t.Cleanup(func() {
@@ -92,6 +88,11 @@ func newWorld(t *testing.T) *world {
 	})
 	w.settled()
 	return w
+}
+
+// dial connects to a fake agent.
+func dial(ctx context.Context, a coordinator.Agent) (net.Conn, error) {
+	return new(net.Dialer).DialContext(ctx, "tcp", a.Peer)
 }
 
 // put writes a record.
@@ -105,7 +106,7 @@ func (w *world) put(key string, v any) {
 func (w *world) register(n int) {
 	a := w.agents[n]
 	w.put(coordinator.KeyAgent(a.node), coordinator.Agent{
-		Node: a.node, Log: coordinator.LogID(a.node), Kafka: a.address, State: coordinator.AgentServing,
+		Node: a.node, Log: coordinator.LogID(a.node), Peer: a.address, State: coordinator.AgentServing,
 	})
 }
 
@@ -208,6 +209,7 @@ type fake struct {
 	bytesMax int32                   // of the last Fetch
 	changed  chan struct{}           // closed and replaced when high changes
 	fail     func(protocol.Key) bool // ends the connection of a forwarded request
+	deaf     bool                    // answers no Fetch
 	hold     chan struct{}           // Produce waits for it
 }
 
@@ -227,15 +229,22 @@ func (a *fake) listen() {
 	}
 	a.address = l.Addr().String()
 	s := server.New(server.Defaults(), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	s.Open(a, greeting)
+	s.Open(a)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(a.w.t.Context()))
-	ended := make(chan error, 1)
-	go func() { ended <- s.Serve(ctx, l) }()
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() { s.ServeAgent(ctx, c) })
+		}
+	})
 	a.stop = sync.OnceFunc(func() {
 		cancel()
-		if err := <-ended; err != nil {
-			a.w.t.Errorf("serve: %v", err)
-		}
+		_ = l.Close()
+		serving.Wait()
 	})
 	a.w.t.Cleanup(a.stop)
 }
@@ -337,7 +346,7 @@ type held struct {
 
 func (h *held) Ready() <-chan struct{} { return h.ready }
 
-// produce appends batches in the order of their sequence numbers, which begin at 0 in each partition.
+// produce appends batches in the order of their sequence numbers, which begin anywhere in each partition.
 func (a *fake) produce(req *kmsg.ProduceRequest) kmsg.Response {
 	resp := kmsg.NewPtrProduceResponse()
 	for _, t := range req.Topics {
@@ -363,9 +372,9 @@ func (a *fake) append(partition, sequence int32) (int64, int16) {
 		return -1, int16(protocol.UnknownTopicOrPartition)
 	case !a.shards[a.w.shard(partition)]:
 		return -1, int16(protocol.NotLeaderOrFollower)
-	case int(sequence) < len(log):
+	case slices.Contains(log, sequence):
 		return int64(sequence), 0 // a duplicate
-	case int(sequence) > len(log):
+	case len(log) > 0 && sequence != log[len(log)-1]+1:
 		return -1, int16(protocol.OutOfOrderSequenceNumber)
 	}
 	a.logs[partition] = append(log, sequence)
@@ -386,7 +395,11 @@ func (f *fetched) Response() *wire.FetchResponse { return &f.resp }
 func (a *fake) fetch(ctx context.Context, r *server.Request, req *kmsg.FetchRequest) server.Answer {
 	a.mu.Lock()
 	a.bytesMax = req.MaxBytes
+	deaf := a.deaf
 	a.mu.Unlock()
+	if deaf {
+		<-ctx.Done()
+	}
 	timer := time.NewTimer(time.Duration(req.MaxWaitMillis) * time.Millisecond)
 	defer timer.Stop()
 	for {
@@ -399,6 +412,9 @@ func (a *fake) fetch(ctx context.Context, r *server.Request, req *kmsg.FetchRequ
 			out := wire.FetchTopic{Name: t.Topic, ID: t.TopicID}
 			for _, p := range t.Partitions {
 				answer := wire.NewFetchPartition(p.Partition, a.partition(p.Partition))
+				if r.Version >= 13 && t.TopicID != a.w.topic.ID {
+					answer.ErrorCode = protocol.UnknownTopicID
+				}
 				if answer.ErrorCode != 0 || p.CurrentLeaderEpoch != -1 {
 					urgent = true // whatever the client knows of epochs, it is left out
 				} else {

@@ -2,14 +2,13 @@ package server
 
 import (
 	"context"
+	"net"
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve-io/varve/protocol"
 )
-
-var secret = []byte("secret")
 
 // forwarded is a request as another agent forwards it for a client.
 func forwarded(id int32) []byte {
@@ -18,60 +17,59 @@ func forwarded(id int32) []byte {
 	return kmsg.NewRequestFormatter(kmsg.FormatterClientID(ForwardedID("/10.0.0.9", "their client"))).AppendRequest(nil, req, id)
 }
 
-// TestGreeting holds that the requests of a connection that greets are marked, and are those of the client that they came from.
-func TestGreeting(t *testing.T) {
+// agent returns a connection to the server that is another agent's, and its other end has ended when served is closed.
+func (f *fixture) agent(t *testing.T) (c net.Conn, served chan struct{}) {
+	t.Helper()
+	ours, theirs := net.Pipe()
+	t.Cleanup(func() { _ = ours.Close() })
+	served = make(chan struct{})
+	go func() {
+		defer close(served)
+		f.server.ServeAgent(t.Context(), theirs)
+	}()
+	return ours, served
+}
+
+// TestServeAgent holds that the requests of an agent's connection are marked, and are those of the client that they came from.
+func TestServeAgent(t *testing.T) {
 	seen := make(chan *Request, 2)
-	f := start(t, nil)
-	f.server.Open(handler(func(ctx context.Context, r *Request) (Answer, error) {
+	f := serve(t, nil, func(ctx context.Context, r *Request) (Answer, error) {
 		seen <- r
 		return echo(ctx, r)
-	}), Greeting(secret))
-	agent, client := f.dial(), f.dial()
-	write(t, agent, append(Greeting(secret), forwarded(1)...))
+	})
+	client := f.dial()
+	agent, served := f.agent(t)
+	write(t, agent, forwarded(1))
 	if id, _ := read(t, agent); id != 1 {
 		t.Errorf("response to %d, want 1", id)
 	}
 	if r := <-seen; !r.Forwarded || r.Client.Host != "/10.0.0.9" || r.ClientID != "their client" {
 		t.Errorf("request of %s, %q, forwarded %v; want one of their client's", r.Client.Host, r.ClientID, r.Forwarded)
 	}
-	write(t, client, forwarded(2)) // without a greeting it is a strange name and nothing more
+	write(t, client, forwarded(2)) // from a client it is a strange name and nothing more
 	read(t, client)
 	if r := <-seen; r.Forwarded || r.Client.Host == "/10.0.0.9" {
 		t.Errorf("request of %s, forwarded %v; want one of the connection's", r.Client.Host, r.Forwarded)
 	}
-}
-
-func TestGreetingRefused(t *testing.T) {
-	for name, of := range map[string][]byte{"another cluster": []byte("other"), "no cluster": nil} {
-		t.Run(name, func(t *testing.T) {
-			f := start(t, nil)
-			var ours []byte
-			if of != nil {
-				ours = Greeting(secret)
-			}
-			f.server.Open(handler(echo), ours)
-			c := f.dial()
-			write(t, c, Greeting(of))
-			wantEnd(t, c)
-		})
-	}
+	_ = agent.Close()
+	<-served
 }
 
 // TestAgentsBytes holds that forwarded requests are served though those of clients have used up their bytes.
 func TestAgentsBytes(t *testing.T) {
 	release, entered := make(chan struct{}), make(chan bool, 10)
-	f := start(t, func(c *Config) { c.InFlightBytesMax, c.FrameBytesMax = 2000, 2000 })
-	f.server.Open(handler(func(ctx context.Context, r *Request) (Answer, error) {
+	f := serve(t, func(c *Config) { c.InFlightBytesMax, c.FrameBytesMax = 2000, 2000 }, func(ctx context.Context, r *Request) (Answer, error) {
 		entered <- r.Forwarded
 		if r.Key == protocol.KeyProduce && !r.Forwarded {
 			<-release
 		}
 		return echo(ctx, r)
-	}), Greeting(secret))
-	client, agent := f.dial(), f.dial()
+	})
+	client := f.dial()
+	agent, _ := f.agent(t)
 	write(t, client, produce(1, make([]byte, 1900)))
 	<-entered
-	write(t, agent, append(Greeting(secret), produce(2, make([]byte, 1900))...))
+	write(t, agent, produce(2, make([]byte, 1900)))
 	if id, _ := read(t, agent); id != 2 || !<-entered {
 		t.Errorf("response to %d, want 2", id)
 	}
@@ -82,16 +80,16 @@ func TestAgentsBytes(t *testing.T) {
 // TestDrainAgentsLast holds that other agents are served until no client is left.
 func TestDrainAgentsLast(t *testing.T) {
 	entered, release := make(chan struct{}, 1), make(chan struct{})
-	f := start(t, nil)
-	f.server.Open(handler(func(ctx context.Context, r *Request) (Answer, error) {
+	f := serve(t, nil, func(ctx context.Context, r *Request) (Answer, error) {
 		if !r.Forwarded {
 			entered <- struct{}{}
 			<-release
 		}
 		return echo(ctx, r)
-	}), Greeting(secret))
-	client, agent := f.dial(), f.dial()
-	write(t, agent, append(Greeting(secret), forwarded(1)...))
+	})
+	client := f.dial()
+	agent, _ := f.agent(t)
+	write(t, agent, forwarded(1))
 	read(t, agent)
 	write(t, client, metadata(2))
 	<-entered

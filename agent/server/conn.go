@@ -28,7 +28,7 @@ type conn struct {
 	line   chan answer        // in order of requests; closed by the reader
 	sent   chan struct{}      // has capacity 1: the writer has written an answer that mutes
 	broken chan struct{}      // closed by the writer if it cannot write
-	agent  bool               // another agent's; written by the reader under the server's mutex
+	agent  bool               // another agent's
 	state  any                // the handler's
 
 	mu       sync.Mutex
@@ -151,12 +151,6 @@ func (c *conn) read(ctx context.Context) error {
 		var size [4]byte
 		if err := c.fill(size[:]); err != nil {
 			return fmt.Errorf("read frame size: %w", err)
-		}
-		if string(size[:]) == greetingMark {
-			if err := c.greet(); err != nil {
-				return err
-			}
-			continue
 		}
 		if err := c.request(ctx, int(int32(binary.BigEndian.Uint32(size[:])))); err != nil {
 			return err

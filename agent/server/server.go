@@ -96,16 +96,15 @@ type Server struct {
 	log     *slog.Logger
 	metrics *metrics
 	buffers Buffers
-	opened  chan struct{} // closed by Open, after which handler and greeting stay as they are
+	opened  chan struct{} // closed by Open, after which handler stays as it is
 	leave   chan struct{} // closed when the server drains
 
 	clients, agents budget // of frames that are read or served
 
-	handler  Handler // nil until opened is closed
-	greeting []byte  // of other agents
+	handler Handler // nil until opened is closed
 
 	mu        sync.Mutex
-	changed   *sync.Cond // a connection ended, or became an agent's
+	changed   *sync.Cond // a connection ended
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
 	perIP     map[string]int
@@ -132,12 +131,11 @@ func New(cfg Config, log *slog.Logger, reg Registerer) *Server {
 	return s
 }
 
-// Open has handler serve the connections, those that wait already and those to come. Those that begin with greeting, which is [Greeting]'s, are other
-// agents'; nil for none. It is called once.
-func (s *Server) Open(handler Handler, greeting []byte) {
+// Open has handler serve the connections, those that wait already and those to come. It is called once.
+func (s *Server) Open(handler Handler) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.handler, s.greeting = handler, greeting
+	s.handler = handler
 	for c := range s.conns {
 		c.wake()
 	}

@@ -36,7 +36,7 @@ type fixture struct {
 func serve(t *testing.T, change func(*Config), h handler) *fixture {
 	t.Helper()
 	f := start(t, change)
-	f.server.Open(h, nil)
+	f.server.Open(h)
 	return f
 }
 
@@ -230,7 +230,7 @@ func TestHeld(t *testing.T) {
 	f.await(4)
 	write(t, late, metadata(4))
 
-	f.server.Open(handler(echo), nil)
+	f.server.Open(handler(echo))
 	write(t, silent, metadata(0))
 	for want, c := range []net.Conn{silent, asks, sends} {
 		if id, _ := read(t, c); int(id) != want {
