@@ -342,9 +342,6 @@ func (p *process) agentConfig(s *seat) agent.Config {
 	c := agent.Defaults()
 	at := s.advertised()
 	c.AdvertiseHost, c.AdvertisePort, c.Balancer = at.Host, int32(at.Port), p.cfg.Balancer
-	if p.cfg.Balancer {
-		c.ForwardTo = p.forwardTo(s.kafka.Addr())
-	}
 	switch {
 	case p.dev && s.peers != nil:
 		c.PeerAdvertise = s.peers.Addr().String()
@@ -365,18 +362,6 @@ func (p *process) agentConfig(s *seat) agent.Config {
 
 // advertised is where clients find the agent.
 func (s *seat) advertised() config.Address { return advertised(s.advertise, s.listen, s.kafka.Addr()) }
-
-// forwardTo returns where other agents reach the listener for clients, when what clients are told is a load balancer: where it listens, or, if that is every
-// address of the machine, at the host at which they reach the WAL store.
-func (p *process) forwardTo(kafka net.Addr) string {
-	to := advertised(config.Address{}, p.cfg.Listen, kafka)
-	if to.Wildcard() {
-		if to.Host = p.cfg.PeerListen.Host; p.cfg.PeerAdvertise != (config.Address{}) {
-			to.Host = p.cfg.PeerAdvertise.Host
-		}
-	}
-	return to.String()
-}
 
 // advertised returns what others are told to connect to: what was set, or else what was listened on with the port that this became. The host is as it
 // was written: clients compare names.

@@ -47,8 +47,7 @@ type Config struct {
 	// Balancer says that AdvertiseHost and AdvertisePort are those of a load balancer in front of all agents: clients are told of one broker there, and whichever
 	// agent they get answers everything.
 	Balancer      bool
-	ForwardTo     string // host:port at which other agents reach Listener; empty for where clients are sent
-	PeerAdvertise string // host:port at which other agents reach the WAL store; empty if they do not
+	PeerAdvertise string // host:port at which other agents reach this one; empty if they do not
 	Copies        int    // stores that hold each entry of the WAL; more than half of them acknowledge it
 	Shards        uint32 // of a cluster that this agent creates
 	Topics        topics.Config

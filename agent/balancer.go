@@ -2,24 +2,23 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"net"
-	"strconv"
+
+	"github.com/google/uuid"
 
 	"github.com/varve-io/varve/agent/forward"
 	"github.com/varve-io/varve/agent/server"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/protocol/peering"
 )
 
 // balancerNode is the node id of the one broker that clients behind a load balancer are told of. It is none that an agent ever has: those
 // begin at 1, and a cluster has thousands of agents at most.
 const balancerNode = 1_000_000
 
-// forwardTo is where other agents forward requests to.
-func (a *Agent) forwardTo() string {
-	if a.cfg.ForwardTo != "" {
-		return a.cfg.ForwardTo
-	}
-	return net.JoinHostPort(a.cfg.AdvertiseHost, strconv.Itoa(int(a.cfg.AdvertisePort)))
-}
+// forwarding is the service that answers what other agents forward for their clients.
+const forwarding peering.Service = "kafka"
 
 // shownNode is the node id that clients know this agent by.
 func (a *Agent) shownNode() int32 {
@@ -30,14 +29,25 @@ func (a *Agent) shownNode() int32 {
 }
 
 // balanced returns what serves clients: behind a load balancer, the APIs of all agents.
-func (a *Agent) balanced(run context.Context, local server.Handler) server.Handler {
+func (a *Agent) balanced(run context.Context, local server.Handler) (server.Handler, error) {
 	if !a.cfg.Balancer {
-		return local
+		return local, nil
+	}
+	// What an agent whose WAL is full does not take waits, and that it is gone is known by its registration.
+	dialer, err := peering.NewDialer(peering.DialerConfig{Credentials: a.credentials(), Patient: true})
+	if err != nil {
+		return nil, err
 	}
 	f := forward.New(forward.Config{Self: a.id, BytesMax: a.cfg.Server.InFlightBytesMax}, forward.Deps{
-		View: a.view, Local: local, Greeting: server.Greeting(a.cluster.Secret), Kick: a.members.subscribe(), Now: a.deps.Now,
-		Log: a.log, Metrics: a.deps.Metrics,
+		View: a.view, Local: local, Kick: a.members.subscribe(), Now: a.deps.Now, Log: a.log, Metrics: a.deps.Metrics,
+		Dial: func(ctx context.Context, to coordinator.Agent) (net.Conn, error) {
+			identity, err := uuid.Parse(to.Store)
+			if err != nil {
+				return nil, fmt.Errorf("node %d: %w", to.Node, err)
+			}
+			return dialer.Dial(ctx, to.Peer, identity, forwarding)
+		},
 	})
 	a.spawn(run, "forward requests", f.Run)
-	return f
+	return f, nil
 }

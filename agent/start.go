@@ -31,6 +31,7 @@ import (
 	"github.com/varve-io/varve/coordinator/placement"
 	"github.com/varve-io/varve/objectstore/cache"
 	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/peering"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/peer"
@@ -142,17 +143,34 @@ func (a *Agent) follow(run context.Context) {
 	})
 }
 
-// servePeers lets other agents keep copies of their logs on this agent's disk, if there is a place for it.
+// peerStoresMax limits connections of other agents to the WAL store: a writer has one for each of its segments, and a few for the rest.
+const peerStoresMax = 256
+
+// credentials are those by which agents of the cluster know each other.
+func (a *Agent) credentials() peering.Credentials {
+	return peering.Credentials{Cluster: a.clusterID, Secret: a.cluster.Secret, TLS: a.deps.PeerTLS}
+}
+
+// servePeers lets other agents keep copies of their logs on this agent's disk, and forward requests of their clients to it, if there is a place for it.
 func (a *Agent) servePeers(run context.Context) error {
-	a.stores = newStores(a.deps.Disk, a.view, a.clusterID, a.cluster.Secret, a.deps.PeerTLS)
+	dialer, err := peering.NewDialer(peering.DialerConfig{Credentials: a.credentials()})
+	if err != nil {
+		return err
+	}
+	a.stores = newStores(a.deps.Disk, a.view, dialer)
 	context.AfterFunc(run, a.stores.close)
 	if a.deps.PeerListener == nil {
 		return nil
 	}
-	server, err := peer.NewServer(peer.ServerConfig{Store: a.deps.Disk, Credentials: a.stores.credentials, Metrics: a.deps.Metrics, Logger: a.log})
+	server, err := peering.NewServer(peering.ServerConfig{
+		Identity: a.deps.Disk.Identity(), Credentials: a.credentials(), Metrics: a.deps.Metrics, Logger: a.log,
+	})
 	if err != nil {
 		return err
 	}
+	walServer := peer.NewServer(peer.ServerConfig{Store: a.deps.Disk, Metrics: a.deps.Metrics, Logger: a.log})
+	server.Handle(peer.ServiceName, peerStoresMax, walServer.Serve)
+	server.Handle(forwarding, a.cfg.Server.ConnectionsMax, a.server.ServeAgent)
 	a.spawn(run, "serve peers", func(ctx context.Context) error {
 		defer context.AfterFunc(ctx, func() {
 			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), retry.CallTimeout)
@@ -161,7 +179,7 @@ func (a *Agent) servePeers(run context.Context) error {
 				a.log.Warn("end the peers' connections", "err", err)
 			}
 		})()
-		return server.Serve(a.deps.PeerListener) //nolint:contextcheck // ends by Close
+		return server.Serve(a.deps.PeerListener)
 	})
 	return nil
 }
@@ -170,7 +188,7 @@ func (a *Agent) servePeers(run context.Context) error {
 func (a *Agent) register(run, ctx context.Context, store string) error {
 	a.registration = &registration{kv: a.deps.KV, view: a.view, changed: a.members.subscribe(), log: a.log, now: a.deps.Now, me: coordinator.Agent{
 		Node: a.node, Log: a.id, Host: a.cfg.AdvertiseHost, Port: a.cfg.AdvertisePort,
-		Store: store, Peer: a.cfg.PeerAdvertise, Kafka: a.forwardTo(), Zone: a.cfg.Zone, State: coordinator.AgentStarting,
+		Store: store, Peer: a.cfg.PeerAdvertise, Zone: a.cfg.Zone, State: coordinator.AgentStarting,
 		Copies: a.cfg.Copies,
 	}}
 	revision, err := a.registration.register(ctx)
@@ -184,16 +202,16 @@ func (a *Agent) register(run, ctx context.Context, store string) error {
 // recoverOwn brings to their end the logs that nobody else can: those that lie on this agent's disk alone, and one of which an operator has said that it is lost.
 // Then it frees what the disk need not hold any more.
 func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.SegmentInfo) error {
-	var logs []coordinator.Log
+	var logs coordinator.Logs
 	err := retry.Coordinator(ctx, a.log, "list WAL logs", func(ctx context.Context) (err error) {
-		logs, _, err = recovery.List(ctx, a.deps.KV)
+		logs, err = coordinator.ListLogs(ctx, a.deps.KV, 0)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	for i := range logs {
-		l := &logs[i]
+	for i := range logs.Records {
+		l := &logs.Records[i]
 		switch lost := l.ID == a.cfg.AcceptLoss; {
 		case l.Closed:
 			continue
@@ -262,13 +280,12 @@ func (a *Agent) sweepStore(ctx context.Context) error {
 			return ctx.Err()
 		}
 		held := a.deps.Disk.Segments()
-		var logs []coordinator.Log
+		var logs coordinator.Logs
 		err := retry.Coordinator(ctx, a.log, "list WAL logs", func(ctx context.Context) (err error) {
-			if err := a.registration.checkLog(ctx); err != nil {
+			if logs, err = coordinator.ListLogs(ctx, a.deps.KV, 0); err != nil {
 				return err
 			}
-			logs, _, err = recovery.List(ctx, a.deps.KV)
-			return err
+			return a.registration.checkLog(logs)
 		})
 		if err != nil {
 			return err
@@ -445,7 +462,11 @@ func (a *Agent) serve(run context.Context) error {
 	reader := fetch.NewReader(a.index, a.footers, blocks, a.cfg.CacheBytesMax)
 	handler := a.broker(fetch.New(reader), fetch.NewLookup(a.index, reader, a.cfg.Server.FrameBytesMax),
 		api.Deps{Ingest: ingest.New(a.wal, a.flusher, a.deps.Now)})
-	a.server.Open(a.balanced(run, handler), server.Greeting(a.cluster.Secret))
+	served, err := a.balanced(run, handler)
+	if err != nil {
+		return err
+	}
+	a.server.Open(served)
 	a.spawn(run, "forget idle producers", a.expireProducers)
 	return nil
 }

@@ -24,8 +24,7 @@ type Agent struct {
 	Host  string     `json:"host"`  // advertised to clients
 	Port  int32      `json:"port"`  // advertised to clients
 	Store string     `json:"store"` // its disk
-	Peer  string     `json:"peer"`  // host:port at which other agents reach the store; empty if they do not
-	Kafka string     `json:"kafka"` // host:port at which other agents forward requests of clients to it
+	Peer  string     `json:"peer"`  // host:port at which other agents reach it; empty if they do not
 	Zone  string     `json:"zone"`  // empty if none is set
 	State AgentState `json:"state"`
 

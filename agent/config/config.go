@@ -47,7 +47,7 @@ type Config struct {
 	Advertise Address
 	// Balancer says that Advertise is the address of a load balancer in front of all agents.
 	Balancer bool
-	// PeerListen is where other agents reach this agent's WAL store, and PeerAdvertise what they are told to connect to; zero means the address that
+	// PeerListen is where other agents reach this agent, and PeerAdvertise what they are told to connect to; zero means the address that
 	// PeerListen became. Both are zero if there is one copy only and no other agent's is taken.
 	PeerListen    Address
 	PeerAdvertise Address

@@ -131,10 +131,10 @@ func (c *Config) check() error {
 			Want: "--advertise host:port, at which clients reach the load balancer",
 		}
 	}
-	if c.Balancer && c.Listen.Wildcard() && c.PeerListen == (Address{}) {
+	if c.Balancer && c.PeerListen == (Address{}) {
 		return &Error{
-			Place: c.Place("listen"), Seen: quote(c.Listen.String()) + " with --advertise-mode balancer and without --peer-listen",
-			Want: "--listen with a host that other agents reach, as they forward requests to it, or the host of --peer-listen or --peer-advertise for that",
+			Place: c.Place("advertise-mode"), Seen: "balancer without --peer-listen",
+			Want: "--peer-listen host:port, where agents pass each other the requests of clients",
 		}
 	}
 	if c.WALCopies > 1 && c.PeerListen == (Address{}) {

@@ -147,8 +147,8 @@ func (b *byGroup[Q, A]) long() bool { return false }
 func offsetFetchGroups(req *kmsg.OffsetFetchRequest) divisible {
 	return &byGroup[kmsg.OffsetFetchRequestGroup, kmsg.OffsetFetchResponseGroup]{
 		groups: req.Groups, results: make([]kmsg.OffsetFetchResponseGroup, len(req.Groups)),
-		name:   func(g kmsg.OffsetFetchRequestGroup) string { return g.Group },
-		code:   func(g *kmsg.OffsetFetchResponseGroup) int16 { return g.ErrorCode },
+		name: func(g kmsg.OffsetFetchRequestGroup) string { return g.Group },
+		code: func(g *kmsg.OffsetFetchResponseGroup) int16 { return g.ErrorCode },
 		request: func(groups []kmsg.OffsetFetchRequestGroup) kmsg.Request {
 			part := *req
 			part.Groups = groups
@@ -164,8 +164,8 @@ func offsetFetchGroups(req *kmsg.OffsetFetchRequest) divisible {
 func describeGroups(req *kmsg.DescribeGroupsRequest) divisible {
 	return &byGroup[string, kmsg.DescribeGroupsResponseGroup]{
 		groups: req.Groups, results: make([]kmsg.DescribeGroupsResponseGroup, len(req.Groups)),
-		name:   func(name string) string { return name },
-		code:   func(g *kmsg.DescribeGroupsResponseGroup) int16 { return g.ErrorCode },
+		name: func(name string) string { return name },
+		code: func(g *kmsg.DescribeGroupsResponseGroup) int16 { return g.ErrorCode },
 		request: func(groups []string) kmsg.Request {
 			part := *req
 			part.Groups = groups
@@ -183,8 +183,8 @@ func describeGroups(req *kmsg.DescribeGroupsRequest) divisible {
 func deleteGroups(req *kmsg.DeleteGroupsRequest) divisible {
 	return &byGroup[string, kmsg.DeleteGroupsResponseGroup]{
 		groups: req.Groups, results: make([]kmsg.DeleteGroupsResponseGroup, len(req.Groups)),
-		name:   func(name string) string { return name },
-		code:   func(g *kmsg.DeleteGroupsResponseGroup) int16 { return g.ErrorCode },
+		name: func(name string) string { return name },
+		code: func(g *kmsg.DeleteGroupsResponseGroup) int16 { return g.ErrorCode },
 		request: func(groups []string) kmsg.Request {
 			part := *req
 			part.Groups = groups

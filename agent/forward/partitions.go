@@ -146,7 +146,7 @@ func listOffsets(req *kmsg.ListOffsetsRequest) divisible {
 			return kmsg.ListOffsetsResponseTopic{Topic: t.Topic}
 		},
 		results: func(t *kmsg.ListOffsetsResponseTopic) *[]kmsg.ListOffsetsResponseTopicPartition { return &t.Partitions },
-		code: func(p *kmsg.ListOffsetsResponseTopicPartition) int16 { return p.ErrorCode },
+		code:    func(p *kmsg.ListOffsetsResponseTopicPartition) int16 { return p.ErrorCode },
 		request: func(topics []kmsg.ListOffsetsRequestTopic) kmsg.Request {
 			for i := range topics {
 				for j := range topics[i].Partitions {

@@ -102,8 +102,8 @@ type peer struct {
 	calls, joins, polls *semaphore.Weighted // connections that are used: for what is answered soon, for members of groups, for Fetch
 	unreachable         atomic.Bool         // as far as is known
 
-	gone         context.Context     // ends with the agent
-	end          context.CancelFunc
+	gone context.Context // ends with the agent
+	end  context.CancelFunc
 
 	mu    sync.Mutex
 	idle  []*conn // the one used last is behind
