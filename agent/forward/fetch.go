@@ -61,11 +61,12 @@ type asked struct {
 }
 
 // fetch serves Fetch.
-func (f *Forwarder) fetch(ctx context.Context, r *server.Request, req *kmsg.FetchRequest) server.Answer {
+func (f *Forwarder) fetch(ctx context.Context, r *server.Request, whole kmsg.Request) (server.Answer, error) {
+	req := whole.(*kmsg.FetchRequest)
 	resp := wire.FetchResponse{CorrelationID: r.CorrelationID, Version: req.Version}
 	if req.SessionEpoch > 0 {
 		resp.ErrorCode = protocol.FetchSessionIDNotFound
-		return &fetched{resp: resp}
+		return &fetched{resp: resp}, nil
 	}
 	g := &fetching{
 		f: f, r: r, req: req, polls: f.of(ctx, r).polls,
@@ -91,7 +92,7 @@ func (f *Forwarder) fetch(ctx context.Context, r *server.Request, req *kmsg.Fetc
 		t.Partitions, g.parts = g.parts[:n:n], g.parts[n:]
 		resp.Topics = append(resp.Topics, t)
 	}
-	return &fetched{resp: resp, results: g.results}
+	return &fetched{resp: resp, results: g.results}, nil
 }
 
 // remains is how long the answer may still wait.

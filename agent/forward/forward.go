@@ -114,27 +114,42 @@ func (f *Forwarder) Run(ctx context.Context) error {
 
 // Serve implements [server.Handler].
 func (f *Forwarder) Serve(ctx context.Context, r *server.Request) (server.Answer, error) {
-	k, split := kinds[r.Key]
-	special := r.Key == protocol.KeyProduce || r.Key == protocol.KeyFetch
-	if r.Forwarded || !split && !special {
+	k, ok := kinds[r.Key]
+	if r.Forwarded || !ok {
 		return f.deps.Local.Serve(ctx, r)
 	}
 	req, err := wire.DecodeRequest(r.Header, r.Body)
 	if err != nil {
 		return nil, err
 	}
-	switch req := req.(type) {
-	case *kmsg.ProduceRequest:
-		return f.produce(ctx, r, req)
-	case *kmsg.FetchRequest:
-		return f.fetch(ctx, r, req), nil
-	}
-	resp, err := k(f, ctx, r, req)
-	if err != nil {
-		return nil, err
-	}
-	resp.SetVersion(r.Version)
-	return server.Message(r.CorrelationID, resp), nil
+	return k(f, ctx, r, req)
+}
+
+// kind serves the requests of an API.
+type kind func(f *Forwarder, ctx context.Context, r *server.Request, req kmsg.Request) (server.Answer, error)
+
+// kinds are the APIs that concern partitions or groups.
+var kinds = map[protocol.Key]kind{
+	protocol.KeyProduce: (*Forwarder).produce,
+	protocol.KeyFetch:   (*Forwarder).fetch,
+
+	protocol.KeyListOffsets:          spreads(listOffsets),
+	protocol.KeyOffsetForLeaderEpoch: spreads(offsetForLeaderEpoch),
+	protocol.KeyDeleteRecords:        spreads(deleteRecords),
+	protocol.KeyDescribeProducers:    spreads(describeProducers),
+
+	protocol.KeyJoinGroup:      spreads(joinGroup),
+	protocol.KeySyncGroup:      spreads(syncGroup),
+	protocol.KeyHeartbeat:      spreads(heartbeat),
+	protocol.KeyLeaveGroup:     spreads(leaveGroup),
+	protocol.KeyOffsetCommit:   spreads(offsetCommit),
+	protocol.KeyOffsetDelete:   spreads(offsetDelete),
+	protocol.KeyOffsetFetch:    spreads(offsetFetch),
+	protocol.KeyDescribeGroups: spreads(describeGroups),
+	protocol.KeyDeleteGroups:   spreads(deleteGroups),
+
+	protocol.KeyListGroups:      everywhere(mergeGroups),
+	protocol.KeyDescribeLogDirs: everywhere(mergeLogDirs),
 }
 
 // connection is what is kept of a client's connection from one request to the next. Its requests are served one after the other.

@@ -200,19 +200,19 @@ func deleteGroups(req *kmsg.DeleteGroupsRequest) divisible {
 // everywhere serves requests that every agent answers for what it leads. merge puts the answers together, of which some may be missing: complete is false
 // then.
 func everywhere[Resp kmsg.Response](merge func(into Resp, answers []Resp, complete bool)) kind {
-	return func(f *Forwarder, ctx context.Context, r *server.Request, req kmsg.Request) (kmsg.Response, error) {
-		late := f.deps.Now().Add(patience)
-		for times := 0; ; times++ {
-			changed := f.change()
-			answers, complete := askOwners[Resp](ctx, f, r, req)
-			if complete || left(ctx, r) || !f.deps.Now().Before(late) {
-				into := req.ResponseKind().(Resp)
-				merge(into, answers, complete)
-				return into, nil
-			}
-			f.metrics.again.Inc()
-			wait(ctx, changed, times)
+	return func(f *Forwarder, ctx context.Context, r *server.Request, req kmsg.Request) (server.Answer, error) {
+		var answers []Resp
+		var complete bool
+		err := f.retry(ctx, r, f.deps.Now().Add(patience), func() (bool, error) {
+			answers, complete = askOwners[Resp](ctx, f, r, req)
+			return complete, nil
+		})
+		if err != nil {
+			return nil, err
 		}
+		into := req.ResponseKind().(Resp)
+		merge(into, answers, complete)
+		return message(r, into), nil
 	}
 }
 
@@ -235,7 +235,7 @@ func askOwners[Resp kmsg.Response](ctx context.Context, f *Forwarder, r *server.
 			resp, err := f.ask(ctx, r, a, req, false)
 			mu.Lock()
 			defer mu.Unlock()
-			if err != nil {
+			if list, ok := resp.(*kmsg.ListGroupsResponse); err != nil || ok && notCoordinated(protocol.ErrorCode(list.ErrorCode)) {
 				complete = false
 				return
 			}

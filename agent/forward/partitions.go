@@ -1,11 +1,8 @@
 package forward
 
 import (
-	"context"
-
 	"github.com/twmb/franz-go/pkg/kmsg"
 
-	"github.com/varve-io/varve/agent/server"
 	"github.com/varve-io/varve/protocol"
 )
 
@@ -101,37 +98,6 @@ func (b *byPartition[QT, QP, AT, AP]) again(i int, at place) bool {
 func (b *byPartition[QT, QP, AT, AP]) answer() kmsg.Response { return b.response(b.answers) }
 
 func (b *byPartition[QT, QP, AT, AP]) long() bool { return false }
-
-// kind serves the requests of an API that are answered by one message.
-type kind func(f *Forwarder, ctx context.Context, r *server.Request, req kmsg.Request) (kmsg.Response, error)
-
-// kinds are the APIs that concern partitions or groups, but for Produce and Fetch.
-var kinds = map[protocol.Key]kind{
-	protocol.KeyListOffsets:          spreads(listOffsets),
-	protocol.KeyOffsetForLeaderEpoch: spreads(offsetForLeaderEpoch),
-	protocol.KeyDeleteRecords:        spreads(deleteRecords),
-	protocol.KeyDescribeProducers:    spreads(describeProducers),
-
-	protocol.KeyJoinGroup:      spreads(joinGroup),
-	protocol.KeySyncGroup:      spreads(syncGroup),
-	protocol.KeyHeartbeat:      spreads(heartbeat),
-	protocol.KeyLeaveGroup:     spreads(leaveGroup),
-	protocol.KeyOffsetCommit:   spreads(offsetCommit),
-	protocol.KeyOffsetDelete:   spreads(offsetDelete),
-	protocol.KeyOffsetFetch:    spreads(offsetFetch),
-	protocol.KeyDescribeGroups: spreads(describeGroups),
-	protocol.KeyDeleteGroups:   spreads(deleteGroups),
-
-	protocol.KeyListGroups:      everywhere(mergeGroups),
-	protocol.KeyDescribeLogDirs: everywhere(mergeLogDirs),
-}
-
-// spreads serves requests that make takes apart.
-func spreads[Req kmsg.Request](take func(Req) divisible) kind {
-	return func(f *Forwarder, ctx context.Context, r *server.Request, req kmsg.Request) (kmsg.Response, error) {
-		return f.spread(ctx, r, take(req.(Req)))
-	}
-}
 
 func listOffsets(req *kmsg.ListOffsetsRequest) divisible {
 	return (&byPartition[kmsg.ListOffsetsRequestTopic, kmsg.ListOffsetsRequestTopicPartition,

@@ -60,7 +60,8 @@ var errRefused = errors.New("a batch with acks=0 was refused")
 
 // produce serves Produce. The leaders answer even if the producer wants no answer: what they refuse because they do not lead it is sent again; what they
 // refuse otherwise is lost, and the producer's next request ends the connection.
-func (f *Forwarder) produce(ctx context.Context, r *server.Request, req *kmsg.ProduceRequest) (server.Answer, error) {
+func (f *Forwarder) produce(ctx context.Context, r *server.Request, whole kmsg.Request) (server.Answer, error) {
+	req := whole.(*kmsg.ProduceRequest)
 	if f.of(ctx, r).lane.refused.Load() {
 		return nil, errRefused
 	}

@@ -14,8 +14,9 @@ import (
 	"github.com/varve-io/varve/protocol"
 )
 
-// patience is how long a request is sent again after it was first refused: a little more than a failover takes.
-const patience = 10 * time.Second
+// patience is how long a request is sent again: longer than a failover takes, and less than clients wait before they try again themselves. What is sent for a client that has
+// done so already, as an old OffsetCommit, would undo what it has done since.
+const patience = 8 * time.Second
 
 // divisible is a request that can be taken apart. Its items (partitions, groups) are numbered in its order, and so are those of its answer.
 type divisible interface {
@@ -33,28 +34,51 @@ type divisible interface {
 	long() bool
 }
 
-// spread has each item of a request answered by whoever leads it, again and again while leaders move.
-func (f *Forwarder) spread(ctx context.Context, r *server.Request, d divisible) (kmsg.Response, error) {
-	var places []place
-	var items []int
-	late := time.Time{}
-	for times := 0; ; times++ {
-		changed := f.change()
-		route := f.route()
-		places = d.places(&route)
-		if times == 0 {
-			items = numbers(len(places))
+// spreads serves requests that take takes apart: each item is answered by whoever leads it, again and again while leaders move.
+func spreads[Req kmsg.Request](take func(Req) divisible) kind {
+	return func(f *Forwarder, ctx context.Context, r *server.Request, req kmsg.Request) (server.Answer, error) {
+		d := take(req.(Req))
+		var items []int
+		late := time.Time{} // members of a group may wait for long until their coordinator moves
+		if !d.long() {
+			late = f.deps.Now().Add(patience)
 		}
-		if err := f.spreadOnce(ctx, r, d, &route, places, items); err != nil {
+		err := f.retry(ctx, r, late, func() (done bool, err error) {
+			route := f.route()
+			places := d.places(&route)
+			if items == nil {
+				items = numbers(len(places))
+			}
+			err = f.spread(ctx, r, d, &route, places, items)
+			if err == nil {
+				items = slices.DeleteFunc(items, func(i int) bool { return !d.again(i, places[i]) })
+			}
+			return len(items) == 0, err
+		})
+		if err != nil {
 			return nil, err
 		}
-		items = slices.DeleteFunc(items, func(i int) bool { return !d.again(i, places[i]) })
+		return message(r, d.answer()), nil
+	}
+}
+
+// message returns the answer that is a response.
+func message(r *server.Request, resp kmsg.Response) server.Answer {
+	resp.SetVersion(r.Version)
+	return server.Message(r.CorrelationID, resp)
+}
+
+// retry has try done again and again, until it is or fails, the client or this agent leaves, or it is late; if late is zero, this is counted from the end of the first time.
+func (f *Forwarder) retry(ctx context.Context, r *server.Request, late time.Time, try func() (done bool, err error)) error {
+	for times := 0; ; times++ {
+		changed := f.change()
+		done, err := try()
 		now := f.deps.Now()
-		if late.IsZero() { // members of a group may have waited for long until their coordinator moved
+		if late.IsZero() {
 			late = now.Add(patience)
 		}
-		if len(items) == 0 || left(ctx, r) || !now.Before(late) {
-			return d.answer(), nil
+		if done || err != nil || left(ctx, r) || !now.Before(late) {
+			return err
 		}
 		f.metrics.again.Inc()
 		wait(ctx, changed, times)
@@ -70,8 +94,8 @@ func numbers(n int) []int {
 	return all
 }
 
-// spreadOnce asks the leaders of those items, all at the same time.
-func (f *Forwarder) spreadOnce(ctx context.Context, r *server.Request, d divisible, route *route, places []place, items []int) error {
+// spread asks the leaders of those items, all at the same time.
+func (f *Forwarder) spread(ctx context.Context, r *server.Request, d divisible, route *route, places []place, items []int) error {
 	type target struct {
 		agent coordinator.Agent
 		of    []int
@@ -93,8 +117,10 @@ func (f *Forwarder) spreadOnce(ctx context.Context, r *server.Request, d divisib
 	for _, t := range targets {
 		g.Go(func() (err error) {
 			part := d.part(t.of)
-			if t.resp, err = f.ask(ctx, r, t.agent, part, d.long()); err != nil {
-				t.resp, err = f.askLocal(ctx, r, part) // which refuses what it does not lead
+			start := f.deps.Now()
+			t.resp, err = f.ask(ctx, r, t.agent, part, d.long())
+			if err != nil && (d.long() || f.deps.Now().Sub(start) < patience) {
+				t.resp, err = f.askLocal(ctx, r, part) // which refuses it, unless it has come to lead that
 			}
 			return err
 		})
