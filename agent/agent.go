@@ -35,6 +35,9 @@ import (
 	"github.com/varve-io/varve/agent/upkeep"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/objectstore/cache"
+	"github.com/varve-io/varve/objectstore/zone"
+	"github.com/varve-io/varve/protocol/peering"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
 )
@@ -120,6 +123,10 @@ type Agent struct {
 	follower   *lead.Follower
 	index      *index.Index
 	footers    *fetch.Footers
+	source     *zone.Source // of blocks
+	blocks     *cache.Cache
+	zone       *zone.Server
+	patient    *peering.Dialer // of connections to forward requests on
 	partitions *Partitions
 	ledger     *ledger.Ledger
 	starts     *upkeep.Starts

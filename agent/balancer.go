@@ -2,10 +2,7 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"net"
-
-	"github.com/google/uuid"
 
 	"github.com/varve-io/varve/agent/forward"
 	"github.com/varve-io/varve/agent/server"
@@ -29,25 +26,14 @@ func (a *Agent) shownNode() int32 {
 }
 
 // balanced returns what serves clients: behind a load balancer, the APIs of all agents.
-func (a *Agent) balanced(run context.Context, local server.Handler) (server.Handler, error) {
+func (a *Agent) balanced(run context.Context, local server.Handler) server.Handler {
 	if !a.cfg.Balancer {
-		return local, nil
-	}
-	// What an agent whose WAL is full does not take waits, and that it is gone is known by its registration.
-	dialer, err := peering.NewDialer(peering.DialerConfig{Credentials: a.credentials(), Patient: true})
-	if err != nil {
-		return nil, err
+		return local
 	}
 	f := forward.New(forward.Config{Self: a.id, BytesMax: a.cfg.Server.InFlightBytesMax}, forward.Deps{
 		View: a.view, Local: local, Kick: a.members.subscribe(), Now: a.deps.Now, Log: a.log, Metrics: a.deps.Metrics,
-		Dial: func(ctx context.Context, to coordinator.Agent) (net.Conn, error) {
-			identity, err := uuid.Parse(to.Store)
-			if err != nil {
-				return nil, fmt.Errorf("node %d: %w", to.Node, err)
-			}
-			return dialer.Dial(ctx, to.Peer, identity, forwarding)
-		},
+		Dial: func(ctx context.Context, to coordinator.Agent) (net.Conn, error) { return dial(ctx, a.patient, to, forwarding) },
 	})
 	a.spawn(run, "forward requests", f.Run)
-	return f, nil
+	return f
 }

@@ -30,6 +30,7 @@ import (
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/placement"
 	"github.com/varve-io/varve/objectstore/cache"
+	"github.com/varve-io/varve/objectstore/zone"
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/peering"
 	"github.com/varve-io/varve/wal"
@@ -48,6 +49,9 @@ func (a *Agent) start(run, ctx context.Context) error {
 	}
 	close(a.joined)
 	a.follow(run)
+	if err := a.reachPeers(run); err != nil {
+		return err
+	}
 	if err := a.servePeers(run); err != nil {
 		return err
 	}
@@ -61,9 +65,7 @@ func (a *Agent) start(run, ctx context.Context) error {
 		return err
 	}
 	a.startGroups(run)
-	if err := a.serve(run); err != nil {
-		return err
-	}
+	a.serve(run)
 	if err := a.takePart(run, ctx); err != nil {
 		return err
 	}
@@ -146,19 +148,40 @@ func (a *Agent) follow(run context.Context) {
 // peerStoresMax limits connections of other agents to the WAL store: a writer has one for each of its segments, and a few for the rest.
 const peerStoresMax = 256
 
-// credentials are those by which agents of the cluster know each other.
-func (a *Agent) credentials() peering.Credentials {
-	return peering.Credentials{Cluster: a.clusterID, Secret: a.cluster.Secret, TLS: a.deps.PeerTLS}
-}
-
-// servePeers lets other agents keep copies of their logs on this agent's disk, and forward requests of their clients to it, if there is a place for it.
-func (a *Agent) servePeers(run context.Context) error {
+// reachPeers makes what this agent has of others: their WAL stores, and the blocks of segments that those of its zone have in memory.
+func (a *Agent) reachPeers(run context.Context) error {
 	dialer, err := peering.NewDialer(peering.DialerConfig{Credentials: a.credentials()})
 	if err != nil {
 		return err
 	}
 	a.stores = newStores(a.deps.Disk, a.view, dialer)
 	context.AfterFunc(run, a.stores.close)
+	// What an agent whose WAL is full does not take has to wait; that it is gone is known by its registration.
+	a.patient, err = peering.NewDialer(peering.DialerConfig{Credentials: a.credentials(), Patient: true})
+	if err != nil {
+		return err
+	}
+	n := &neighbours{view: a.view, zone: a.cfg.Zone, dialer: dialer}
+	a.source = zone.New(zone.Config{Self: a.node, Homes: n.homes, Dial: n.dial, Log: a.log}, cache.NewBucket(a.deps.Store))
+	a.blocks, err = cache.New(cache.Config{BytesMax: a.cfg.CacheBytesMax}, a.source)
+	if err != nil {
+		return err
+	}
+	context.AfterFunc(run, func() {
+		a.blocks.Close()
+		a.source.Close()
+	})
+	a.zone = zone.NewServer(a.blocks, a.cfg.CacheBytesMax)
+	return nil
+}
+
+// credentials are what this agent and the others know each other by.
+func (a *Agent) credentials() peering.Credentials {
+	return peering.Credentials{Cluster: a.clusterID, Secret: a.cluster.Secret, TLS: a.deps.PeerTLS}
+}
+
+// servePeers lets other agents keep copies of their logs on this agent's disk, have blocks from its cache, and forward requests to it, if there is a place for it.
+func (a *Agent) servePeers(run context.Context) error {
 	if a.deps.PeerListener == nil {
 		return nil
 	}
@@ -171,6 +194,7 @@ func (a *Agent) servePeers(run context.Context) error {
 	walServer := peer.NewServer(peer.ServerConfig{Store: a.deps.Disk, Metrics: a.deps.Metrics, Logger: a.log})
 	server.Handle(peer.ServiceName, peerStoresMax, walServer.Serve)
 	server.Handle(forwarding, a.cfg.Server.ConnectionsMax, a.server.ServeAgent)
+	server.Handle(blocksService, zone.ConnectionsMax, a.zone.Serve)
 	a.spawn(run, "serve peers", func(ctx context.Context) error {
 		defer context.AfterFunc(ctx, func() {
 			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), retry.CallTimeout)
@@ -452,21 +476,11 @@ func (a *Agent) brokerConfigs() map[string]string {
 }
 
 // serve lets clients in.
-func (a *Agent) serve(run context.Context) error {
-	blocks, err := cache.New(cache.Config{BytesMax: a.cfg.CacheBytesMax}, a.deps.Store)
-	if err != nil {
-		return err
-	}
-	context.AfterFunc(run, blocks.Close)
-	a.measure(blocks)
-	reader := fetch.NewReader(a.index, a.footers, blocks, a.cfg.CacheBytesMax)
+func (a *Agent) serve(run context.Context) {
+	a.measure()
+	reader := fetch.NewReader(a.index, a.footers, a.blocks, a.cfg.CacheBytesMax)
 	handler := a.broker(fetch.New(reader), fetch.NewLookup(a.index, reader, a.cfg.Server.FrameBytesMax),
 		api.Deps{Ingest: ingest.New(a.wal, a.flusher, a.deps.Now)})
-	served, err := a.balanced(run, handler)
-	if err != nil {
-		return err
-	}
-	a.server.Open(served)
+	a.server.Open(a.balanced(run, handler))
 	a.spawn(run, "forget idle producers", a.expireProducers)
-	return nil
 }
