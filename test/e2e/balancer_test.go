@@ -90,8 +90,8 @@ func haproxy(t *testing.T, address, rows string) {
 	}
 }
 
-// TestBalancer has clients of three kinds produce and consume through a load balancer, while each agent in turn drains and starts again. None of them sees an
-// error, no record is lost or doubled, and no group is balanced anew.
+// TestBalancer has clients of three kinds produce and consume through a load balancer, while each agent in turn drains and starts again, one is killed, and one freezes for
+// as long as it takes the others to replace it. None of them sees an error, no record is lost or doubled, and no group is balanced anew.
 func TestBalancer(t *testing.T) {
 	agents, address := balance(t)
 	t.Run("metadata", func(t *testing.T) { oneBroker(t, address) })
@@ -153,14 +153,15 @@ func TestBalancer(t *testing.T) {
 		await(f, 100)
 	}
 	generations := generationsOf(t, address, "franz-go", "librdkafka", "java")
-	for n, b := range agents {
-		b.p.signal(t, syscall.SIGTERM)
-		if status := b.p.status(t); status != 0 {
-			t.Errorf("exit status %d after SIGTERM, want 0", status)
-		}
+	leaves := []struct {
+		agent int
+		how   func(t *testing.T, p *process, address, topic string)
+	}{{0, drained}, {1, drained}, {2, drained}, {0, killed}, {1, frozen}}
+	for n, leave := range leaves {
+		b := agents[leave.agent]
 		topic := fmt.Sprint("kcat-", n)
 		createTopic(t, address, topic, partitions)
-		kcat(t, address, topic)
+		leave.how(t, b.p, address, topic)
 		b.start(t)
 		b.p.ready(t)
 		for _, f := range flows { // everybody goes on
@@ -184,6 +185,44 @@ func TestBalancer(t *testing.T) {
 		if !slices.Equal(got, f.sent) {
 			t.Errorf("%s: read %d records, sent %d, or others", f.name, len(got), len(f.sent))
 		}
+	}
+}
+
+// drained has an agent leave, and sends and reads records of a topic without it.
+func drained(t *testing.T, p *process, address, topic string) {
+	t.Helper()
+	p.signal(t, syscall.SIGTERM)
+	if status := p.status(t); status != 0 {
+		t.Errorf("exit status %d after SIGTERM, want 0", status)
+	}
+	kcat(t, address, topic)
+}
+
+// killed kills an agent, and sends and reads records of a topic without it.
+func killed(t *testing.T, p *process, address, topic string) {
+	t.Helper()
+	p.signal(t, syscall.SIGKILL)
+	p.status(t)
+	kcat(t, address, topic)
+}
+
+// frozen stops an agent until records of a topic, some of which it led, have been sent and read without it. It ends when it wakes up, since others lead what it led.
+func frozen(t *testing.T, p *process, address, topic string) {
+	t.Helper()
+	p.signal(t, syscall.SIGSTOP)
+	for reached := 0; reached < 4; reached++ { // until HAProxy deals no connection to it any more
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		client := connect(t, address)
+		if client.Ping(ctx) != nil {
+			reached = -1
+		}
+		client.Close()
+		cancel()
+	}
+	kcat(t, address, topic)
+	p.signal(t, syscall.SIGCONT)
+	if status := p.status(t); status == 0 {
+		t.Error("exit status 0, want it to say that it was replaced")
 	}
 }
 
@@ -393,7 +432,7 @@ func confluentWriter(t *testing.T, address, topic string) (line func(string), do
 // confluentReader commits the offset of each record before it reads the next one.
 func confluentReader(t *testing.T, address, topic string) (got func() []string, done func()) {
 	t.Helper()
-	p := confluent(t, address, "member", "--topic", topic, "--group", topic)
+	p := confluent(t, address, "member", "--topic", topic, "--group", topic, "--session", "45000")
 	return func() []string {
 		var values []string
 		for _, line := range p.read.got() {
