@@ -152,11 +152,14 @@ func (p *peer) dial(ctx context.Context) (*conn, error) {
 	defer cancel()
 	defer context.AfterFunc(p.gone, cancel)() //nolint:contextcheck // the other agent's, which ends first
 	nc, err := p.of.connect(ctx, p.agent)
-	if p.unreachable.Swap(err != nil) != (err != nil) && p.gone.Err() == nil {
-		p.of.log.Warn("whether another agent can be reached has changed", "node", p.agent.Node, "address", p.agent.Peer, "err", err)
-	}
 	if err != nil {
+		if !errors.Is(err, context.Canceled) && !p.unreachable.Swap(true) {
+			p.of.log.Warn("another agent cannot be reached to forward requests to", "to", p.agent.Node, "address", p.agent.Peer, "err", err)
+		}
 		return nil, err
+	}
+	if p.unreachable.Swap(false) {
+		p.of.log.Info("another agent can be reached again", "to", p.agent.Node, "address", p.agent.Peer)
 	}
 	c := &conn{nc: nc, from: bufio.NewReaderSize(nc, readBytes)}
 	c.stop = context.AfterFunc(p.gone, func() { _ = nc.Close() }) //nolint:contextcheck // the connection outlives the request

@@ -353,3 +353,21 @@ func TestLeave(t *testing.T) {
 		t.Errorf("partition %d: %+v, want NOT_LEADER_OR_FOLLOWER", p, got[0])
 	}
 }
+
+// TestGivesUp: what no coordinator takes is refused before the client tries again itself.
+func TestGivesUp(t *testing.T) {
+	w := newWorld(t)
+	n := coordinatorOf("a") - 1
+	a := w.agents[n]
+	a.lead(coordinator.ShardOfName("a", shards), false)
+	go func() {
+		for a.count("OffsetCommit") < 2 {
+			time.Sleep(time.Millisecond)
+		}
+		w.late.Store(int64(9 * time.Second))
+	}()
+	kind := ofGroup["OffsetCommit"]
+	if _, code := kind.result(w.ask(kind.request("a"))); code != int16(protocol.NotCoordinator) {
+		t.Errorf("error %d, want NOT_COORDINATOR", code)
+	}
+}

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -43,6 +45,7 @@ type world struct {
 	topic   coordinator.Topic
 	kick    chan struct{}
 
+	late  atomic.Int64    // how much the forwarder's clock is ahead
 	ctx   context.Context // of the client's connection
 	state any
 	leave chan struct{}
@@ -51,6 +54,16 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	before := runtime.NumGoroutine()
+	t.Cleanup(func() { // last: everybody has been told to end
+		for end := time.Now().Add(patience); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				all := make([]byte, 1<<20)
+				t.Errorf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), before, all[:runtime.Stack(all, true)])
+				return
+			}
+		}
+	})
 	w := &world{
 		t: t, kv: memkv.New(memkv.Config{ClusterID: 1, Start: time.Now()}), metrics: prometheus.NewRegistry(), kick: make(chan struct{}, 1),
 		ctx: t.Context(), leave: make(chan struct{}),
@@ -79,7 +92,7 @@ func newWorld(t *testing.T) *world {
 	var running sync.WaitGroup
 	running.Go(func() { _ = w.view.Run(ctx) })
 	w.f = forward.New(forward.Config{Self: 1, BytesMax: 64 << 20}, forward.Deps{
-		View: w.view, Local: w.agents[0], Dial: dial, Kick: w.kick, Now: time.Now, Log: slog.New(slog.DiscardHandler), Metrics: w.metrics,
+		View: w.view, Local: w.agents[0], Dial: dial, Kick: w.kick, Now: func() time.Time { return time.Now().Add(time.Duration(w.late.Load())) }, Log: slog.New(slog.DiscardHandler), Metrics: w.metrics,
 	})
 	running.Go(func() { _ = w.f.Run(ctx) })
 	t.Cleanup(func() {
