@@ -9,7 +9,8 @@
 //	          +----- parts whose leader has moved, again ---------+
 //
 // A client can do nothing with NOT_LEADER_OR_FOLLOWER or NOT_COORDINATOR, since there is one broker for it. So parts that are refused for that, or whose
-// agent is gone, are sent again as soon as the view knows better, within the time that the request has; to the client a move is a delay.
+// agent is gone, are sent again as soon as the view knows better, within the time that the request has; to the client a move is a delay. What nobody leads, or whose leader
+// cannot be reached, is asked of this agent's APIs: they refuse it as it has to be refused.
 //
 // What one agent forwards another never forwards again: requests that come from an agent ([server.Server.ServeAgent]) are
 // marked ([server.Request].Forwarded). Two agents that take each other for a leader refuse each other's requests and look again.
