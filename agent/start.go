@@ -156,6 +156,11 @@ func (a *Agent) reachPeers(run context.Context) error {
 	}
 	a.stores = newStores(a.deps.Disk, a.view, dialer)
 	context.AfterFunc(run, a.stores.close)
+	// What an agent whose WAL is full does not take has to wait; that it is gone is known by its registration.
+	a.patient, err = peering.NewDialer(peering.DialerConfig{Credentials: a.credentials(), Patient: true})
+	if err != nil {
+		return err
+	}
 	n := &neighbours{view: a.view, zone: a.cfg.Zone, dialer: dialer}
 	a.source = zone.New(zone.Config{Self: a.node, Homes: n.homes, Dial: n.dial, Log: a.log}, cache.NewBucket(a.deps.Store))
 	a.blocks, err = cache.New(cache.Config{BytesMax: a.cfg.CacheBytesMax}, a.source)
@@ -175,7 +180,7 @@ func (a *Agent) credentials() peering.Credentials {
 	return peering.Credentials{Cluster: a.clusterID, Secret: a.cluster.Secret, TLS: a.deps.PeerTLS}
 }
 
-// servePeers lets other agents keep copies of their logs on this agent's disk, and have blocks from its cache, if there is a place for it.
+// servePeers lets other agents keep copies of their logs on this agent's disk, have blocks from its cache, and forward requests to it, if there is a place for it.
 func (a *Agent) servePeers(run context.Context) error {
 	if a.deps.PeerListener == nil {
 		return nil
@@ -188,6 +193,7 @@ func (a *Agent) servePeers(run context.Context) error {
 	}
 	walServer := peer.NewServer(peer.ServerConfig{Store: a.deps.Disk, Metrics: a.deps.Metrics, Logger: a.log})
 	server.Handle(peer.ServiceName, peerStoresMax, walServer.Serve)
+	server.Handle(forwarding, a.cfg.Server.ConnectionsMax, a.server.ServeAgent)
 	server.Handle(blocksService, zone.ConnectionsMax, a.zone.Serve)
 	a.spawn(run, "serve peers", func(ctx context.Context) error {
 		defer context.AfterFunc(ctx, func() {
@@ -444,7 +450,7 @@ func (a *Agent) startGroups(run context.Context) {
 	topic.Replication = int16(a.cfg.Copies)
 	a.topics = topics.New(topic, topics.Deps{
 		KV: a.deps.KV, View: a.view, Now: a.deps.Now, Log: a.log, NewID: func() protocol.TopicID { return newID() },
-		Deleted: a.groups.TopicDeleted, Node: a.node, Broker: a.brokerConfigs(),
+		Deleted: a.groups.TopicDeleted, Node: a.shownNode(), Broker: a.brokerConfigs(),
 	})
 	a.spawn(run, "delete offsets of topics", a.dropOffsets)
 	a.spawn(run, "coordinate groups", func(ctx context.Context) error {
@@ -475,6 +481,6 @@ func (a *Agent) serve(run context.Context) {
 	reader := fetch.NewReader(a.index, a.footers, a.blocks, a.cfg.CacheBytesMax)
 	handler := a.broker(fetch.New(reader), fetch.NewLookup(a.index, reader, a.cfg.Server.FrameBytesMax),
 		api.Deps{Ingest: ingest.New(a.wal, a.flusher, a.deps.Now)})
-	a.server.Open(handler)
+	a.server.Open(a.balanced(run, handler))
 	a.spawn(run, "forget idle producers", a.expireProducers)
 }
