@@ -86,9 +86,11 @@ type Deps struct {
 	// PeerListener is where other agents reach the disk; nil if they do not. PeerTLS is for both directions; nil for none.
 	PeerListener net.Listener
 	PeerTLS      *tls.Config
-	Metrics      prometheus.Registerer
-	Log          *slog.Logger
-	Now          func() time.Time
+	// Peers reaches the disks of other agents; nil for wal/peer over TCP.
+	Peers   Peers
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
+	Now     func() time.Time
 }
 
 // Agent is one incarnation. It runs once.

@@ -2,9 +2,12 @@ package agent
 
 import (
 	"context"
-	"crypto/tls"
+	"errors"
 	"fmt"
+	"net"
 	"sync"
+	"syscall"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -15,22 +18,66 @@ import (
 	"github.com/varve-io/varve/wal/peer"
 )
 
-// stores are the WAL stores that this agent can reach: its own, and those of agents that are registered. They may be used concurrently.
-type stores struct {
-	own         *disk.Store
-	view        *coordinator.View
-	credentials peer.Credentials
-
-	mu     sync.Mutex
-	peers  map[string]*peer.Store // by identity
-	places map[string]string      // where each of them was found
+// Peers reaches the WAL stores of other agents. Its methods may be called concurrently.
+type Peers interface {
+	// Store is the store of that identity, which an agent serves at a place. It does not connect yet.
+	Store(place string, identity uuid.UUID) (PeerStore, error)
+	// Refuses reports whether the machine at the place says that nobody serves there. It waits for some 100 ms at most.
+	Refuses(ctx context.Context, place string) bool
 }
 
-func newStores(own *disk.Store, view *coordinator.View, cluster [16]byte, secret []byte, tls *tls.Config) *stores {
-	return &stores{
-		own: own, view: view, credentials: peer.Credentials{Cluster: cluster, Secret: secret, TLS: tls},
-		peers: make(map[string]*peer.Store), places: make(map[string]string),
+// PeerStore is another agent's store.
+type PeerStore interface {
+	wal.Sealer
+	// Create begins a segment whose first entry will be first, as [disk.Store.Create] does.
+	Create(ctx context.Context, id wal.SegmentID, fence wal.Fence, first wal.EntryID) (wal.Store, error)
+	// Close ends all connections.
+	Close()
+}
+
+// network is what agents reach each other through, unless a test has one of its own.
+type network struct{ credentials peer.Credentials }
+
+func (n network) Store(place string, identity uuid.UUID) (PeerStore, error) {
+	p, err := peer.NewStore(peer.Config{Address: place, Identity: identity, Credentials: n.credentials})
+	if err != nil {
+		return nil, err
 	}
+	return peerStore{p}, nil
+}
+
+type peerStore struct{ *peer.Store }
+
+func (p peerStore) Create(ctx context.Context, id wal.SegmentID, fence wal.Fence, first wal.EntryID) (wal.Store, error) {
+	return asStore(p.Store.Create(ctx, id, fence, first))
+}
+
+// probeMax bounds the look at whether a machine refuses connections.
+const probeMax = 300 * time.Millisecond
+
+func (n network) Refuses(ctx context.Context, place string) bool {
+	ctx, cancel := context.WithTimeout(ctx, probeMax)
+	defer cancel()
+	c, err := new(net.Dialer).DialContext(ctx, "tcp", place)
+	if err == nil {
+		_ = c.Close()
+	}
+	return errors.Is(err, syscall.ECONNREFUSED)
+}
+
+// stores are the WAL stores that this agent can reach: its own, and those of agents that are registered. They may be used concurrently.
+type stores struct {
+	own     *disk.Store
+	view    *coordinator.View
+	network Peers
+
+	mu     sync.Mutex
+	peers  map[string]PeerStore // by identity
+	places map[string]string    // where each of them was found
+}
+
+func newStores(own *disk.Store, view *coordinator.View, network Peers) *stores {
+	return &stores{own: own, view: view, network: network, peers: make(map[string]PeerStore), places: make(map[string]string)}
 }
 
 // reach reports whether the store is this agent's, or of one that is registered.
@@ -49,7 +96,7 @@ func (s *stores) place(id string) string {
 }
 
 // peer returns another agent's store.
-func (s *stores) peer(id string) (*peer.Store, error) {
+func (s *stores) peer(id string) (PeerStore, error) {
 	place := s.place(id)
 	if place == "" {
 		return nil, fmt.Errorf("WAL store %s: %w: no agent that has it is registered", id, peer.ErrUnreachable)
@@ -66,7 +113,7 @@ func (s *stores) peer(id string) (*peer.Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("WAL store %s: %w", id, err)
 	}
-	p, err := peer.NewStore(peer.Config{Address: place, Identity: identity, Credentials: s.credentials})
+	p, err := s.network.Store(place, identity)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +142,7 @@ func (s *stores) create(ctx context.Context, id string, segment wal.SegmentID, f
 	if err != nil {
 		return nil, err
 	}
-	return asStore(p.Create(ctx, segment, fence, first))
+	return p.Create(ctx, segment, fence, first)
 }
 
 // asStore avoids an interface that holds a nil pointer.

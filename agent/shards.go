@@ -140,7 +140,8 @@ func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]c
 	if err := a.flusher.Flush(ctx); err != nil {
 		return false, err
 	}
-	for id := range wishes {
+	shards := slices.Sorted(maps.Keys(wishes))
+	for _, id := range shards {
 		a.partitions.resign(id)
 		a.groups.Resign(id)
 	}
@@ -153,7 +154,7 @@ func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]c
 	}
 	results := make(chan error, len(wishes))
 	sent := 0
-	for id, to := range wishes {
+	for _, id := range shards {
 		record, ok, err := a.starts.Release(ctx, id)
 		if err != nil {
 			return false, err
@@ -161,6 +162,7 @@ func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]c
 		if !ok {
 			continue // lost meanwhile
 		}
+		to := wishes[id]
 		record.Owner, record.Node = to, nodes[to]
 		record.Epoch++
 		a.ledger.HandOver(id, coordinator.Write{Owner: to, Epoch: record.Epoch}, []coordinator.Op{

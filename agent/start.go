@@ -142,12 +142,17 @@ func (a *Agent) follow(run, ctx context.Context) error {
 
 // servePeers lets other agents keep copies of their logs on this agent's disk, if there is a place for it.
 func (a *Agent) servePeers(run context.Context) error {
-	a.stores = newStores(a.deps.Disk, a.view, a.clusterID, a.cluster.Secret, a.deps.PeerTLS)
+	credentials := peer.Credentials{Cluster: a.clusterID, Secret: a.cluster.Secret, TLS: a.deps.PeerTLS}
+	peers := a.deps.Peers
+	if peers == nil {
+		peers = network{credentials}
+	}
+	a.stores = newStores(a.deps.Disk, a.view, peers)
 	context.AfterFunc(run, a.stores.close)
 	if a.deps.PeerListener == nil {
 		return nil
 	}
-	server, err := peer.NewServer(peer.ServerConfig{Store: a.deps.Disk, Credentials: a.stores.credentials, Metrics: a.deps.Metrics, Logger: a.log})
+	server, err := peer.NewServer(peer.ServerConfig{Store: a.deps.Disk, Credentials: credentials, Metrics: a.deps.Metrics, Logger: a.log})
 	if err != nil {
 		return err
 	}
@@ -166,7 +171,7 @@ func (a *Agent) servePeers(run context.Context) error {
 
 // register makes the agent known, which others may then give copies of their logs.
 func (a *Agent) register(run, ctx context.Context, store string) error {
-	a.registration = &registration{kv: a.deps.KV, log: a.log, now: a.deps.Now, me: coordinator.Agent{
+	a.registration = &registration{writing: make(chan struct{}, 1), kv: a.deps.KV, log: a.log, now: a.deps.Now, me: coordinator.Agent{
 		Node: a.node, Log: a.id, Host: a.cfg.AdvertiseHost, Port: a.cfg.AdvertisePort,
 		Store: store, Peer: a.cfg.PeerAdvertise, Zone: a.cfg.Zone, State: coordinator.AgentStarting,
 	}}

@@ -7,9 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"net"
+	"maps"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/varve-io/varve/agent/recovery"
@@ -27,8 +26,6 @@ const (
 	progressMax = 20 * time.Second
 	// failedPause is the wait before a recovery that failed is tried again.
 	failedPause = 3 * time.Second
-	// probeMax bounds the look at whether an agent's machine refuses connections.
-	probeMax = 300 * time.Millisecond
 )
 
 // absence is what this agent knows of a log that is open while its agent is not registered.
@@ -100,7 +97,8 @@ func (s *succession) step(ctx context.Context) (time.Duration, error) {
 	s.notice(ctx, logs)
 	now := s.a.deps.Now()
 	wait := time.Duration(0)
-	for id, ab := range s.absent {
+	for _, id := range slices.Sorted(maps.Keys(s.absent)) {
+		ab := s.absent[id]
 		if ab.running {
 			continue
 		}
@@ -147,7 +145,7 @@ func (s *succession) notice(ctx context.Context, logs []coordinator.Log) {
 		ab := s.absent[l.ID]
 		switch {
 		case ab == nil:
-			ab = &absence{refused: l.Node == s.a.node || refuses(ctx, s.peers[l.ID])}
+			ab = &absence{refused: l.Node == s.a.node || s.refuses(ctx, l.ID)}
 			s.absent[l.ID] = ab
 		case ab.record.Fence == l.Fence && ab.record.Commits == l.Commits:
 			continue
@@ -160,6 +158,12 @@ func (s *succession) notice(ctx context.Context, logs []coordinator.Log) {
 			delete(s.absent, id)
 		}
 	}
+}
+
+// refuses reports whether the machine of a log's agent says that the agent is gone.
+func (s *succession) refuses(ctx context.Context, log coordinator.LogID) bool {
+	place := s.peers[log]
+	return place != "" && s.a.stores.network.Refuses(ctx, place)
 }
 
 // due is when this agent may claim a log that has just been found absent, or that somebody has just claimed or brought forward.
@@ -217,20 +221,6 @@ func (s *succession) end(r result) error {
 	}
 	ab.due = s.a.deps.Now().Add(failedPause)
 	return nil
-}
-
-// refuses reports whether nobody listens at the place, and the machine says so.
-func refuses(ctx context.Context, place string) bool {
-	if place == "" {
-		return false
-	}
-	ctx, cancel := context.WithTimeout(ctx, probeMax)
-	defer cancel()
-	c, err := new(net.Dialer).DialContext(ctx, "tcp", place)
-	if err == nil {
-		_ = c.Close()
-	}
-	return errors.Is(err, syscall.ECONNREFUSED)
 }
 
 // recovery returns a recoverer that reaches the stores which this agent reaches.

@@ -32,7 +32,7 @@ func (k *agentKV) call(ctx context.Context, c *call) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%w: %w", coordinator.ErrUnavailable, err)
 	}
-	return fmt.Errorf("%w: dead", coordinator.ErrUnavailable)
+	return errDead
 }
 
 // Get implements coordinator.KV.
@@ -199,7 +199,7 @@ func (b *agentBucket) call(ctx context.Context, what string, run func(effect)) e
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return fmt.Errorf("%w: dead", objectstore.ErrUnavailable)
+	return errDead
 }
 
 // Put implements objectstore.Store.

@@ -26,6 +26,11 @@ type breakage struct {
 	// sealer stands for the machine's store in recoveries.
 	sealer func(*machine) wal.Sealer
 
+	// peerSeal stands for a machine's store when another machine asks it to seal.
+	peerSeal func(*node) func(wal.SegmentID, wal.Fence) (quorum.Answer, error)
+	// append is told of an append to a store of another machine, and acknowledges it early if it returns true; appended makes it durable there.
+	append func(x *connection, appended func() error) bool
+
 	noSync          bool // appends are acknowledged before they are synced
 	forgetProducers bool // a new leader restores no idempotent producers
 	squat           bool // somebody else's objects have the names of the first attempts
@@ -106,7 +111,7 @@ func TestBreakages(t *testing.T) {
 	for _, b := range breakages {
 		t.Run(strings.ReplaceAll(b.name, " ", "_"), func(t *testing.T) {
 			for n := uint64(1); n <= breakageSeeds; n++ {
-				if findings, _ := run(t, n, b, stepsPerSeed, nil); len(findings) > 0 {
+				if findings, _ := run(t, singles, n, b, stepsPerSeed, nil); len(findings) > 0 {
 					t.Logf("seed %d: %s", n, findings[0])
 					return
 				}

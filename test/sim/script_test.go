@@ -11,14 +11,14 @@ import (
 // script is a world without trouble of its own, whose calls a test holds back and lets go.
 type script struct {
 	*testing.T
-	*world
+	*single
 }
 
 // play runs a script, and then heals the world and reads everything back.
 func play(t *testing.T, run func(*script)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t.Context(), 1, breakage{})
+		w := newSingle(t.Context(), 1, breakage{})
 		w.chances = chances{}
 		var lines []string
 		w.log = func(line string) { lines = append(lines, line) }

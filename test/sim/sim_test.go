@@ -22,7 +22,7 @@ func TestSeeds(t *testing.T) {
 	}
 	t.Logf("seeds %d to %d; to replay one: go test ./test/sim -run TestSeeds -seed N -v", first, last)
 	for n := first; n <= last; n++ {
-		if findings, _ := run(t, n, breakage{}, stepsPerSeed, log); len(findings) > 0 {
+		if findings, _ := run(t, singles, n, breakage{}, stepsPerSeed, log); len(findings) > 0 {
 			t.Fatalf("seed %d: %q", n, findings)
 		}
 	}
@@ -38,7 +38,7 @@ func TestSameSeedSameTrace(t *testing.T) {
 		var lines [2][]string
 		var hash [2]uint64
 		for i := range hash {
-			_, hash[i] = run(t, n, breakage{}, stepsPerSeed, func(line string) { lines[i] = append(lines[i], line) })
+			_, hash[i] = run(t, singles, n, breakage{}, stepsPerSeed, func(line string) { lines[i] = append(lines[i], line) })
 		}
 		if hash[0] == hash[1] {
 			continue

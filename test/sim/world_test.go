@@ -18,8 +18,31 @@ import (
 	"github.com/varve-io/varve/protocol"
 )
 
+// scene is what lives in a world.
+type scene interface {
+	// trouble is what happens by itself. It reports whether anything did.
+	trouble() bool
+	// clear takes note of what has ended.
+	clear()
+	// choose returns an agent that a client may take for the leader of a shard; nil if nobody serves.
+	choose(coordinator.ShardID) broker
+	// leader returns the agent that serves and leads the shard, as etcd says; nil if there is none.
+	leader(coordinator.ShardID) broker
+	// mend ends all trouble, and then ends some or all agents.
+	mend()
+	// recovered starts what does not run, and reports whether everything serves.
+	recovered() bool
+	// flush begins to flush everything; done tells whether it is.
+	flush() (done func() bool)
+	// offsetIn decodes a consumer offset.
+	offsetIn(coordinator.Item) (int64, error)
+	// stopAll kills everything, so that no goroutine remains.
+	stopAll()
+}
+
 // world is everything that there is, and its scheduler. The scheduler is the only goroutine that touches it, but for parked.
 type world struct {
+	scene
 	ctx     context.Context // of all that no agent asks for
 	rng     *rand.Rand
 	broken  breakage
@@ -30,10 +53,6 @@ type world struct {
 	check   *checker
 	load    *load
 
-	machines []*machine
-	agents   []*agent // those that live, and ended ones until they are cleared
-	nextLog  coordinator.LogID
-
 	mu     sync.Mutex
 	parked []*call
 
@@ -41,6 +60,7 @@ type world struct {
 	away    map[kind]int // until which step etcd or the bucket is away
 	chances chances
 	held    []func(*call) bool // calls that a script keeps from happening
+	passes  []time.Duration    // how much time passes at once
 
 	step  int
 	trace uint64
@@ -55,6 +75,7 @@ const (
 	kindBucket kind = "bucket"
 	kindDisk   kind = "disk"
 	kindWatch  kind = "watch"
+	kindNet    kind = "network"
 )
 
 // call is a goroutine that waits for the scheduler.
@@ -99,18 +120,23 @@ type process struct {
 	name    string
 	dead    bool // guarded by world.mu
 	gone    chan struct{}
-	stalled int // no call of it happens before this step
+	stalled int          // no call of it happens before this step
+	away    map[kind]int // until which step it alone does not reach etcd or the bucket
 }
 
-func newProcess(name string) process { return process{name: name, gone: make(chan struct{})} }
+func newProcess(name string) process {
+	return process{name: name, gone: make(chan struct{}), away: make(map[kind]int)}
+}
 
 // chances are how likely trouble is in one run, in parts of a thousand and per step.
 type chances struct {
 	callFails, slow, stall, outage, power, kill, second, diskFails int
+	// of a cluster
+	netFails, cut, drain, lose int
 }
 
-// newWorld makes a world with a cluster and a topic, and no agent.
-func newWorld(ctx context.Context, seed uint64, broken breakage) *world {
+// newWorld makes a world with a cluster of so many shards and a topic, and nobody in it.
+func newWorld(ctx context.Context, seed uint64, broken breakage, shards uint32) *world {
 	rng := rand.New(rand.NewPCG(seed, 0x51))
 	w := &world{
 		ctx: ctx, rng: rng, broken: broken, bucket: mem.New(), away: make(map[kind]int),
@@ -118,6 +144,7 @@ func newWorld(ctx context.Context, seed uint64, broken breakage) *world {
 		topic:   coordinator.Topic{ID: protocol.TopicID{1: 7}, Name: "t", Partitions: partitions, Replication: 1},
 		cluster: coordinator.Cluster{ID: protocol.TopicID{9: 9}.String(), Shards: shards, Generation: 1},
 		trace:   fnv.New64a().Sum64(),
+		passes:  []time.Duration{time.Millisecond, 50 * time.Millisecond, 300 * time.Millisecond, time.Second, 4 * time.Second},
 	}
 	pick := func(of ...int) int { return of[rng.IntN(len(of))] }
 	w.chances = chances{
@@ -133,7 +160,6 @@ func newWorld(ctx context.Context, seed uint64, broken breakage) *world {
 	if err != nil {
 		panic(err)
 	}
-	w.machines = []*machine{newMachine(w, seed)}
 	return w
 }
 
@@ -141,8 +167,27 @@ const (
 	// healSteps is how long a world may take to come to rest; most need some hundred.
 	healSteps  = 6000
 	partitions = 3
-	shards     = 2
 )
+
+// shardOf returns the shard of a partition of the topic.
+func (w *world) shardOf(number int32) coordinator.ShardID {
+	return w.topic.ShardOf(number, w.cluster.Shards)
+}
+
+// owns reports whether an agent leads a shard, as etcd says.
+func (w *world) owns(b broker, shard coordinator.ShardID) bool { return w.leader(shard) == b }
+
+// shard reads a shard's record.
+func (w *world) shard(id coordinator.ShardID) (s coordinator.Shard) {
+	item, _, err := w.kv.Get(w.ctx, coordinator.KeyShard(id))
+	if err == nil && item.ModRevision != 0 {
+		s, err = coordinator.Decode[coordinator.Shard](item)
+	}
+	if err != nil {
+		panic(err)
+	}
+	return s
+}
 
 // note adds a line to the trace.
 func (w *world) note(format string, args ...any) {
@@ -187,6 +232,16 @@ func (w *world) die(p *process) {
 		p.dead = true
 		close(p.gone)
 	}
+}
+
+// abandon ends a process as SIGKILL does: what it has sent may still arrive.
+func (w *world) abandon(p *process) {
+	for _, c := range w.eligible() {
+		if c.by == p && c.late != nil {
+			w.drop(c.late())
+		}
+	}
+	w.die(p)
 }
 
 // isDead reports whether a process has died.
@@ -256,8 +311,13 @@ func (w *world) draw(c *call) effect {
 			return failsHalf
 		}
 		return happens
-	case w.away[c.kind] > w.step:
+	case w.away[c.kind] > w.step, c.by.away[c.kind] > w.step:
 		return []effect{unavailable, unavailable, unavailable, comesLate}[w.rng.IntN(4)]
+	case c.kind == kindNet:
+		if w.rng.IntN(1000) < w.chances.netFails {
+			return []effect{unavailable, answerLost, comesLate}[w.rng.IntN(3)]
+		}
+		return happens
 	case c.kind == kindKV && w.rng.IntN(2000) < w.chances.callFails:
 		return []effect{noRoom, noRoomLeft}[w.rng.IntN(2)]
 	case w.rng.IntN(1000) < w.chances.callFails:
@@ -277,13 +337,17 @@ func (w *world) drop(l lateWrite) {
 func (w *world) pass(d time.Duration) {
 	w.note("%v pass", d)
 	time.Sleep(d)
+	w.kv.Advance(time.Now())
 }
 
+// maker makes a world with something in it.
+type maker func(ctx context.Context, seed uint64, broken breakage) *world
+
 // run is one world from its beginning to its end. It returns what it found.
-func run(t *testing.T, seed uint64, broken breakage, steps int, log func(string)) (findings []string, trace uint64) {
+func run(t *testing.T, create maker, seed uint64, broken breakage, steps int, log func(string)) (findings []string, trace uint64) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t.Context(), seed, broken)
+		w := create(t.Context(), seed, broken)
 		w.log = log
 		defer w.end()
 		for w.step = 1; w.step <= steps && !w.check.failed(); w.step++ {
@@ -311,7 +375,7 @@ func (w *world) act() {
 	case n < 14 && len(w.late) > 0:
 		w.applyLate()
 	case n < 17 || len(can) == 0:
-		w.pass([]time.Duration{time.Millisecond, 50 * time.Millisecond, 300 * time.Millisecond, time.Second, 4 * time.Second}[w.rng.IntN(5)])
+		w.pass(w.passes[w.rng.IntN(len(w.passes))])
 	default:
 		c := can[w.rng.IntN(len(can))]
 		w.grant(c, w.draw(c))
@@ -327,63 +391,17 @@ func (w *world) applyLate() {
 	l.apply()
 }
 
-// trouble is what happens by itself. It reports whether anything did.
-func (w *world) trouble() bool {
-	roll := func(chance int) bool { return chance > 0 && w.rng.IntN(1000) < chance }
-	live := w.living()
-	switch {
-	case len(live) == 0:
-		if w.rng.IntN(4) == 0 {
-			w.start()
-			return true
-		}
-		return false
-	case roll(w.chances.power):
-		w.cutPower(w.rng.IntN(3) > 0)
-	case roll(w.chances.kill):
-		w.kill(live[w.rng.IntN(len(live))])
-	case roll(w.chances.second) && len(live) < 3 && w.machines[len(w.machines)-1].store != nil:
-		w.start()
-	case roll(w.chances.stall):
-		p := &live[w.rng.IntN(len(live))].process
-		p.stalled = w.step + 20 + w.rng.IntN(300)
-		w.note("%s stalls until step %d", p.name, p.stalled)
-	case roll(w.chances.outage):
-		k := []kind{kindKV, kindBucket}[w.rng.IntN(2)]
-		w.away[k] = w.step + 10 + w.rng.IntN(60)
-		w.note("%s is away until step %d", k, w.away[k])
-	default:
-		return false
-	}
-	return true
-}
-
-// heal ends all trouble, crashes the machine once more, and brings everything to rest: an agent serves, clients have their answers, all is flushed. Then it
-// reads everything back.
+// heal ends all trouble, crashes once more, and brings everything to rest: agents serve, clients have their answers, all is flushed. Then it reads everything
+// back.
 func (w *world) heal() {
 	w.chances, w.away = chances{}, make(map[kind]int)
-	for _, a := range w.agents {
-		a.stalled = 0
-	}
 	w.note("heal")
 	for len(w.late) > 0 && w.rng.IntN(3) > 0 {
 		w.applyLate()
 	}
 	w.late = nil
-	if w.rng.IntN(2) == 0 {
-		w.cutPower(w.rng.IntN(2) == 0)
-	} else {
-		for _, a := range w.living() {
-			w.kill(a)
-		}
-	}
-	ok := w.until(healSteps, func() bool {
-		if len(w.living()) == 0 {
-			w.start()
-		}
-		leader := w.leader()
-		return leader != nil && w.load.finish(leader)
-	})
+	w.mend()
+	ok := w.until(healSteps, func() bool { return w.recovered() && w.load.finish() })
 	if w.check.failed() {
 		return
 	}
@@ -391,8 +409,7 @@ func (w *world) heal() {
 		w.check.report("liveness: %d steps after the last trouble clients still wait: %s", healSteps, w.load.waiting())
 		return
 	}
-	flushed := w.leader().flushAll()
-	if !w.until(healSteps, flushed) {
+	if !w.until(healSteps, w.flush()) {
 		w.check.report("liveness: the flush does not end")
 		return
 	}
@@ -424,8 +441,6 @@ func (w *world) until(steps int, cond func() bool) bool {
 // end kills everything, so that no goroutine remains.
 func (w *world) end() {
 	synctest.Wait()
-	for _, m := range w.machines {
-		w.stop(m)
-	}
+	w.stopAll()
 	synctest.Wait()
 }

@@ -1,0 +1,331 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/wal/disk/disktest"
+)
+
+// cluster is machines with an agent each, the product's own, which lead some of the shards each and keep copies of each other's logs.
+type cluster struct {
+	*world
+	machines []*host
+	nodes    []*node           // those that live, and ended ones until they are cleared
+	cuts     map[[2]string]int // until which step nothing gets from one machine to another
+	lost     []string          // disks that are gone for good
+	conns    []*connection     // to other machines' stores, until they are over
+	reads    []*reading
+	ageMax   time.Duration // of what is not flushed
+	ids      *rand.Rand    // of disks
+	starts   int           // of nodes, so far
+}
+
+// host is a machine: a disk, and the node that runs on it.
+type host struct {
+	name string
+	zone string
+	disk *disktest.Disk
+	node *node // the newest; nil before the first
+}
+
+// newCluster makes a cluster of three to five machines, all off.
+func newCluster(ctx context.Context, seed uint64, broken breakage) *cluster {
+	c := &cluster{world: newWorld(ctx, seed, broken, 4), cuts: make(map[[2]string]int), ids: rand.New(rand.NewPCG(seed, 0x1d))}
+	c.scene = c
+	uuid.SetRand(random{c.ids}) // identities of disks decide where copies go
+	pick := func(of ...int) int { return of[c.rng.IntN(len(of))] }
+	c.chances = chances{
+		callFails: pick(0, 5, 30), slow: pick(0, 10, 30), stall: pick(0, 1, 4), outage: pick(0, 1, 2),
+		power: pick(0, 1, 2), kill: pick(0, 1, 3), diskFails: pick(0, 0, 1),
+		netFails: pick(0, 2, 10, 30), cut: pick(0, 1, 3), drain: pick(0, 1, 2), lose: pick(0, 1, 2),
+	}
+	c.passes = [][]time.Duration{
+		{time.Millisecond, 20 * time.Millisecond, 100 * time.Millisecond},
+		{time.Millisecond, 100 * time.Millisecond, 500 * time.Millisecond},
+		{50 * time.Millisecond, 300 * time.Millisecond, time.Second, 4 * time.Second},
+	}[c.rng.IntN(3)]
+	c.ageMax = time.Duration(pick(200, 1000, 5000)) * time.Millisecond
+	for i := range pick(3, 3, 3, 4, 5) {
+		m := &host{name: fmt.Sprintf("m%d", i+1), zone: fmt.Sprintf("z%d", i%3)}
+		m.disk = c.newDisk()
+		c.machines = append(c.machines, m)
+	}
+	for _, m := range c.machines {
+		c.start(m)
+	}
+	return c
+}
+
+// clusters is the maker of such worlds.
+func clusters(ctx context.Context, seed uint64, broken breakage) *world {
+	return newCluster(ctx, seed, broken).world
+}
+
+func (c *cluster) newDisk() *disktest.Disk {
+	return disktest.New(c.rng.Uint64())
+}
+
+// random is the world's randomness as a reader.
+type random struct{ *rand.Rand }
+
+func (r random) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = byte(r.Uint32())
+	}
+	return len(p), nil
+}
+
+// at returns the node on the machine of that name; nil if there is none.
+func (c *cluster) at(name string) *node {
+	for _, m := range c.machines {
+		if m.name == name {
+			return m.node
+		}
+	}
+	return nil
+}
+
+// connected remembers a connection, so that it ends with who made it.
+func (c *cluster) connected(x *connection) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.conns = append(c.conns, x)
+}
+
+// living returns the nodes that have not ended.
+func (c *cluster) living() []*node {
+	return slices.DeleteFunc(slices.Clone(c.nodes), func(n *node) bool { return n.dead || n.over.Load() })
+}
+
+// idle returns the machines on which nothing runs.
+func (c *cluster) idle() []*host {
+	return slices.DeleteFunc(slices.Clone(c.machines), func(m *host) bool { return m.node.lives() })
+}
+
+// clear implements scene.
+func (c *cluster) clear() {
+	c.nodes = slices.DeleteFunc(c.nodes, func(n *node) bool {
+		if !n.over.Load() {
+			return false
+		}
+		if !n.dead {
+			c.note("%s ends: %v", n.name, n.err)
+			c.check.ended(n.err)
+			c.leave(n)
+		}
+		return true
+	})
+	c.pollReads()
+}
+
+// leave ends what a node that is gone had open elsewhere.
+func (c *cluster) leave(n *node) {
+	n.hangUp()
+	c.die(&n.process)
+	c.mu.Lock()
+	var open []*connection
+	c.conns = slices.DeleteFunc(c.conns, func(x *connection) bool {
+		if x.from == n {
+			open = append(open, x)
+		}
+		return x.from == n || x.over
+	})
+	c.mu.Unlock()
+	for _, x := range open {
+		x.cut()
+	}
+}
+
+// kill ends a node as SIGKILL does, or with its machine: after a crash, the disk has what was synced and parts of the rest.
+func (c *cluster) kill(n *node, crash bool) {
+	c.note("%s is killed, crash %v", n.name, crash)
+	synctest.Wait()
+	for _, x := range c.eligible() {
+		switch {
+		case x.by != &n.process || x.kind != kindDisk || x.torn == nil || c.rng.IntN(2) == 0:
+		case crash:
+			_ = x.torn()
+		default:
+			x.run(happens) // the kernel has it
+		}
+	}
+	c.abandon(&n.process)
+	n.stop()
+	c.leave(n)
+	synctest.Wait()
+	if crash {
+		n.machine.disk = n.machine.disk.Crash()
+	} else {
+		n.machine.disk = n.machine.disk.Kill()
+	}
+}
+
+// lose ends a node, and its disk for good.
+func (c *cluster) lose(n *node) {
+	c.kill(n, true)
+	n.machine.disk = c.newDisk()
+	c.lost = append(c.lost, n.identity())
+	c.note("its disk %s is lost", n.identity())
+}
+
+// mayLose reports whether a disk more may be lost: no log may then lack as many stores as its quorum.
+func (c *cluster) mayLose() bool {
+	for _, l := range c.check.logs {
+		if l.Closed {
+			continue
+		}
+		for _, s := range l.Segments {
+			if slices.ContainsFunc(s.Stores, func(store string) bool { return slices.Contains(c.lost, store) }) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// trouble implements scene.
+func (c *cluster) trouble() bool {
+	roll := func(chance int) bool { return chance > 0 && c.rng.IntN(1000) < chance }
+	if off := c.idle(); len(off) > 0 && c.rng.IntN(30) == 0 {
+		c.start(off[c.rng.IntN(len(off))])
+		return true
+	}
+	live := c.living()
+	if len(live) == 0 {
+		return false
+	}
+	n := live[c.rng.IntN(len(live))]
+	switch {
+	case roll(c.chances.power):
+		c.kill(n, true)
+	case roll(c.chances.kill):
+		c.kill(n, false)
+	case roll(c.chances.drain):
+		c.note("%s is told to leave", n.name)
+		n.stop()
+	case roll(c.chances.lose) && n.identity() != "" && c.mayLose():
+		c.lose(n)
+	case roll(c.chances.stall):
+		n.stalled = c.step + 20 + c.rng.IntN(400)
+		c.note("%s stalls until step %d", n.name, n.stalled)
+	case roll(c.chances.cut):
+		c.cut(n.machine, c.machines[c.rng.IntN(len(c.machines))], c.step+20+c.rng.IntN(400), c.rng.IntN(2) == 0)
+	case roll(c.chances.outage):
+		k := []kind{kindKV, kindBucket}[c.rng.IntN(2)]
+		until := c.step + 10 + c.rng.IntN(100)
+		if c.rng.IntN(2) == 0 {
+			n.away[k] = until
+			c.note("%s does not reach %s until step %d", n.name, k, until)
+			break
+		}
+		c.away[k] = until
+		c.note("%s is away until step %d", k, until)
+	default:
+		return false
+	}
+	return true
+}
+
+// cut keeps packets of one machine from another, and perhaps those of the other as well.
+func (c *cluster) cut(from, to *host, until int, both bool) {
+	c.note("nothing gets from %s to %s until step %d, both ways %v", from.name, to.name, until, both)
+	c.cuts[[2]string{from.name, to.name}] = until
+	if both {
+		c.cuts[[2]string{to.name, from.name}] = until
+	}
+}
+
+// leaderOf returns the node that leads a shard, as etcd says; nil if it does not run.
+func (c *cluster) leaderOf(id coordinator.ShardID) *node {
+	s := c.shard(id)
+	item, _, err := c.kv.Get(c.ctx, coordinator.KeyAgent(s.Node))
+	if err != nil || item.ModRevision == 0 {
+		return nil
+	}
+	me, err := coordinator.Decode[coordinator.Agent](item)
+	if err != nil || me.Log != s.Owner {
+		return nil // another incarnation
+	}
+	for _, n := range c.living() {
+		if n.number() == s.Node {
+			return n
+		}
+	}
+	return nil
+}
+
+// choose implements scene.
+func (c *cluster) choose(id coordinator.ShardID) broker {
+	live := c.living()
+	n := c.leaderOf(id)
+	if len(live) > 0 && (n == nil || c.rng.IntN(10) == 0) {
+		n = live[c.rng.IntN(len(live))]
+	}
+	if n == nil {
+		return nil
+	}
+	return n
+}
+
+// leader implements scene.
+func (c *cluster) leader(id coordinator.ShardID) broker {
+	if n := c.leaderOf(id); n != nil {
+		return n
+	}
+	return nil
+}
+
+// mend implements scene.
+func (c *cluster) mend() {
+	c.cuts = make(map[[2]string]int)
+	for _, n := range c.nodes {
+		n.stalled = 0
+		clear(n.away)
+	}
+	for _, n := range c.living() {
+		if c.rng.IntN(2) == 0 {
+			c.kill(n, c.rng.IntN(2) == 0)
+		}
+	}
+}
+
+// recovered implements scene.
+func (c *cluster) recovered() bool {
+	for _, m := range c.idle() {
+		c.start(m)
+	}
+	return !slices.ContainsFunc(c.machines, func(m *host) bool { return !m.node.ready() })
+}
+
+// flush implements scene: all agents leave.
+func (c *cluster) flush() func() bool {
+	c.note("all leave")
+	for _, n := range c.living() {
+		n.stop()
+	}
+	return func() bool { return len(c.living()) == 0 }
+}
+
+// offsetIn implements scene.
+func (c *cluster) offsetIn(it coordinator.Item) (int64, error) {
+	all, err := coordinator.Decode[coordinator.GroupOffsets](it)
+	return all[0].Offset, err
+}
+
+// stopAll implements scene.
+func (c *cluster) stopAll() {
+	for _, n := range c.nodes {
+		n.stop()
+		c.leave(n)
+	}
+	synctest.Wait()
+	uuid.SetRand(nil)
+}

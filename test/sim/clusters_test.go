@@ -1,0 +1,20 @@
+package sim
+
+import "testing"
+
+// TestClusters runs clusters by seed.
+func TestClusters(t *testing.T) {
+	first, last := uint64(1), *seeds/6
+	var log func(string)
+	if *seed != 0 {
+		first, last = *seed, *seed
+		log = func(line string) { t.Log(line) }
+	}
+	for n := first; n <= last; n++ {
+		if findings, _ := run(t, clusters, n, breakage{}, stepsPerCluster, log); len(findings) > 0 {
+			t.Errorf("seed %d: %q", n, findings)
+		}
+	}
+}
+
+const stepsPerCluster = 3000
