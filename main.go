@@ -232,10 +232,11 @@ type process struct {
 	log     *slog.Logger
 	metrics *prometheus.Registry
 	admin   *admin.Server
+	peerTLS *tls.Config // nil for none
 }
 
 // run runs an agent and its HTTP server until ctx ends, and then until the agent is drained.
-func run(ctx context.Context, cfg config.Config, out io.Writer, dev bool) error {
+func run(ctx context.Context, cfg config.Config, out io.Writer, dev bool) (err error) {
 	p := &process{
 		cfg: cfg, dev: dev, out: out,
 		log:     slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.LogLevel})),
@@ -244,6 +245,9 @@ func run(ctx context.Context, cfg config.Config, out io.Writer, dev bool) error 
 	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	p.admin = admin.New(admin.Deps{Metrics: p.metrics, Log: p.log})
 	if err := p.makeFolders(); err != nil {
+		return err
+	}
+	if p.peerTLS, err = p.readPeerTLS(); err != nil {
 		return err
 	}
 	kafka, err := p.listen(ctx, "listen", cfg.Listen)
@@ -321,10 +325,6 @@ func (p *process) listen(ctx context.Context, name string, at config.Address) (n
 // serve runs the agent until ctx ends and it is drained.
 func (p *process) serve(ctx context.Context, kafka, peers net.Listener, http net.Addr) (err error) {
 	defer kafka.Close() //nolint:errcheck // the agent closes it too
-	peerTLS, err := p.peerTLS()
-	if err != nil {
-		return err
-	}
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 
@@ -360,7 +360,7 @@ func (p *process) serve(ctx context.Context, kafka, peers net.Listener, http net
 		return outcome(ctx, err)
 	}
 	a := agent.New(p.agentConfig(kafka.Addr(), peers), agent.Deps{
-		KV: kv, Store: store, Disk: wal, Listener: kafka, PeerListener: peers, PeerTLS: peerTLS, Metrics: p.metrics, Log: p.log, Now: time.Now,
+		KV: kv, Store: store, Disk: wal, Listener: kafka, PeerListener: peers, PeerTLS: p.peerTLS, Metrics: p.metrics, Log: p.log, Now: time.Now,
 	})
 	return outcome(ctx, p.runAgent(ctx, a, kafka.Addr(), http))
 }
@@ -421,8 +421,8 @@ func (p *process) openBucket(ctx context.Context) (objectstore.Store, error) {
 	}
 }
 
-// peerTLS reads the certificates for traffic between agents.
-func (p *process) peerTLS() (*tls.Config, error) {
+// readPeerTLS reads the certificates for traffic between agents.
+func (p *process) readPeerTLS() (*tls.Config, error) {
 	if p.cfg.PeerTLS == "" {
 		return nil, nil //nolint:nilnil // no TLS
 	}

@@ -70,16 +70,16 @@ func (a *Agent) stepShards(ctx context.Context) (again bool, err error) {
 // takeShards begins to lead every shard that belongs to this agent's log and that it does not lead yet.
 func (a *Agent) takeShards(ctx context.Context) error {
 	var given []lead.Given
-	var revision int64
+	var seen int64
 	err := retry.Coordinator(ctx, a.log, "read which shards to lead", func(ctx context.Context) (err error) {
-		given, revision, err = lead.GivenTo(ctx, a.deps.KV, a.cluster.Shards, a.id)
+		given, seen, err = lead.GivenTo(ctx, a.deps.KV, a.cluster.Shards, a.id)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	// The view must not be older than the revision that made this agent the leader: the last commit of the one before could be missing.
-	if err := a.view.Wait(ctx, revision); err != nil {
+	// The view must not be older than what made this agent the leader: the last commit of the one before could be missing.
+	if err := a.view.Wait(ctx, seen); err != nil {
 		return err
 	}
 	if err := a.follower.Wait(ctx); err != nil {

@@ -42,9 +42,7 @@ func (a *Agent) start(run, ctx context.Context) error {
 	if err := a.join(ctx, store); err != nil {
 		return err
 	}
-	if err := a.follow(run, ctx); err != nil {
-		return err
-	}
+	a.follow(run)
 	if err := a.servePeers(run); err != nil {
 		return err
 	}
@@ -114,8 +112,8 @@ func (a *Agent) join(ctx context.Context, store string) error {
 	return err
 }
 
-// follow starts the view and waits until it, and the index, have seen everything that is there now.
-func (a *Agent) follow(run, ctx context.Context) error {
+// follow starts the view and the index.
+func (a *Agent) follow(run context.Context) {
 	a.index = index.New()
 	a.footers = fetch.NewFooters(a.deps.Store, a.cfg.FooterBytesMax)
 	a.follower = lead.NewFollower(lead.FollowerConfig{
@@ -137,7 +135,6 @@ func (a *Agent) follow(run, ctx context.Context) error {
 		a.ledger.Run(ctx)
 		return nil
 	})
-	return a.catchUp(ctx)
 }
 
 // servePeers lets other agents keep copies of their logs on this agent's disk, if there is a place for it.
@@ -169,7 +166,7 @@ func (a *Agent) servePeers(run context.Context) error {
 	return nil
 }
 
-// register makes the agent known, which others may then give copies of their logs.
+// register makes the agent known, which others may then give copies of their logs, and waits until the view has seen that, and all that was there before.
 func (a *Agent) register(run, ctx context.Context, store string) error {
 	a.registration = &registration{writing: make(chan struct{}, 1), kv: a.deps.KV, log: a.log, now: a.deps.Now, me: coordinator.Agent{
 		Node: a.node, Log: a.id, Host: a.cfg.AdvertiseHost, Port: a.cfg.AdvertisePort,
@@ -181,22 +178,6 @@ func (a *Agent) register(run, ctx context.Context, store string) error {
 	}
 	a.lease = a.spawn(run, "keep the registration", a.registration.keep)
 	return a.view.Wait(ctx, revision)
-}
-
-// catchUp waits until view and index have seen everything up to now.
-func (a *Agent) catchUp(ctx context.Context) error {
-	var revision int64
-	err := retry.Coordinator(ctx, a.log, "read the revision", func(ctx context.Context) (err error) {
-		_, revision, err = a.deps.KV.Get(ctx, coordinator.KeyCluster)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	if err := a.view.Wait(ctx, revision); err != nil {
-		return err
-	}
-	return a.follower.Wait(ctx)
 }
 
 // recoverOwn brings to their end the logs that nobody else can: those that lie on this agent's disk alone, and one of which an operator has said that it is lost.

@@ -216,7 +216,7 @@ func (l *Log) wrote(c *copier, r *round, err error) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
-	case err != nil && c.own():
+	case err != nil && (c.own() || errors.Is(err, disk.ErrFenced)): // fenced: somebody has claimed the log
 		l.fail(err)
 		return false
 	case err != nil:

@@ -262,6 +262,23 @@ func TestBelowQuorumNothingIsAcknowledged(t *testing.T) {
 	}
 }
 
+// TestFencedByOne: a single store that was sealed tells the writer that its log is another's, even while the others would make a quorum.
+func TestFencedByOne(t *testing.T) {
+	hosts := newHosts(t, 1, 3)
+	l, _ := replicated(t, wal.Config{}, hosts, 2)
+	if err := <-appendEntries(t, l, 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := hosts[2].store.Seal(segment, 2); err != nil {
+		t.Fatal(err)
+	}
+	appendEntries(t, l, 1)
+	<-l.Failed()
+	if err := l.Err(); !errors.Is(err, disk.ErrFenced) {
+		t.Errorf("the log failed with %v, want ErrFenced", err)
+	}
+}
+
 // TestRoll: a store fails, the log goes on and rolls to another, and what was appended before, during and after is found without any one of the stores.
 func TestRoll(t *testing.T) {
 	hosts := newHosts(t, 1, 4)

@@ -58,7 +58,7 @@ var (
 
 // Store is where a log's frames become durable: one segment in one store. *disk.Appender is one.
 type Store interface {
-	// Append makes frames durable, or fails for good. Each of bufs is a run of frames on block boundaries. A store in this process may stamp them
+	// Append makes frames durable, or fails for good; with [disk.ErrFenced] the log is somebody else's. Each of bufs is a run of frames on block boundaries. A store in this process may stamp them
 	// ([frame.Stamp]); any other must not read what that writes.
 	Append(bufs [][]byte) error
 	// Trim says that entries up to through are not needed any more. It may be called while Append runs.

@@ -197,6 +197,7 @@ func (c *Controller) survey(logs []coordinator.Log) survey {
 	moves := v.Moves()
 	for id, shard := range v.Shards() {
 		p := &s.cluster.Shards[id]
+		p.Load = 1 // of its groups, and of topics to come
 		p.Owner, p.Wish = placement.LogID(shard.Owner), placement.LogID(moves[coordinator.ShardID(id)].To)
 		if _, registered := s.nodes[shard.Owner]; !registered {
 			s.absent = true

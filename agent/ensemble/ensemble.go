@@ -64,7 +64,9 @@ type Keeper struct {
 	suspect map[string]time.Time // stores that failed, and until when they are left out
 	lost    map[uint32][]string  // by segment: stores that dropped out, and do not come back into it
 
-	tried uint32 // number of the newest segment that was tried; Run's alone
+	// Run's alone:
+	tried uint32 // number of the newest segment that was tried
+	lacks string // what was last said of stores that are lacking
 }
 
 // New returns a keeper, whose Lost is to be the log's OnLost.
@@ -159,9 +161,16 @@ func (k *Keeper) step(ctx context.Context, log *wal.Log, writer *flush.Writer) (
 		// One that dropped out may be a candidate again: it can come back by another segment only.
 		next, why, err = placement.Roll(need, candidates, k.present(open))
 	}
+	if err == nil {
+		k.lacks = ""
+	}
 	switch {
 	case errors.Is(err, placement.ErrTooFewStores):
-		k.deps.Logger.Error("the WAL lacks stores; below its ack quorum nothing is acknowledged", "log", k.cfg.Log, "stores", open.Stores, "why", why, "err", err)
+		if lacks := fmt.Sprint(why, err); lacks != k.lacks {
+			k.lacks = lacks
+			k.deps.Logger.Warn("the WAL cannot leave its ensemble; with fewer stores than its ack quorum nothing is acknowledged",
+				"log", k.cfg.Log, "stores", open.Stores, "why", why, "err", err)
+		}
 		return wait, nil
 	case err != nil:
 		return 0, fmt.Errorf("choose an ensemble: %w", err)

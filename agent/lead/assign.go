@@ -45,7 +45,7 @@ func Assign(ctx context.Context, kv coordinator.KV, shards uint32, all []Assignm
 		var guards []*coordinator.Guard
 		var ops []coordinator.Op
 		for _, a := range all[:n] {
-			s := records[a.Shard]
+			s := records[a.Shard].Shard
 			s.Owner, s.Node = a.To, a.Node
 			s.Epoch++
 			guards = append(guards, &coordinator.Guard{
@@ -71,13 +71,13 @@ type Given struct {
 	Revision int64             // of the guard
 }
 
-// GivenTo reads which shards belong to a log, and the revision as of which they do.
-func GivenTo(ctx context.Context, kv coordinator.KV, shards uint32, log coordinator.LogID) ([]Given, int64, error) {
-	records, writes, revision, err := readShards(ctx, kv, shards)
+// GivenTo reads which shards belong to a log, and at which revision the last of their records was written: a view that has seen it has seen all that the owners before
+// committed.
+func GivenTo(ctx context.Context, kv coordinator.KV, shards uint32, log coordinator.LogID) (all []Given, seen int64, err error) {
+	records, writes, _, err := readShards(ctx, kv, shards)
 	if err != nil {
 		return nil, 0, err
 	}
-	var all []Given
 	for id, s := range records {
 		if s.Owner != log {
 			continue
@@ -86,9 +86,10 @@ func GivenTo(ctx context.Context, kv coordinator.KV, shards uint32, log coordina
 		if err != nil {
 			return nil, 0, err
 		}
-		all = append(all, Given{ID: coordinator.ShardID(id), Shard: s, Write: w, Revision: writes[id].ModRevision})
+		all = append(all, Given{ID: coordinator.ShardID(id), Shard: s.Shard, Write: w, Revision: writes[id].ModRevision})
+		seen = max(seen, s.revision)
 	}
-	return all, revision, nil
+	return all, seen, nil
 }
 
 // closedLogs lists the logs that were closed at that revision.
@@ -108,10 +109,16 @@ func closedLogs(ctx context.Context, kv coordinator.KV, revision int64) (map[coo
 	return closed, nil
 }
 
+// shard is a shard's record, and the revision that wrote it.
+type shard struct {
+	coordinator.Shard
+	revision int64
+}
+
 // readShards returns the shards' records and their guards, all as of one moment: a record that is older than its guard would undo
 // what the previous owner wrote last.
-func readShards(ctx context.Context, kv coordinator.KV, n uint32) (shards []coordinator.Shard, writes []coordinator.Item, revision int64, err error) {
-	shards, writes = make([]coordinator.Shard, n), make([]coordinator.Item, n)
+func readShards(ctx context.Context, kv coordinator.KV, n uint32) (shards []shard, writes []coordinator.Item, revision int64, err error) {
+	shards, writes = make([]shard, n), make([]coordinator.Item, n)
 	items, revision, err := kv.List(ctx, coordinator.PrefixShards, 0)
 	if err != nil {
 		return nil, nil, 0, fmt.Errorf("read shards: %w", err)
@@ -130,7 +137,8 @@ func readShards(ctx context.Context, kv coordinator.KV, n uint32) (shards []coor
 		if it.ModRevision == 0 {
 			continue
 		}
-		if shards[id], err = coordinator.Decode[coordinator.Shard](it); err != nil {
+		shards[id].revision = it.ModRevision
+		if shards[id].Shard, err = coordinator.Decode[coordinator.Shard](it); err != nil {
 			return nil, nil, 0, err
 		}
 	}

@@ -47,7 +47,7 @@ func TestBadUsage(t *testing.T) {
 		{append(agent, "--cluster", "a/b"), nil, `varve: --cluster: seen "a/b"`},
 		{append(agent, "--config", file), nil, "varve: " + file + `:3:1: seen unknown key "lissen", want one of etcd, bucket`},
 		{agent, nil, "varve: default of --wal-copies: seen 3 without --peer-listen, want --peer-listen host:port"},
-		{append(agent, "--peer-listen", ":0"), nil, `varve: --peer-listen: seen ":0" without --peer-advertise`},
+		{append(agent, "--peer-listen", "0.0.0.0:0"), nil, `varve: --peer-listen: seen "0.0.0.0:0" without --peer-advertise`},
 		{append(agent, "--wal-copies", "1", "--peer-tls", folder, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data", folder), nil, `varve: --peer-tls: seen "` + folder + `", want a folder with ca.pem`},
 		{append(agent, "--config", file+"x"), nil, "varve: --config: open " + file + "x: no such file"},
 		{agent, []string{"VARVE_CONFIG=" + folder}, "varve: VARVE_CONFIG: read " + folder + ": is a directory"},
