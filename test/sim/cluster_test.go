@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing/synctest"
@@ -305,13 +306,26 @@ func (c *cluster) recovered() bool {
 	return !slices.ContainsFunc(c.machines, func(m *host) bool { return !m.node.ready() })
 }
 
-// flush implements scene: all agents leave.
+// flush implements scene: all agents leave, which flushes everything. If one cannot, for lack of others, its log is recovered when all come back.
 func (c *cluster) flush() func() bool {
-	c.note("all leave")
-	for _, n := range c.living() {
-		n.stop()
+	leaving := false
+	return func() bool {
+		switch {
+		case leaving && len(c.living()) > 0:
+			return false
+		case leaving && !slices.ContainsFunc(slices.Collect(maps.Values(c.check.logs)), func(l coordinator.Log) bool { return !l.Closed }):
+			return true
+		case !c.recovered():
+			leaving = false
+			return false
+		}
+		c.note("all leave")
+		for _, n := range c.living() {
+			n.stop()
+		}
+		leaving = true
+		return false
 	}
-	return func() bool { return len(c.living()) == 0 }
 }
 
 // offsetIn implements scene.

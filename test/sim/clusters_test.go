@@ -1,6 +1,9 @@
 package sim
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
 // TestClusters runs clusters by seed.
 func TestClusters(t *testing.T) {
@@ -11,8 +14,12 @@ func TestClusters(t *testing.T) {
 		log = func(line string) { t.Log(line) }
 	}
 	for n := first; n <= last; n++ {
+		began := time.Now()
 		if findings, _ := run(t, clusters, n, breakage{}, stepsPerCluster, log); len(findings) > 0 {
 			t.Errorf("seed %d: %q", n, findings)
+		}
+		if testing.Verbose() {
+			t.Logf("seed %d took %v", n, time.Since(began))
 		}
 	}
 }

@@ -75,8 +75,8 @@ func (x *exchange) answered() bool {
 	}
 }
 
-// inLineMax is how many requests wait for their answers; a client has fewer.
-const inLineMax = 16
+// inLineMax is how many requests wait for their answers; a client that has more, since it gave up on some, makes another connection.
+const inLineMax = 8
 
 // connect opens a connection, which may wait until the node accepts it.
 func connect(l *listener) *kafka {
@@ -113,17 +113,17 @@ func connect(l *listener) *kafka {
 func (k *kafka) ask(r kmsg.Request) *exchange {
 	x := &exchange{request: r, done: make(chan struct{})}
 	select {
-	case <-k.over:
-		x.finish(nil)
 	case k.send <- x:
-		go func() { // whoever waits learns that the connection has ended
-			select {
-			case <-x.done:
-			case <-k.over:
-				x.finish(nil)
-			}
-		}()
+	default:
+		k.end()
 	}
+	go func() { // whoever waits learns that the connection has ended
+		select {
+		case <-x.done:
+		case <-k.over:
+			x.finish(nil)
+		}
+	}()
 	return x
 }
 
@@ -132,7 +132,11 @@ func (k *kafka) write(c net.Conn, line chan<- *exchange) {
 	for n := int32(1); ; n++ {
 		select {
 		case x := <-k.send:
-			line <- x
+			select {
+			case line <- x:
+			case <-k.over:
+				return
+			}
 			if _, err := c.Write(format.AppendRequest(nil, x.request, n)); err != nil {
 				return
 			}

@@ -1,9 +1,11 @@
 package sim
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync/atomic"
 	"time"
 
@@ -66,7 +68,7 @@ func (n *node) exist(ctx context.Context, fs disk.FS, skew time.Duration) {
 	a := product.New(cfg, product.Deps{
 		KV:    &agentKV{Store: n.c.kv, w: n.c.world, by: &n.process},
 		Store: &agentBucket{Store: n.c.bucket, w: n.c.world, by: &n.process},
-		Disk:  store, Listener: n.listener, Peers: network{n}, Metrics: prometheus.NewRegistry(), Log: discard,
+		Disk:  store, Listener: n.listener, Peers: network{n}, Metrics: prometheus.NewRegistry(), Log: n.logger(),
 		Now: func() time.Time { return time.Now().Add(skew) },
 	})
 	n.agent.Store(a)
@@ -75,6 +77,27 @@ func (n *node) exist(ctx context.Context, fs disk.FS, skew time.Duration) {
 	if err := store.Close(); err != nil && n.err == nil {
 		n.err = err
 	}
+}
+
+// logger puts what the agent says beside the trace.
+func (n *node) logger() *slog.Logger {
+	if n.c.log == nil {
+		return discard
+	}
+	return slog.New(slog.NewTextHandler(aside{n}, &slog.HandlerOptions{Level: slog.LevelInfo, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+}
+
+// aside is what an agent says.
+type aside struct{ *node }
+
+func (a aside) Write(p []byte) (int, error) {
+	a.c.log(fmt.Sprintf("       %s says: %s", a.name, bytes.TrimSpace(p)))
+	return len(p), nil
 }
 
 // lives reports whether the node has not ended; nil has.
@@ -166,6 +189,7 @@ type reading struct {
 	from     *node
 	number   int32
 	offset   int64
+	high     int64 // watermark that was seen before
 	exchange *exchange
 }
 
@@ -187,7 +211,9 @@ func (n *node) read(number int32) {
 	r := kmsg.NewPtrFetchRequest()
 	r.Version, r.MaxBytes, r.SessionEpoch, r.Topics = 12, 4000, -1, []kmsg.FetchRequestTopic{t}
 	// A connection of its own: an answer may be long in coming.
-	n.c.reads = append(n.c.reads, &reading{from: n, number: number, offset: offset, exchange: n.connection(fmt.Sprint("reader", len(n.c.reads))).ask(r)})
+	n.c.reads = append(n.c.reads, &reading{
+		from: n, number: number, offset: offset, high: n.high[number], exchange: n.connection(fmt.Sprint("reader", n.c.rng.IntN(readsMax))).ask(r),
+	})
 }
 
 // pollReads takes the answers to fetches.
@@ -215,16 +241,19 @@ func (c *cluster) readAnswer(r *reading) {
 		}
 		return
 	}
-	if old := r.from.high[r.number]; p.HighWatermark < old {
-		c.check.report("3: high watermark of %d fell from %d to %d on %s", r.number, old, p.HighWatermark, r.from.name)
+	if p.HighWatermark < r.high {
+		c.check.report("3: high watermark of %d fell from %d to %d on %s", r.number, r.high, p.HighWatermark, r.from.name)
 	}
-	r.from.high[r.number] = p.HighWatermark
+	r.from.high[r.number] = max(r.from.high[r.number], p.HighWatermark)
 	records, err := parseAll(p.RecordBatches)
 	if err != nil {
 		c.check.report("8: %s serves a batch that cannot be read: %v", r.from.name, err)
 		return
 	}
 	c.note("%s: %d records of %d from %d", r.from.name, len(records), r.number, r.offset)
+	if len(records) == 0 && !c.owns(r.from, c.shardOf(r.number)) {
+		return // one that does not know yet that another leads; as in Kafka
+	}
 	if len(records) == 0 || records[0].Offset > r.offset || records[len(records)-1].Offset < r.offset {
 		c.check.report("1: %s answers %d records for offset %d of partition %d, which was acknowledged", r.from.name, len(records), r.offset, r.number)
 		return
