@@ -25,3 +25,8 @@ func TestClusters(t *testing.T) {
 }
 
 const stepsPerCluster = 3000
+
+// TestSameClusterSameTrace is TestSameSeedSameTrace for clusters.
+func TestSameClusterSameTrace(t *testing.T) {
+	sameTraces(t, clusters, 10, stepsPerCluster)
+}
