@@ -68,15 +68,22 @@ func (a *Agent) succeed(ctx context.Context) error {
 		if wait > 0 {
 			timer = time.After(wait)
 		}
+		var r result
 		select {
-		case <-kick:
-		case <-timer:
-		case r := <-s.ended:
-			if err := s.end(r); err != nil {
-				return err
+		case r = <-s.ended: // first, so that what happens does not depend on chance
+		default:
+			select {
+			case <-kick:
+				continue
+			case <-timer:
+				continue
+			case r = <-s.ended:
+			case <-ctx.Done():
+				return ctx.Err()
 			}
-		case <-ctx.Done():
-			return ctx.Err()
+		}
+		if err := s.end(r); err != nil {
+			return err
 		}
 	}
 }

@@ -118,7 +118,8 @@ func (c *cluster) clear() {
 			return false
 		}
 		if !n.dead {
-			c.note("%s ends: %v", n.name, n.err)
+			c.note("%s ends", n.name)
+			c.aside("%s ended with: %v", n.name, n.err) // of several reasons, any may be told
 			c.check.ended(n.err)
 			c.leave(n)
 		}

@@ -28,5 +28,5 @@ const stepsPerCluster = 3000
 
 // TestSameClusterSameTrace is TestSameSeedSameTrace for clusters.
 func TestSameClusterSameTrace(t *testing.T) {
-	sameTraces(t, clusters, 10, stepsPerCluster)
+	sameTraces(t, clusters, 60, stepsPerCluster)
 }

@@ -96,7 +96,7 @@ func (n *node) logger() *slog.Logger {
 type aside struct{ *node }
 
 func (a aside) Write(p []byte) (int, error) {
-	a.c.log(fmt.Sprintf("       %s says: %s", a.name, bytes.TrimSpace(p)))
+	a.c.aside("%s says: %s", a.name, bytes.TrimSpace(p))
 	return len(p), nil
 }
 

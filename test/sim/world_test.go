@@ -1,10 +1,12 @@
 package sim
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"sync"
@@ -83,6 +85,7 @@ type call struct {
 	by   *process
 	kind kind
 	what string
+	who  string // which goroutine of the process; empty if it is the only one that calls this
 	// ready says whether the call has anything to wait for that is there; nil: always.
 	ready func() bool
 	// run makes the call, on the scheduler's goroutine.
@@ -200,9 +203,19 @@ func (w *world) note(format string, args ...any) {
 	}
 }
 
+// aside tells something beside the trace.
+func (w *world) aside(format string, args ...any) {
+	if w.log != nil {
+		w.log("    -- " + fmt.Sprintf(format, args...))
+	}
+}
+
 // call parks the caller until the scheduler has run c. It returns false if the process has died or ctx has ended before: then c does not run.
 func (w *world) call(ctx context.Context, c *call) bool {
 	c.done = make(chan struct{})
+	if who, ok := pprof.Label(ctx, "varve"); ok {
+		c.who = ", to " + who
+	}
 	w.mu.Lock()
 	if c.by.dead {
 		w.mu.Unlock()
@@ -264,7 +277,7 @@ func (w *world) eligible() []*call {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	slices.SortStableFunc(w.parked, func(a, b *call) int {
-		return strings.Compare(a.by.name+" "+a.what, b.by.name+" "+b.what)
+		return cmp.Or(strings.Compare(a.by.name, b.by.name), strings.Compare(a.what, b.what), strings.Compare(a.who, b.who))
 	})
 	var can []*call
 	for _, c := range w.parked {
@@ -289,9 +302,9 @@ func (w *world) grant(c *call, e effect) {
 	}
 	w.mu.Unlock()
 	if e == happens {
-		w.note("%s: %s", c.by.name, c.what)
+		w.note("%s: %s%s", c.by.name, c.what, c.who)
 	} else {
-		w.note("%s: %s: %v", c.by.name, c.what, e)
+		w.note("%s: %s%s: %v", c.by.name, c.what, c.who, e)
 	}
 	c.run(e)
 	close(c.done)
