@@ -111,7 +111,7 @@ func TestBreakages(t *testing.T) {
 	for _, b := range breakages {
 		t.Run(strings.ReplaceAll(b.name, " ", "_"), func(t *testing.T) {
 			for n := uint64(1); n <= breakageSeeds; n++ {
-				if findings, _ := run(t, singles, n, b, stepsPerSeed, nil); len(findings) > 0 {
+				if findings, _ := run(t, singles, n, b, nil); len(findings) > 0 {
 					t.Logf("seed %d: %s", n, findings[0])
 					return
 				}

@@ -40,7 +40,7 @@ type host struct {
 // newCluster makes a cluster of three to five machines, all off.
 func newCluster(ctx context.Context, seed uint64, broken breakage) *cluster {
 	c := &cluster{world: newWorld(ctx, seed, broken, 4), cuts: make(map[[2]string]int), ids: rand.New(rand.NewPCG(seed, 0x1d))}
-	c.scene = c
+	c.scene, c.steps = c, 3000
 	uuid.SetRand(random{c.ids}) // identities of disks decide where copies go
 	pick := func(of ...int) int { return of[c.rng.IntN(len(of))] }
 	c.chances = chances{

@@ -249,7 +249,8 @@ func (l *load) answer(p *producer, s *send) *bool {
 	name := s.attempt.at.life().name
 	if err != nil {
 		code := protocol.CodeOf(err)
-		l.w.note("p%d: %d refused by %s: %v", p.writer, s.first, name, code)
+		l.w.note("p%d: %d refused by %s", p.writer, s.first, name)
+		l.w.aside("%v", err) // of an agent that ends, any of several
 		if l.healed && s == p.waiting[0] && code == protocol.OutOfOrderSequenceNumber && l.w.owns(s.attempt.at, l.w.shardOf(p.partition)) {
 			l.w.check.report("1: the last leader does not have what p%d was told is there: %v", p.writer, err)
 		}

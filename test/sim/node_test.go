@@ -235,7 +235,7 @@ func (c *cluster) readAnswer(r *reading) {
 	p := r.exchange.response.(*kmsg.FetchResponse).Topics[0].Partitions[0]
 	code := protocol.ErrorCode(p.ErrorCode)
 	if code != protocol.None {
-		c.note("%s: read %d from %d: %v", r.from.name, r.number, r.offset, code)
+		c.aside("%s: read %d from %d: %v", r.from.name, r.number, r.offset, code)
 		if code == protocol.OffsetOutOfRange && c.owns(r.from, c.shardOf(r.number)) {
 			c.check.report("1: offset %d of partition %d was acknowledged, its leader %s says that it is out of range", r.offset, r.number, r.from.name)
 		}

@@ -24,7 +24,7 @@ type single struct {
 // newSingle makes a world with a machine, and no agent.
 func newSingle(ctx context.Context, seed uint64, broken breakage) *single {
 	w := &single{world: newWorld(ctx, seed, broken, 2)}
-	w.scene = w
+	w.scene, w.steps = w, 1500
 	w.machines = []*machine{newMachine(w.world, seed)}
 	return w
 }
