@@ -99,9 +99,10 @@ type Agent struct {
 	deps Deps
 	log  *slog.Logger
 
-	ready chan struct{}
-	tasks sync.WaitGroup
-	fatal context.CancelCauseFunc // ends the incarnation
+	joined chan struct{} // closed when node is set
+	ready  chan struct{}
+	tasks  sync.WaitGroup
+	fatal  context.CancelCauseFunc // ends the incarnation
 
 	cluster   coordinator.Cluster
 	clusterID [16]byte
@@ -123,6 +124,7 @@ type Agent struct {
 	groups     *groups.Coordinator
 	topics     *topics.Topics
 	server     *server.Server
+	api        *api.Broker
 	wal        *wal.Log
 	writer     *flush.Writer
 	flusher    *flush.Flusher
@@ -148,13 +150,16 @@ func (t *task) stop() {
 
 // New returns an agent; [Agent.Run] makes it live.
 func New(cfg Config, deps Deps) *Agent {
-	return &Agent{cfg: cfg, deps: deps, log: deps.Log, ready: make(chan struct{})}
+	return &Agent{cfg: cfg, deps: deps, log: deps.Log, joined: make(chan struct{}), ready: make(chan struct{})}
 }
 
 // Ready is closed when the agent serves clients.
 func (a *Agent) Ready() <-chan struct{} { return a.ready }
 
-// Node returns the agent's node id, once it is ready.
+// Joined is closed when the agent has its node id.
+func (a *Agent) Joined() <-chan struct{} { return a.joined }
+
+// Node returns the agent's node id, once it has joined.
 func (a *Agent) Node() int32 { return a.node }
 
 // errStopped is the cause of a run that was asked to end.
@@ -175,15 +180,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	err := a.start(run, starting)
 	stop()
 	cancel()
-	if err != nil {
-		if cause := context.Cause(run); cause != nil {
-			err = cause
-		} else if ctx.Err() != nil {
-			return nil // told to leave before it had joined
-		}
+	if err == nil {
+		close(a.ready)
+	} else if cause := context.Cause(run); cause != nil {
+		return fmt.Errorf("start agent: %w", cause)
+	} else if ctx.Err() == nil {
 		return fmt.Errorf("start agent: %w", err)
+	} else if a.wal == nil {
+		return nil // told to leave before it had a log, which others would have to close
 	}
-	close(a.ready)
 	select {
 	case <-ctx.Done():
 		err = a.drain(run)
@@ -231,8 +236,10 @@ func newID() [16]byte { return [16]byte(uuid.New()) }
 // broker returns the APIs of the agent, once everything that they need is there.
 func (a *Agent) broker(fetcher *fetch.Fetcher, lookup *fetch.Lookup, deps api.Deps) *api.Broker {
 	deps.View, deps.Partitions, deps.Fetcher, deps.Lookup, deps.Index = a.view, a.partitions, fetcher, lookup, a.index
-	deps.Groups, deps.Topics, deps.Starts = a.groups, a.topics, a.starts
+	deps.Groups, deps.Topics, deps.Starts, deps.Followed = a.groups, a.topics, a.starts, upkeep.NewFollowed(a.deps.Store)
+	deps.Prove, deps.Draining = a.prove, a.draining.Load
 	deps.ProducerIDs = &producerIDs{kv: a.deps.KV}
 	deps.Now, deps.Log = a.deps.Now, a.log
-	return api.New(api.Config{Node: a.node, AutoCreate: a.cfg.AutoCreate}, deps)
+	a.api = api.New(api.Config{Node: a.node, Zone: a.cfg.Zone, AutoCreate: a.cfg.AutoCreate}, deps)
+	return a.api
 }

@@ -34,6 +34,7 @@ type line struct {
 	mu   sync.Mutex
 	left int         // calls until it is cut; negative: for ever
 	deaf atomic.Bool // what changes in etcd is not told any more
+	slow atomic.Bool // an agent that is cut off does not end its lease, as one that crashed does not: that takes its time
 	dead chan struct{}
 }
 
@@ -104,6 +105,13 @@ func (k *cutKV) Watch(ctx context.Context, prefix string, after int64, tell func
 	})
 }
 
+func (k *cutKV) Revoke(ctx context.Context, lease int64) error {
+	if k.line.slow.Load() && !k.line.take() {
+		return coordinator.ErrUnavailable
+	}
+	return k.KV.Revoke(ctx, lease)
+}
+
 // cutStore is the bucket at the end of a line.
 type cutStore struct {
 	objectstore.Store
@@ -134,6 +142,7 @@ type crashing struct {
 	line  *line
 	ready <-chan struct{}
 	kill  func() // ends it without a drain that succeeds
+	leave func() // has it drain; what came of it is in ended
 }
 
 // launch starts an agent whose line carries that many calls. It does not wait until the agent is ready, which it may never be.
@@ -156,13 +165,20 @@ func (w *world) launch(t *testing.T, dir string, calls int, change func(*agent.C
 	if change != nil {
 		change(&cfg)
 	}
+	var peers net.Listener
+	if cfg.Copies > 1 {
+		if peers, err = lc.Listen(t.Context(), "tcp", "127.0.0.1:0"); err != nil {
+			t.Fatal(err)
+		}
+		cfg.PeerAdvertise = peers.Addr().String()
+	}
 	out := io.Discard
 	if testing.Verbose() {
 		out = t.Output()
 	}
 	ln := newLine(calls)
 	a := agent.New(cfg, agent.Deps{
-		KV: &cutKV{w.kv, ln}, Store: &cutStore{w.store, ln}, Disk: d, Listener: l, Metrics: prometheus.NewRegistry(),
+		KV: &cutKV{w.kv, ln}, Store: &cutStore{w.store, ln}, Disk: d, Listener: l, PeerListener: peers, Metrics: prometheus.NewRegistry(),
 		Log: slog.New(slog.NewTextHandler(out, nil)), Now: time.Now,
 	})
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
@@ -173,13 +189,14 @@ func (w *world) launch(t *testing.T, dir string, calls int, change func(*agent.C
 		_ = l.Close()
 		ended <- err
 	}()
-	c := &crashing{running: &running{addr: l.Addr().String(), ended: ended}, line: ln, ready: a.Ready()}
+	c := &crashing{running: &running{addr: l.Addr().String(), ended: ended}, line: ln, ready: a.Ready(), leave: cancel}
 	var once sync.Once
 	c.kill = func() {
 		once.Do(func() {
 			ln.cut()
 			cancel()
-			if err := <-ended; err != nil {
+			err := <-ended
+			if ended <- err; err != nil {
 				t.Logf("the killed agent ended with %v", err)
 			}
 		})

@@ -12,7 +12,7 @@ import (
 	"github.com/varve-io/varve/wal"
 )
 
-// drain leaves in order: give the shards away, out of metadata, answer what is here, flush, close the log, wait until no other log needs this store. What cannot be
+// drain leaves in order: give the shards away, and those who read here, out of metadata, answer what is here, flush, close the log, wait until no other log needs this store. What cannot be
 // done in time is left to recovery, and said.
 func (a *Agent) drain(run context.Context) error {
 	start := a.deps.Now()
@@ -27,10 +27,16 @@ func (a *Agent) drain(run context.Context) error {
 		a.log.Warn("drain: recovery will move the shards that are left", "err", err)
 	}
 	a.leading.stop()
+	a.awaitReaders(ctx)
 	// Whoever waits for other members of a group, or takes an answer slowly, must not use up the time that the flush needs.
 	answer, cut := context.WithTimeout(ctx, a.cfg.DrainMax/3)
 	a.server.Drain(answer)
 	cut()
+	a.keeper.Leave()
+	select {
+	case <-a.keeping.done:
+	case <-ctx.Done():
+	}
 	a.keeping.stop()
 	if err := a.closeLog(ctx); err != nil {
 		return fmt.Errorf("drain: WAL log %s stays open, and recovery closes it: %w", a.id, err)
@@ -41,6 +47,31 @@ func (a *Agent) drain(run context.Context) error {
 	a.lease.stop()
 	a.log.Info("drained", "took", a.deps.Now().Sub(start).Round(time.Millisecond))
 	return nil
+}
+
+const (
+	// readersQuiet is how long nobody must have read here what other agents lead, for all who did to have heard that they should go back.
+	readersQuiet = 500 * time.Millisecond
+	// readersMax bounds the wait for that.
+	readersMax = 2 * time.Second
+)
+
+// awaitReaders lets consumers that read here what other agents lead hear that they should go back to those: some look for an agent that is gone, in vain, for
+// half an hour (franz-go's RecheckPreferredReplicaInterval).
+func (a *Agent) awaitReaders(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, readersMax)
+	defer cancel()
+	for {
+		left := readersQuiet - a.deps.Now().Sub(a.api.FollowedAt())
+		if left <= 0 {
+			return
+		}
+		select {
+		case <-time.After(left):
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // standByPause is how often an agent that is about to leave looks whether its store is still needed.
@@ -85,8 +116,8 @@ func (a *Agent) closeLog(ctx context.Context) error {
 	if err := a.writer.Close(ctx); err != nil {
 		return err
 	}
-	if err := a.wal.Close(ctx); err != nil {
-		return fmt.Errorf("close WAL: %w", err)
+	if err := a.wal.Close(ctx); err != nil { // as when other agents left meanwhile; everything is in the bucket
+		a.log.Warn("end the WAL", "err", err)
 	}
 	for _, s := range a.deps.Disk.Segments() {
 		if s.ID.Log != wal.LogID(a.id) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,9 +18,11 @@ const leaseSeconds = 3
 
 // registration makes an agent known to the others, under a lease. Its methods may be called concurrently.
 type registration struct {
-	kv  coordinator.KV
-	log *slog.Logger
-	now func() time.Time
+	kv      coordinator.KV
+	view    *coordinator.View
+	changed <-chan struct{} // the view may show other agents; has capacity 1
+	log     *slog.Logger
+	now     func() time.Time
 
 	writing chan struct{} // has capacity 1: one write at a time, so that the last state wins
 
@@ -27,6 +30,7 @@ type registration struct {
 	me    coordinator.Agent
 	lease int64
 	since time.Time // when this lease began
+	wrote int64     // revision of the last write
 }
 
 // register registers anew, under a new lease, and returns the revision of it. A lease that ended may have been taken for death: if the agent's log was claimed, it is over.
@@ -86,6 +90,11 @@ func (r *registration) write(ctx context.Context) (int64, error) {
 	if errors.Is(err, coordinator.ErrLeaseGone) { // keep notices, and there will be another
 		err = fmt.Errorf("%w: %w", coordinator.ErrUnavailable, err)
 	}
+	if err == nil {
+		r.mu.Lock()
+		r.wrote = res.Revision
+		r.mu.Unlock()
+	}
 	return res.Revision, err
 }
 
@@ -100,7 +109,7 @@ func (r *registration) current() (lease int64, since time.Time) {
 func (r *registration) keep(ctx context.Context) error {
 	for {
 		lease, _ := r.current()
-		err := r.kv.KeepAlive(ctx, lease)
+		err := r.hold(ctx, lease)
 		if ctx.Err() != nil {
 			return r.end(context.WithoutCancel(ctx), lease)
 		}
@@ -109,6 +118,43 @@ func (r *registration) keep(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// errMissing: the lease lives, and the registration is gone. A write of unknown outcome may have applied late, under a lease that ended since.
+var errMissing = errors.New("registration is gone")
+
+// hold keeps the lease alive until it is gone, the registration is, or ctx ends.
+func (r *registration) hold(ctx context.Context, lease int64) error {
+	var looking sync.WaitGroup
+	defer looking.Wait()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	looking.Go(func() {
+		for {
+			select {
+			case <-r.changed:
+				if r.missing() {
+					cancel(errMissing)
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	err := r.kv.KeepAlive(ctx, lease)
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+// missing reports whether the view, which has seen the last write, is without this agent.
+func (r *registration) missing() bool {
+	r.mu.Lock()
+	node, wrote := r.me.Node, r.wrote
+	r.mu.Unlock()
+	revision := r.view.Revision() // first, so that the list is not older
+	return revision >= wrote && !slices.ContainsFunc(r.view.Agents(), func(m coordinator.Agent) bool { return m.Node == node })
 }
 
 // end ends the lease, and with it the registration; if etcd is away it ends by itself.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/varve-io/varve/agent/lead"
 	"github.com/varve-io/varve/agent/partition"
@@ -122,6 +123,9 @@ func (a *Agent) logStart(id partition.ID) protocol.Offset {
 	return a.starts.Start(t.ShardOf(id.Partition, a.cluster.Shards), id)
 }
 
+// giveFlushMax is how long shards that are to be handed over are waited for to be flushed, before the agent looks again at what there is to do.
+const giveFlushMax = 3 * time.Second
+
 // giveShards hands shards over, all with one flush: writes to them are refused from the start, and when everything that was taken is durable and committed, the
 // shard's last write names its next owner. From sending that write on, the shard is not led here unless a later reading of the record says so.
 func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]coordinator.LogID) (again bool, err error) {
@@ -136,9 +140,12 @@ func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]c
 		return false, nil
 	}
 	start := a.deps.Now()
-	// The long part comes first, while the shards are still led; if the bucket is away, they stay.
-	if err := a.flusher.Flush(ctx); err != nil {
-		return false, err
+	// The long part comes first, while the shards are still led; if the bucket is away, they stay, and others may be taken meanwhile.
+	limited, cancel := context.WithTimeout(ctx, giveFlushMax)
+	err = a.flusher.Flush(limited)
+	cancel()
+	if err != nil {
+		return true, ctx.Err()
 	}
 	shards := slices.Sorted(maps.Keys(wishes))
 	for _, id := range shards {

@@ -2,6 +2,9 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -42,6 +45,7 @@ func (a *Agent) start(run, ctx context.Context) error {
 	if err := a.join(ctx, store); err != nil {
 		return err
 	}
+	close(a.joined)
 	a.follow(run)
 	if err := a.servePeers(run); err != nil {
 		return err
@@ -70,6 +74,7 @@ func (a *Agent) takePart(run, ctx context.Context) error {
 	a.leading = a.spawn(run, "lead shards", a.leadShards)
 	a.spawn(run, "recover WAL logs of others", a.succeed)
 	a.spawn(run, "look after the WAL store", a.sweepStore)
+	a.spawn(run, "tell what is not flushed", a.tellUnflushed)
 	a.spawn(run, "keep a quorum", a.guardQuorum)
 	c := controller.New(controller.Deps{
 		KV: a.deps.KV, View: a.view, Node: a.node, Log: a.id, Kick: a.members.subscribe(), Logger: a.log,
@@ -168,9 +173,10 @@ func (a *Agent) servePeers(run context.Context) error {
 
 // register makes the agent known, which others may then give copies of their logs, and waits until the view has seen that, and all that was there before.
 func (a *Agent) register(run, ctx context.Context, store string) error {
-	a.registration = &registration{writing: make(chan struct{}, 1), kv: a.deps.KV, log: a.log, now: a.deps.Now, me: coordinator.Agent{
+	a.registration = &registration{writing: make(chan struct{}, 1), kv: a.deps.KV, view: a.view, changed: a.members.subscribe(), log: a.log, now: a.deps.Now, me: coordinator.Agent{
 		Node: a.node, Log: a.id, Host: a.cfg.AdvertiseHost, Port: a.cfg.AdvertisePort,
 		Store: store, Peer: a.cfg.PeerAdvertise, Zone: a.cfg.Zone, State: coordinator.AgentStarting,
+		Copies: a.cfg.Copies,
 	}}
 	revision, err := a.registration.register(ctx)
 	if err != nil {
@@ -183,7 +189,6 @@ func (a *Agent) register(run, ctx context.Context, store string) error {
 // recoverOwn brings to their end the logs that nobody else can: those that lie on this agent's disk alone, and one of which an operator has said that it is lost.
 // Then it frees what the disk need not hold any more.
 func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.SegmentInfo) error {
-	r := a.recovery()
 	var logs []coordinator.Log
 	err := retry.Coordinator(ctx, a.log, "list WAL logs", func(ctx context.Context) (err error) {
 		logs, _, err = recovery.List(ctx, a.deps.KV)
@@ -194,29 +199,57 @@ func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.Segmen
 	}
 	for i := range logs {
 		l := &logs[i]
-		if l.Closed {
+		switch lost := l.ID == a.cfg.AcceptLoss; {
+		case l.Closed:
 			continue
-		}
-		run := r.Run
-		switch lost, alone := l.ID == a.cfg.AcceptLoss, isAlone(*l, store); {
-		case lost && alone:
-			run = func(ctx context.Context, id coordinator.LogID) error { return r.RunDamaged(ctx, id, a.deps.Disk) }
-		case lost && !recovery.Recoverable(*l, a.stores.reach):
-			run = r.Abandon
-		case !alone:
+		case lost:
+			err = a.acceptLoss(ctx, *l)
+		case !isAlone(*l, store):
 			continue
+		case !holds(held, *l):
+			// Before it is claimed: it may have a writer that lives, on the disk that this one is a copy of.
+			return fmt.Errorf("WAL log %s is to be on this disk alone, which does not have it: the disk has lost it, or is another one's copy", l.ID)
+		default:
+			err = a.recovery().Run(ctx, l.ID)
 		}
-		if err := run(ctx, l.ID); err != nil {
+		switch {
+		case errors.Is(err, coordinator.ErrFenced):
+			a.log.Info("another agent recovers the WAL log", "log", l.ID) // it reaches this disk; if it dies, succeed takes over
+		case err != nil:
 			return err
+		default:
+			l.Closed = true
 		}
-		l.Closed = true
 	}
-	return recovery.Sweep(a.deps.Disk, held, logs, true)
+	unlisted, err := recovery.Sweep(a.deps.Disk, held, logs)
+	if err != nil {
+		return err
+	}
+	return recovery.CheckUnlisted(a.deps.Disk, unlisted)
 }
 
-// isAlone reports whether a log is on that store, and has never been on another.
+// isAlone reports whether a log is on that store, and has never been on another. That the store would suffice to recover it is not enough: of two stores with a quorum
+// of two one does, and the other may be the writer's, which lives.
 func isAlone(l coordinator.Log, store string) bool {
 	return !slices.ContainsFunc(l.Segments, func(s coordinator.WALSegment) bool { return len(s.Stores) != 1 || s.Stores[0] != store })
+}
+
+// holds reports whether a disk that held these segments has the log's open one.
+func holds(held []disk.SegmentInfo, l coordinator.Log) bool {
+	return slices.ContainsFunc(held, func(s disk.SegmentInfo) bool {
+		return s.ID.Log == wal.LogID(l.ID) && slices.ContainsFunc(l.Segments, func(x coordinator.WALSegment) bool { return x.Last < 0 && x.Number == s.ID.Number })
+	})
+}
+
+// acceptLoss brings a log to its end of which an operator has said that it is lost: with what the stores in reach still have of it, if they are enough.
+func (a *Agent) acceptLoss(ctx context.Context, l coordinator.Log) error {
+	if slices.ContainsFunc(a.view.Agents(), func(m coordinator.Agent) bool { return m.Log == l.ID }) {
+		return fmt.Errorf("WAL log %s is not lost: its agent, node %d, lives", l.ID, l.Node)
+	}
+	if recovery.Recoverable(l, a.stores.reach) {
+		return a.recovery().RunDamaged(ctx, l.ID, a.deps.Disk)
+	}
+	return a.recovery().Abandon(ctx, l.ID)
 }
 
 // sweepPause is how often the disk is looked through for what it need not hold any more.
@@ -224,6 +257,7 @@ const sweepPause = 10 * time.Second
 
 // sweepStore frees, at intervals, what the disk holds of logs that are over. It ends the agent if its own log was claimed: an idle one would not notice.
 func (a *Agent) sweepStore(ctx context.Context) error {
+	seen := make(map[wal.SegmentID]time.Time) // segments of logs that are not listed, and since when
 	tick := time.NewTicker(sweepPause)
 	defer tick.Stop()
 	for {
@@ -244,10 +278,37 @@ func (a *Agent) sweepStore(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := recovery.Sweep(a.deps.Disk, held, logs, false); err != nil {
+		unlisted, err := recovery.Sweep(a.deps.Disk, held, logs)
+		if err != nil {
+			return err
+		}
+		if err := a.sweepUnlisted(unlisted, seen); err != nil {
 			return err
 		}
 	}
+}
+
+// unlistedMax is how long a segment of a log that is not listed stays: longer than any transaction is under way.
+const unlistedMax = time.Hour
+
+// sweepUnlisted drops segments that have been unlisted for so long that their logs never will be listed.
+func (a *Agent) sweepUnlisted(unlisted []disk.SegmentInfo, seen map[wal.SegmentID]time.Time) error {
+	now := a.deps.Now()
+	still := make(map[wal.SegmentID]bool)
+	for _, s := range unlisted {
+		still[s.ID] = true
+		since, ok := seen[s.ID]
+		switch {
+		case !ok:
+			seen[s.ID] = now
+		case now.Sub(since) > unlistedMax:
+			if err := recovery.Drop(a.deps.Disk, s.ID); err != nil {
+				return err
+			}
+		}
+	}
+	maps.DeleteFunc(seen, func(id wal.SegmentID, _ time.Time) bool { return !still[id] })
+	return nil
 }
 
 // openLog begins the agent's own log: first on the stores of its ensemble, then in the coordinator, so that a log that is listed is on its stores; and its flush.
@@ -258,7 +319,7 @@ func (a *Agent) openLog(run, ctx context.Context, store string) error {
 	}
 	a.keeper = ensemble.New(ensemble.Config{Log: a.id, Fence: 1, Own: need.Own, Copies: need.Copies, Quorum: need.Quorum}, ensemble.Deps{
 		Candidates: a.stores.candidates, Create: a.stores.create, Now: a.deps.Now, Logger: a.log,
-		Rolled: func() { a.flusher.HurryAll() },
+		Rolled: func() { a.flusher.Hurry(int64(a.wal.Durable())) },
 	})
 	segment, copies, err := a.firstSegment(ctx, need)
 	if err != nil {
@@ -296,7 +357,7 @@ func (a *Agent) openLog(run, ctx context.Context, store string) error {
 func (a *Agent) firstSegment(ctx context.Context, need placement.Need) (coordinator.WALSegment, []wal.Copy, error) {
 	kick := a.members.subscribe()
 	for number := uint32(1); ; {
-		chosen, err := placement.Ensemble(need, a.stores.candidates(), nil)
+		chosen, err := placement.Ensemble(need, a.keeper.Candidates(), nil)
 		if err == nil {
 			segment := coordinator.WALSegment{Number: number, First: 1, Last: -1, Stores: chosen, Quorum: need.Quorum}
 			number++ // one that came to nothing may be on some store
@@ -349,7 +410,9 @@ func (a *Agent) startGroups(run context.Context) {
 		KV: a.deps.KV, Ledger: a.ledger, Leads: a.partitions.Leads, Prove: a.prove, Topics: a.view, Now: a.deps.Now,
 		NewID: func() string { return uuid.NewString() }, Log: a.log, Metrics: a.deps.Metrics,
 	})
-	a.topics = topics.New(a.cfg.Topics, topics.Deps{
+	topic := a.cfg.Topics
+	topic.Replication = int16(a.cfg.Copies)
+	a.topics = topics.New(topic, topics.Deps{
 		KV: a.deps.KV, View: a.view, Now: a.deps.Now, Log: a.log, NewID: func() protocol.TopicID { return newID() },
 		Deleted: a.groups.TopicDeleted, Node: a.node, Broker: a.brokerConfigs(),
 	})

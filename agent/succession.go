@@ -32,6 +32,7 @@ const (
 type absence struct {
 	record  coordinator.Log
 	due     time.Time // when this agent may claim it
+	claimed bool      // by another agent, which is registered
 	refused bool      // its agent's machine says that nobody is there
 	said    bool      // that it cannot be recovered
 	running bool
@@ -115,7 +116,7 @@ func (s *succession) step(ctx context.Context) (time.Duration, error) {
 			}
 			continue
 		}
-		if !recovery.Recoverable(ab.record, s.a.stores.reach) {
+		if !recovery.Recoverable(ab.record, s.a.stores.reach) || s.lacks(ab.record) {
 			if !ab.said {
 				ab.said = true
 				s.a.log.Warn("too few stores are there to recover a WAL log", "log", id, "of", ab.record.Node, "segments", ab.record.Segments,
@@ -136,6 +137,11 @@ func (s *succession) step(ctx context.Context) (time.Duration, error) {
 	return wait, nil
 }
 
+// lacks reports whether a log lies on this agent's disk alone, and the disk does not have it: to claim it would help nobody.
+func (s *succession) lacks(l coordinator.Log) bool {
+	return isAlone(l, s.a.deps.Disk.Identity().String()) && !holds(s.a.deps.Disk.Segments(), l)
+}
+
 // notice brings what is known of absent agents up to date.
 func (s *succession) notice(ctx context.Context, logs []coordinator.Log) {
 	live := make(map[coordinator.LogID]bool)
@@ -150,16 +156,21 @@ func (s *succession) notice(ctx context.Context, logs []coordinator.Log) {
 		}
 		seen[l.ID] = true
 		ab := s.absent[l.ID]
+		claimed := l.Claimer != s.a.id && live[l.Claimer]
 		switch {
 		case ab == nil:
 			ab = &absence{refused: l.Node == s.a.node || s.refuses(ctx, l.ID)}
 			s.absent[l.ID] = ab
-		case ab.record.Fence == l.Fence && ab.record.Commits == l.Commits:
+		case l.Claimer == s.a.id: // by a recovery of ours, whose end says when to try again
+			ab.record = l
+			continue
+		case ab.record.Fence == l.Fence && ab.record.Commits == l.Commits && ab.claimed == claimed:
 			continue
 		}
-		ab.record = l
-		ab.due = s.due(now, ab, live)
+		ab.record, ab.claimed = l, claimed
+		ab.due = s.due(now, ab)
 	}
+	maps.DeleteFunc(s.peers, func(id coordinator.LogID, _ string) bool { return !seen[id] && !live[id] })
 	for id, ab := range s.absent {
 		if !seen[id] && !ab.running {
 			delete(s.absent, id)
@@ -173,9 +184,9 @@ func (s *succession) refuses(ctx context.Context, log coordinator.LogID) bool {
 	return place != "" && s.a.stores.network.Refuses(ctx, place)
 }
 
-// due is when this agent may claim a log that has just been found absent, or that somebody has just claimed or brought forward.
-func (s *succession) due(now time.Time, ab *absence, live map[coordinator.LogID]bool) time.Time {
-	if live[ab.record.Claimer] {
+// due is when this agent may claim a log that has just been found absent, or that somebody has just claimed or brought forward, or whose claimer is gone.
+func (s *succession) due(now time.Time, ab *absence) time.Time {
+	if ab.claimed {
 		return now.Add(progressMax)
 	}
 	if ab.record.Node == s.a.node {
@@ -192,7 +203,7 @@ func (s *succession) due(now time.Time, ab *absence, live map[coordinator.LogID]
 	return due
 }
 
-// rank is this agent's place in the order in which the registered agents claim a log.
+// rank is this agent's place in the order in which those that serve claim a log; others come last.
 func (s *succession) rank(log coordinator.LogID) int {
 	weight := func(agent coordinator.LogID) uint64 {
 		h := fnv.New64a()
@@ -201,12 +212,15 @@ func (s *succession) rank(log coordinator.LogID) int {
 	}
 	var order []coordinator.LogID
 	for _, m := range s.a.view.Agents() {
-		if m.State != coordinator.AgentDraining {
+		if m.State == coordinator.AgentServing {
 			order = append(order, m.Log)
 		}
 	}
 	slices.SortFunc(order, func(x, y coordinator.LogID) int { return cmp.Or(cmp.Compare(weight(x), weight(y)), cmp.Compare(x, y)) })
-	return max(slices.Index(order, s.a.id), 0)
+	if at := slices.Index(order, s.a.id); at >= 0 {
+		return at
+	}
+	return len(order)
 }
 
 // end takes what came of a recovery.
@@ -221,7 +235,7 @@ func (s *succession) end(r result) error {
 	case errors.Is(r.err, coordinator.ErrFenced):
 		s.a.log.Info("another agent recovers the WAL log", "log", r.log)
 	default:
-		if damage, ok := errors.AsType[*frame.CorruptError](r.err); ok && ab.record.Node == s.a.node {
+		if damage, ok := errors.AsType[*frame.CorruptError](r.err); ok && isAlone(ab.record, s.a.deps.Disk.Identity().String()) { // no other store can help
 			return fmt.Errorf("recover WAL log %s: %w", r.log, damage)
 		}
 		s.a.log.Warn("a WAL log could not be recovered; trying again", "log", r.log, "err", r.err)

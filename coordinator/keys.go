@@ -27,22 +27,23 @@ import (
 
 // Prefixes and keys. KEYS.md explains each; a test holds the two together.
 const (
-	KeyCluster    = "meta/cluster"
-	KeyController = "meta/controller"
-	PrefixMeta    = "meta/"
-	PrefixAgents  = "meta/agents/"
-	PrefixTopics  = "meta/topics/"
-	PrefixShards  = "meta/shards/"
-	PrefixMoves   = "meta/moves/"
-	PrefixCommits = "meta/commits/"
-	PrefixLogs    = "logs/"
-	PrefixStores  = "stores/"
-	PrefixWrites  = "writes/"
-	PrefixGroups  = "groups/"
-	PrefixOffsets = "offsets/"
-	KeyNextNode   = "next/node"
-	KeyNextLog    = "next/log"
-	KeyNextPID    = "next/producer"
+	KeyCluster      = "meta/cluster"
+	KeyController   = "meta/controller"
+	PrefixMeta      = "meta/"
+	PrefixAgents    = "meta/agents/"
+	PrefixTopics    = "meta/topics/"
+	PrefixShards    = "meta/shards/"
+	PrefixMoves     = "meta/moves/"
+	PrefixCommits   = "meta/commits/"
+	PrefixLogs      = "logs/"
+	PrefixUnflushed = "unflushed/"
+	PrefixStores    = "stores/"
+	PrefixWrites    = "writes/"
+	PrefixGroups    = "groups/"
+	PrefixOffsets   = "offsets/"
+	KeyNextNode     = "next/node"
+	KeyNextLog      = "next/log"
+	KeyNextPID      = "next/producer"
 )
 
 // ErrFenced: another writer has taken over the guard; whatever this writer believed to own, it does not.
@@ -109,6 +110,9 @@ func ParseKeyCommit(key string) (LogID, uint64, error) {
 	}
 	return LogID(l), n, nil
 }
+
+// KeyUnflushed is what an agent says of its own WAL log, under the lease of its registration.
+func KeyUnflushed(node int32) string { return PrefixUnflushed + strconv.Itoa(int(node)) }
 
 // KeyStore binds a disk to the node id of the agent that has it, so that an agent keeps its id as long as its disk.
 func KeyStore(store string) string { return PrefixStores + store }

@@ -27,6 +27,15 @@ type Agent struct {
 	Peer  string     `json:"peer"`  // host:port at which other agents reach the store; empty if they do not
 	Zone  string     `json:"zone"`  // empty if none is set
 	State AgentState `json:"state"`
+
+	Copies int `json:"copies"` // how many stores each entry of its log should be on
+}
+
+// Unflushed is what an agent says at intervals, for those who watch over the cluster: how much of its log is not in the bucket yet.
+type Unflushed struct {
+	Log      LogID `json:"log"`
+	Bytes    int64 `json:"bytes"`
+	OldestMs int64 `json:"oldest_ms"` // how long the oldest batch of it has waited; 0 if none does
 }
 
 // AgentState says what may be asked of an agent.

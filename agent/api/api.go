@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -18,6 +19,7 @@ import (
 	"github.com/varve-io/varve/agent/groups"
 	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/ingest"
+	"github.com/varve-io/varve/agent/partition"
 	"github.com/varve-io/varve/agent/server"
 	"github.com/varve-io/varve/agent/topics"
 	"github.com/varve-io/varve/coordinator"
@@ -37,6 +39,12 @@ type Starts interface {
 	DeleteBefore(ctx context.Context, starts map[*ingest.Partition]protocol.Offset) error
 }
 
+// FollowedStarts tells log start offsets of partitions that other agents lead.
+type FollowedStarts interface {
+	// Start returns the log start offset of a partition of a shard whose newest manifest has that name.
+	Start(ctx context.Context, id coordinator.ShardID, manifest string, p partition.ID) (protocol.Offset, error)
+}
+
 // ProducerIDs hands out ids for idempotent producers, each once.
 type ProducerIDs interface {
 	Next(ctx context.Context) (protocol.ProducerID, error)
@@ -45,7 +53,8 @@ type ProducerIDs interface {
 // Config is what an operator decides about the APIs.
 type Config struct {
 	Node       int32
-	AutoCreate bool // auto.create.topics.enable
+	Zone       string // empty for none
+	AutoCreate bool   // auto.create.topics.enable
 }
 
 // Deps is what the handlers work with.
@@ -59,9 +68,14 @@ type Deps struct {
 	Groups      *groups.Coordinator
 	Topics      *topics.Topics
 	Starts      Starts
+	Followed    FollowedStarts
 	ProducerIDs ProducerIDs
-	Now         func() time.Time
-	Log         *slog.Logger
+	// Prove returns once it is certain that this agent led what it leads after the call began, or, after some seconds at most, with an error.
+	Prove func(context.Context) error
+	// Draining reports whether this agent is about to leave.
+	Draining func() bool
+	Now      func() time.Time
+	Log      *slog.Logger
 }
 
 // Broker serves Kafka's APIs. It implements [server.Handler].
@@ -69,6 +83,8 @@ type Broker struct {
 	cfg      Config
 	deps     Deps
 	sessions *sessions
+
+	followedAt atomic.Int64 // Unix nanoseconds
 }
 
 // New returns a broker.

@@ -74,3 +74,26 @@ func BenchmarkProduce(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkFetch is one connection that fetches a batch of each of some partitions from the leader's memory, without a session.
+func BenchmarkFetch(b *testing.B) {
+	for _, partitions := range []int32{1, 100} {
+		b.Run(fmt.Sprintf("partitions=%d", partitions), func(b *testing.B) {
+			w := start(b, quiet)
+			p := w.dial(b)
+			p.create("t", partitions)
+			var all []asked
+			for n := range partitions {
+				p.mustProduce("t", n, plain(b, time.Now().UnixMilli(), string(make([]byte, 1000))))
+				all = append(all, asked{topic: "t", partition: n})
+			}
+			req := fetchRequest(0, all...)
+			req.SetVersion(12)
+			frame, resp := kmsg.NewRequestFormatter(kmsg.FormatterClientID("bench")).AppendRequest(nil, req, 1), make([]byte, 1<<20)
+			b.ReportAllocs()
+			for b.Loop() {
+				exchange(b, p, frame, resp)
+			}
+		})
+	}
+}

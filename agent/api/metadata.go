@@ -130,7 +130,7 @@ func (b *Broker) describePartition(t *coordinator.Topic, number int32, agents []
 		// Until somebody leads it again, an agent that lives says so itself, and the client asks again: some clients cannot do with a leader that is not listed.
 		p.Leader = b.controller(agents)
 	}
-	p.Replicas = replicas(p.Leader, agents, t.Replication)
+	p.Replicas = replicas(p.Leader, agents, t.Replication, number)
 	p.ISR = p.Replicas
 	p.OfflineReplicas = []int32{}
 	if shard.Node == 0 {
@@ -140,12 +140,29 @@ func (b *Broker) describePartition(t *coordinator.Topic, number int32, agents []
 	return p
 }
 
-// replicas lists the leader and then other agents, up to the replication factor.
-func replicas(leader int32, agents []coordinator.Agent, factor int16) []int32 {
+// replicas lists the leader and then other agents, up to the replication factor: first one of each zone that has none in the list, so that consumers find one
+// in theirs. With the partition's number others come first, so that a zone's agents share its consumers.
+func replicas(leader int32, agents []coordinator.Agent, factor int16, number int32) []int32 {
 	list := []int32{leader}
+	if factor <= 1 {
+		return list
+	}
+	zones := make([]string, 0, 4)
 	for _, a := range agents {
-		if len(list) < int(factor) && a.Node != leader {
-			list = append(list, a.Node)
+		if a.Node == leader {
+			zones = append(zones, a.Zone)
+		}
+	}
+	for _, again := range []bool{false, true} { // one of each zone, and then whoever is left
+		for i := range agents {
+			a := &agents[(int(number)+i)%len(agents)]
+			if len(list) >= int(factor) {
+				return list
+			}
+			if slices.Contains(list, a.Node) || !again && slices.Contains(zones, a.Zone) {
+				continue
+			}
+			list, zones = append(list, a.Node), append(zones, a.Zone)
 		}
 	}
 	return list

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"sync"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -11,12 +12,13 @@ import (
 
 // listOffsets serves ListOffsets, versions 1 to 10, with every special timestamp: earliest, latest, max (KIP-734), earliest local
 // (KIP-405), latest tiered (KIP-1005). Nothing is "tiered" in Kafka's sense, so that the earliest local offset is the log start offset and
-// there is no tiered one. Lookups by time are exact.
+// there is no tiered one. Lookups by time are exact. An answer waits for the proof that this agent led what it leads when it was asked.
 func (b *Broker) listOffsets(ctx context.Context, req *kmsg.ListOffsetsRequest) *kmsg.ListOffsetsResponse {
 	resp := kmsg.NewPtrListOffsetsResponse()
 	resp.Version = req.Version
 	resp.Topics = make([]kmsg.ListOffsetsResponseTopic, len(req.Topics))
 	repeated := repeatedPartitions(req)
+	proved := sync.OnceValue(func() error { return b.prove(ctx) })
 	for i := range req.Topics {
 		t, out := &req.Topics[i], &resp.Topics[i]
 		out.Topic = t.Topic
@@ -33,6 +35,9 @@ func (b *Broker) listOffsets(ctx context.Context, req *kmsg.ListOffsetsRequest) 
 				perr = protocol.UnsupportedVersion.Err()
 			case perr == nil:
 				live, perr = b.deps.Partitions.Get(topic, p.Partition)
+			}
+			if perr == nil {
+				perr = proved()
 			}
 			if perr == nil {
 				perr = b.listOffset(ctx, live, req.IsolationLevel == 1, &t.Partitions[j], &p)

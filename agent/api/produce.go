@@ -55,7 +55,7 @@ func (b *Broker) produce(ctx context.Context, r *server.Request, req *kmsg.Produ
 		}
 		return nil, nil
 	}
-	return &produced{correlation: r.CorrelationID, request: req, in: in}, nil
+	return &produced{broker: b, correlation: r.CorrelationID, request: req, in: in}, nil
 }
 
 // admitMax bounds how long a request waits for room in the WAL, whatever its timeout.ms: the producer may be gone.
@@ -119,6 +119,7 @@ func (b *Broker) prepare(version int16, t *coordinator.Topic, p *kmsg.ProduceReq
 
 // produced is the answer to Produce.
 type produced struct {
+	broker      *Broker
 	correlation int32
 	request     *kmsg.ProduceRequest
 	in          *ingest.Request
@@ -144,6 +145,9 @@ func (a *produced) AppendTo(bufs [][]byte, scratch []byte) ([][]byte, []byte) {
 			a.partition(&to.Partitions[j], from.Partitions[j].Partition, &a.in.Batches[at].Result)
 			at++
 		}
+	}
+	if a.request.Version >= 10 {
+		a.broker.hintProduce(resp)
 	}
 	start := len(scratch)
 	scratch = wire.AppendResponse(scratch, a.correlation, resp)

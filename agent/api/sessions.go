@@ -215,7 +215,7 @@ func (s *session) answer(resp *wire.FetchResponse, asked []askedPartition, resul
 			a = e.Value.(*askedPartition)
 		}
 		part := &result.Parts[i]
-		news := len(part.Records) > 0 || part.Err != nil || part.Diverging != nil ||
+		news := len(part.Records) > 0 || part.Err != nil || part.Diverging != nil || part.Replica != 0 ||
 			part.State.HighWatermark != a.toldHigh || part.State.Start != a.toldStart
 		if !s.full && !news {
 			continue
@@ -228,6 +228,9 @@ func (s *session) answer(resp *wire.FetchResponse, asked []askedPartition, resul
 		if part.Err == nil {
 			p.HighWatermark, p.LastStableOffset, p.LogStartOffset = part.State.HighWatermark, part.State.LastStable, part.State.Start
 			p.Records, p.Diverging = part.Records, part.Diverging
+			if part.Replica != 0 {
+				p.PreferredReadReplica = part.Replica
+			}
 			a.toldHigh, a.toldStart = part.State.HighWatermark, part.State.Start
 			if readCommitted {
 				p.Aborted = []wire.AbortedTransaction{}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,6 +31,7 @@ type world struct {
 	bucket *fault.Store
 	dir    string
 	config func(*agent.Config)
+	ahead  atomic.Int64 // by how much the agent's clock is ahead, in nanoseconds
 
 	addr string
 	stop func() // drains the agent
@@ -71,7 +73,7 @@ func (w *world) run(t testing.TB) {
 	}
 	a := agent.New(cfg, agent.Deps{
 		KV: coordinator.KV(w.kv), Store: objectstore.Store(w.bucket), Disk: d, Listener: l, Metrics: prometheus.NewRegistry(),
-		Log: slog.New(slog.NewTextHandler(out, nil)), Now: time.Now,
+		Log: slog.New(slog.NewTextHandler(out, nil)), Now: func() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) },
 	})
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
@@ -191,10 +193,15 @@ func versions(t *testing.T, key protocol.Key) []int16 {
 // create makes a topic and returns its id.
 func (p *peer) create(topic string, partitions int32, configs ...string) protocol.TopicID {
 	p.t.Helper()
+	return p.createReplicated(topic, partitions, 1, configs...)
+}
+
+func (p *peer) createReplicated(topic string, partitions int32, replicas int16, configs ...string) protocol.TopicID {
+	p.t.Helper()
 	req := kmsg.NewPtrCreateTopicsRequest()
 	req.TimeoutMillis = 10_000
 	rt := kmsg.NewCreateTopicsRequestTopic()
-	rt.Topic, rt.NumPartitions, rt.ReplicationFactor = topic, partitions, 1
+	rt.Topic, rt.NumPartitions, rt.ReplicationFactor = topic, partitions, replicas
 	for i := 0; i < len(configs); i += 2 {
 		c := kmsg.NewCreateTopicsRequestTopicConfig()
 		c.Name, c.Value = configs[i], &configs[i+1]

@@ -28,15 +28,20 @@ import (
 // Command is a command that has a configuration.
 type Command string
 
-// Commands. Dev has those settings that do not concern its neighbours: its etcd and its bucket are its own.
+// Commands. Dev has those settings that do not concern its neighbours: its etcd and its bucket are its own. Status has those that say where a cluster's etcd
+// is: Etcd and Cluster, or the Data of a dev.
 const (
-	Dev   Command = "dev"
-	Agent Command = "agent"
+	Dev    Command = "dev"
+	Agent  Command = "agent"
+	Status Command = "status"
 )
 
 // Config is a configuration without contradictions.
 type Config struct {
-	// Listen is where to serve Kafka's protocol. Port 0 takes a free one.
+	// Agents is how many agents run in the process; 1 but in dev.
+	Agents int
+	// Listen is where to serve Kafka's protocol. Port 0 takes a free one. Of several agents, each has the port after that of the one before, and so
+	// with Advertise.
 	Listen Address
 	// Advertise is what clients are told to connect to; zero means the address that Listen became.
 	Advertise Address
@@ -46,20 +51,21 @@ type Config struct {
 	PeerAdvertise Address
 	// PeerTLS is a folder with the certificates for mutual TLS between agents; empty for none.
 	PeerTLS string
-	// WALCopies is how many agents hold each record until it is in the bucket; 1 in dev.
+	// WALCopies is how many agents hold each record until it is in the bucket; zero in dev, where there are as many as agents, up to three.
 	WALCopies int
 	// HTTP is where to serve health, metrics and profiles.
 	HTTP Address
 	// Data is the folder of the WAL, and in dev of everything, as it was given: it may be relative.
 	Data string
-	// Etcd holds the URLs of etcd's members; none in dev.
+	// Etcd holds the URLs of etcd's members; none in dev, nor if that of a dev is meant.
 	Etcd []string
 	// Bucket is the object store; zero in dev.
 	Bucket bucket.URL
 	// Cluster is the cluster's name, and the part of etcd that is its: /varve/NAME/.
 	Cluster string
-	// Zone is where the agent runs, the rack in Kafka's metadata; may be empty.
-	Zone string
+	// Zone is where the agent runs, the rack in Kafka's metadata; may be empty. In dev it is Zones, which the agents take in turn.
+	Zone  string
+	Zones []string
 	// AutoCreateTopics says that Metadata and Produce create unknown topics (auto.create.topics.enable).
 	AutoCreateTopics bool
 	// Partitions is how many a topic gets that is created without a number (num.partitions).

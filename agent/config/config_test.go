@@ -48,10 +48,44 @@ func TestDevDefaults(t *testing.T) {
 	if got := c.Listen.String() + " " + c.HTTP.String() + " " + c.Data; got != "127.0.0.1:9092 127.0.0.1:9080 ./varve-data" {
 		t.Errorf("addresses and folder: %s", got)
 	}
-	if c.Cluster != "dev" || c.Advertise.String() != "" || len(c.Etcd) != 0 || !c.AutoCreateTopics || c.Partitions != 1 ||
+	if c.Agents != 1 || c.Zones != nil || c.Cluster != "dev" || c.Advertise.String() != "" || len(c.Etcd) != 0 || !c.AutoCreateTopics || c.Partitions != 1 ||
 		c.Shards != 128 || !c.WALSync || c.WALBytesMax != 512<<20 || c.LogLevel != slog.LevelInfo {
 		t.Errorf("defaults of dev: %+v", c)
 	}
+}
+
+func TestDevAgents(t *testing.T) {
+	c, err := read(t, config.Dev, []string{"--agents", "3", "--listen", "127.0.0.1:65533"}, []string{"VARVE_ZONES=a,b"}, "")
+	if err != nil || c.Agents != 3 || !slices.Equal(c.Zones, []string{"a", "b"}) {
+		t.Errorf("three agents in two zones: %+v, %v", c, err)
+	}
+	for _, test := range []struct {
+		args        []string
+		place, want string
+	}{
+		{[]string{"--agents", "0"}, "--agents", "1 to 9"},
+		{[]string{"--agents", "10"}, "--agents", "1 to 9"},
+		{[]string{"--agents", "3", "--listen", "127.0.0.1:65534"}, "--agents", "3 from port 65534"},
+		{[]string{"--agents", "3", "--advertise", "h:65535"}, "--agents", "3 from port 65535"},
+		{[]string{"--zones", "a,,b"}, "--zones", "zones with commas"},
+		{[]string{"--zones", ""}, "--zones", "leave it out"},
+	} {
+		_, err := read(t, config.Dev, test.args, nil, "")
+		checkError(t, strings.Join(test.args, " "), err, test.place, test.want)
+	}
+}
+
+func TestStatus(t *testing.T) {
+	c, err := read(t, config.Status, nil, []string{"VARVE_BUCKET=nonsense", "VARVE_LISTEN=nonsense"}, "")
+	if err != nil || len(c.Etcd) != 0 || c.Cluster != "dev" || c.Data != "./varve-data" {
+		t.Errorf("status of a dev: %+v, %v", c, err)
+	}
+	c, err = read(t, config.Status, []string{"--cluster", "prod"}, []string{"VARVE_ETCD=http://h:2379"}, "")
+	if err != nil || !slices.Equal(c.Etcd, []string{"http://h:2379"}) || c.Cluster != "prod" {
+		t.Errorf("status of a cluster: %+v, %v", c, err)
+	}
+	_, err = read(t, config.Status, []string{"--cluster", "prod"}, nil, "")
+	checkError(t, "no etcd", err, "--cluster", `seen "prod" without --etcd`)
 }
 
 func TestAgent(t *testing.T) {

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 
@@ -20,7 +21,7 @@ type Reader struct {
 func Bind(command Command, flags *pflag.FlagSet) *Reader {
 	r := &Reader{command: command, flags: flags}
 	for _, s := range settings() {
-		if command == Dev && s.agentOnly {
+		if !s.has(command) {
 			continue
 		}
 		r.settings = append(r.settings, s)
@@ -42,7 +43,7 @@ func (r *Reader) Read(env func(string) (string, bool), file func(name string) ([
 	if err != nil {
 		return Config{}, err
 	}
-	c := Config{Cluster: devCluster, places: make(map[string]string, len(r.settings))}
+	c := Config{Cluster: devCluster, Agents: 1, places: make(map[string]string, len(r.settings))}
 	for i := range r.settings {
 		s := &r.settings[i]
 		from, given := r.given(s.name, env)
@@ -50,9 +51,9 @@ func (r *Reader) Read(env func(string) (string, bool), file func(name string) ([
 			from, given = inFile[s.name]
 		}
 		if !given {
-			from = source{s.value, "default of --" + s.name}
+			from = source{s.value, defaultOf(s.name)}
 			if s.value == "" {
-				if s.required {
+				if s.required && r.command == Agent {
 					return Config{}, &Error{Place: "--" + s.name, Seen: "none", Want: r.wanted(s)}
 				}
 				continue
@@ -62,6 +63,9 @@ func (r *Reader) Read(env func(string) (string, bool), file func(name string) ([
 			return Config{}, err
 		}
 		c.places[s.name] = from.place
+	}
+	if r.command == Status {
+		return c, c.checkStatus()
 	}
 	return c, c.check()
 }
@@ -79,7 +83,7 @@ func (r *Reader) given(name string, env func(string) (string, bool)) (source, bo
 
 // readFile returns what the file says, if one is named.
 func (r *Reader) readFile(env func(string) (string, bool), file func(name string) ([]byte, error)) (map[string]source, error) {
-	if r.command == Dev {
+	if r.command != Agent {
 		return nil, nil
 	}
 	from, given := r.given(configName, env)
@@ -127,6 +131,12 @@ func (c *Config) check() error {
 			Want: "--peer-listen host:port, where agents bring each other their copies, or --wal-copies 1 for an agent alone",
 		}
 	}
+	if int(max(c.Listen.Port, c.Advertise.Port))+c.Agents-1 > math.MaxUint16 {
+		return &Error{
+			Place: c.Place("agents"), Seen: strconv.Itoa(c.Agents) + " from port " + strconv.Itoa(int(max(c.Listen.Port, c.Advertise.Port))),
+			Want: "a port of --listen, and of --advertise, that is followed by one for each further agent",
+		}
+	}
 	if c.PeerListen.Wildcard() && c.PeerListen != (Address{}) && c.PeerAdvertise == (Address{}) {
 		return &Error{
 			Place: c.Place("peer-listen"), Seen: quote(c.PeerListen.String()) + " without --peer-advertise",
@@ -135,6 +145,23 @@ func (c *Config) check() error {
 	}
 	return nil
 }
+
+// checkStatus settles which cluster is meant: without etcd's URLs, that of a dev.
+func (c *Config) checkStatus() error {
+	if len(c.Etcd) > 0 {
+		return nil
+	}
+	if place := c.Place("cluster"); place != defaultOf("cluster") {
+		return &Error{
+			Place: place, Seen: quote(c.Cluster) + " without --etcd", Want: "--etcd URL[,URL] of that cluster; without it, the varve dev of --data is meant",
+		}
+	}
+	c.Cluster = devCluster
+	return nil
+}
+
+// defaultOf is the place of a setting that is not set.
+func defaultOf(name string) string { return "default of --" + name }
 
 // wanted describes a setting that is missing, and where it can stand.
 func (r *Reader) wanted(s *setting) string {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,6 +19,7 @@ const configName = "config"
 
 // Limits of settings.
 const (
+	agentsMax      = 9 // of dev; each takes some 300 MB of disk
 	shardsMax      = 4096
 	partitionsMax  = 10_000
 	walCopiesMax   = 7
@@ -34,12 +36,20 @@ type setting struct {
 	value string // the default; empty for none
 	// required says that an agent needs it.
 	required bool
-	// agentOnly says that dev does not have it.
-	agentOnly bool
+	// of lists the commands that have it; nil for those that run agents.
+	of []Command
 	// list says that the file may give several values, which are joined by commas.
 	list bool
 	// parse puts a value into the configuration. Its error is a want, or one that says everything itself.
 	parse func(c *Config, value string) error
+}
+
+// has reports whether a command has the setting.
+func (s *setting) has(c Command) bool {
+	if s.of == nil {
+		return c == Dev || c == Agent
+	}
+	return slices.Contains(s.of, c)
 }
 
 // env is the name of the setting's environment variable.
@@ -58,18 +68,18 @@ func settings() []setting {
 func placeSettings() []setting {
 	return []setting{
 		{
-			name: "etcd", required: true, agentOnly: true, list: true,
+			name: "etcd", required: true, of: []Command{Agent, Status}, list: true,
 			usage: "etcd's members, as `URL[,URL]`: http://host:port or https://host:port",
 			parse: func(c *Config, v string) (err error) { c.Etcd, err = parseEndpoints(v); return err },
 		},
 		{
-			name: "bucket", required: true, agentOnly: true,
+			name: "bucket", required: true, of: []Command{Agent},
 			usage: "object store, as `URL`: s3://bucket/prefix?region=&endpoint=, minio://host:port/bucket/prefix?secure=, " +
 				"file:///folder or mem://",
 			parse: func(c *Config, v string) (err error) { c.Bucket, err = bucket.Parse(v); return err },
 		},
 		{
-			name: "cluster", value: "default", agentOnly: true,
+			name: "cluster", value: "default", of: []Command{Agent, Status},
 			usage: "the cluster's `NAME`; its part of etcd is /varve/NAME/",
 			parse: func(c *Config, v string) (err error) {
 				c.Cluster, err = parsePattern(clusterPattern, v, "1 to 63 letters, digits and ._- that begin with a letter or digit")
@@ -87,17 +97,17 @@ func placeSettings() []setting {
 			parse: func(c *Config, v string) (err error) { c.Advertise, err = parsePublicAddress(v); return err },
 		},
 		{
-			name: "peer-listen", agentOnly: true,
+			name: "peer-listen", of: []Command{Agent},
 			usage: "`host:port` to serve other agents on, which keep copies of their write-ahead logs on this agent's disk; needed but with --wal-copies 1",
 			parse: func(c *Config, v string) (err error) { c.PeerListen, err = parseAddress(v); return err },
 		},
 		{
-			name: "peer-advertise", agentOnly: true,
+			name: "peer-advertise", of: []Command{Agent},
 			usage: "`host:port` that other agents connect to (default: where --peer-listen listens, which must then not be a wildcard)",
 			parse: func(c *Config, v string) (err error) { c.PeerAdvertise, err = parsePublicAddress(v); return err },
 		},
 		{
-			name: "peer-tls", agentOnly: true,
+			name: "peer-tls", of: []Command{Agent},
 			usage: "`folder` with ca.pem, cert.pem and key.pem, for mutual TLS between agents; without it, a secret of the cluster in etcd keeps strangers out",
 			parse: func(c *Config, v string) error {
 				c.PeerTLS = v
@@ -110,7 +120,7 @@ func placeSettings() []setting {
 			parse: func(c *Config, v string) (err error) { c.HTTP, err = parseAddress(v); return err },
 		},
 		{
-			name: "data", value: "./varve-data",
+			name: "data", value: "./varve-data", of: []Command{Dev, Agent, Status},
 			usage: "`folder` for data, created if it is not there",
 			parse: func(c *Config, v string) error {
 				if strings.ContainsRune(v, 0) {
@@ -121,10 +131,27 @@ func placeSettings() []setting {
 			},
 		},
 		{
-			name: "zone", agentOnly: true,
+			name: "agents", value: "1", of: []Command{Dev},
+			usage: "`number` of agents; with more than one, Kafka's ports are that of --listen and those that follow",
+			parse: func(c *Config, v string) error {
+				n, err := parseNumber(v, agentsMax)
+				c.Agents = int(n)
+				return err
+			},
+		},
+		{
+			name: "zones", of: []Command{Dev},
+			usage: "availability zones of the agents, as `zone[,zone]`, in turn; clients see them as racks",
+			parse: func(c *Config, v string) (err error) {
+				c.Zones, err = parseZones(v)
+				return err
+			},
+		},
+		{
+			name: "zone", of: []Command{Agent},
 			usage: "availability `zone`, which clients see as the rack",
 			parse: func(c *Config, v string) (err error) {
-				c.Zone, err = parsePattern(zonePattern, v, "1 to 128 letters, digits and ._:/- that begin with a letter or digit")
+				c.Zone, err = parsePattern(zonePattern, v, errZone)
 				return err
 			},
 		},
@@ -143,7 +170,7 @@ func behaviourSettings() []setting {
 			name: "partitions", value: "1",
 			usage: "partitions of a topic that is created without a `number`",
 			parse: func(c *Config, v string) error {
-				n, err := parseNumber(v, 1, partitionsMax)
+				n, err := parseNumber(v, partitionsMax)
 				c.Partitions = int32(n)
 				return err
 			},
@@ -152,16 +179,16 @@ func behaviourSettings() []setting {
 			name: "shards", value: "128",
 			usage: "`number` of shards of a new cluster, a few times the agents that it will ever have; without effect on one that exists",
 			parse: func(c *Config, v string) error {
-				n, err := parseNumber(v, 1, shardsMax)
+				n, err := parseNumber(v, shardsMax)
 				c.Shards = uint32(n)
 				return err
 			},
 		},
 		{
-			name: "wal-copies", value: "3", agentOnly: true,
+			name: "wal-copies", value: "3", of: []Command{Agent},
 			usage: "`number` of agents that hold each acknowledged record until it is in the bucket, this one among them; an acknowledgement waits for more than half of them",
 			parse: func(c *Config, v string) error {
-				n, err := parseNumber(v, 1, walCopiesMax)
+				n, err := parseNumber(v, walCopiesMax)
 				c.WALCopies = int(n)
 				return err
 			},

@@ -94,6 +94,19 @@ var (
 	zonePattern    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$`)
 )
 
+const errZone want = "1 to 128 letters, digits and ._:/- that begin with a letter or digit"
+
+// parseZones reads the names of zones.
+func parseZones(value string) ([]string, error) {
+	zones := strings.Split(value, ",")
+	for _, z := range zones {
+		if !zonePattern.MatchString(z) {
+			return nil, "zones with commas between them, each of " + errZone
+		}
+	}
+	return zones, nil
+}
+
 func parsePattern(pattern *regexp.Regexp, value string, wanted want) (string, error) {
 	if !pattern.MatchString(value) {
 		return "", wanted
@@ -111,10 +124,10 @@ func parseBool(value string) (bool, error) {
 	return false, want("true or false")
 }
 
-func parseNumber(value string, low, high uint64) (uint64, error) {
+func parseNumber(value string, high uint64) (uint64, error) {
 	n, err := strconv.ParseUint(value, 10, 64)
-	if err != nil || n < low || n > high {
-		return 0, want("a whole number from " + strconv.FormatUint(low, 10) + " to " + strconv.FormatUint(high, 10))
+	if err != nil || n < 1 || n > high {
+		return 0, want("a whole number from 1 to " + strconv.FormatUint(high, 10))
 	}
 	return n, nil
 }

@@ -5,7 +5,8 @@
 // The agent that has put its name into the coordinator under its lease is the controller; when the lease ends, another one is. It is a matter of economy, not of
 // safety: two controllers at once, which a lease cannot rule out, compare the shards' guards and the controller's key, and one of them fails.
 //
-// A plan is made when agents, shards or wishes change, and while a shard's owner is not registered: until its log is closed, which does not show in what agents follow.
+// A plan is made when agents, shards or wishes change, and while a shard's owner is not registered, drains, or has lost its log: until the log is closed, which does not
+// show in what agents follow.
 package controller
 
 import (
@@ -26,7 +27,7 @@ import (
 const (
 	// movesMax is how many shards move for balance at once: each move ends with a flush of its owner's log.
 	movesMax = 16
-	// absentPause is how often the logs are looked at while a shard's owner is not registered.
+	// absentPause is how often the logs are looked at while one of them is about to be closed whose agent owns shards.
 	absentPause = 100 * time.Millisecond
 	// retryPause is the wait after a plan that could not be carried out.
 	retryPause = 200 * time.Millisecond
@@ -172,7 +173,7 @@ func (c *Controller) wish(ctx context.Context, revision int64, plan placement.Pl
 type survey struct {
 	cluster placement.Cluster
 	nodes   map[coordinator.LogID]int32
-	absent  bool // some shard's owner is not registered
+	absent  bool // some shard's owner is not registered, or leaves: then its log will be closed, which nobody tells
 }
 
 func (c *Controller) survey(logs []coordinator.Log) survey {
@@ -194,12 +195,16 @@ func (c *Controller) survey(logs []coordinator.Log) survey {
 			})
 		}
 	}
+	keeps := make(map[coordinator.LogID]bool)
+	for _, a := range s.cluster.Agents {
+		keeps[coordinator.LogID(a.Log)] = !a.Draining
+	}
 	moves := v.Moves()
 	for id, shard := range v.Shards() {
 		p := &s.cluster.Shards[id]
 		p.Load = 1 // of its groups, and of topics to come
 		p.Owner, p.Wish = placement.LogID(shard.Owner), placement.LogID(moves[coordinator.ShardID(id)].To)
-		if _, registered := s.nodes[shard.Owner]; !registered {
+		if !keeps[shard.Owner] {
 			s.absent = true
 		}
 	}

@@ -6,7 +6,7 @@
 //
 // The order of a roll, and what counts as durable meanwhile, is wal's; what the next ensemble is, is coordinator/placement's. This room decides when to
 // try: at once when something changed, and again after a pause while it does not succeed. A store that dropped out, or did not take a segment, is left out for
-// a while: one that fails as soon as it is used must not make the log roll for ever.
+// a while, unless there is no quorum without it: one that fails as soon as it is used must not make the log roll for ever.
 package ensemble
 
 import (
@@ -29,6 +29,8 @@ import (
 const (
 	// suspectTime is how long a store that failed is left out.
 	suspectTime = 10 * time.Second
+	// begTime is the time between two tries of stores that are left out, when there is no quorum without them.
+	begTime = time.Second
 	// pauseTime is the wait after a roll that came to nothing.
 	pauseTime = 500 * time.Millisecond
 )
@@ -54,24 +56,28 @@ type Deps struct {
 	Logger *slog.Logger
 }
 
-// Keeper keeps one log's ensemble. Lost and Changed may be called concurrently, before Run too.
+// Keeper keeps one log's ensemble. Its other methods may be called concurrently to Run, and before it.
 type Keeper struct {
 	cfg  Config
 	deps Deps
 	kick chan struct{} // has capacity 1: something changed
+
+	leaving sync.Once
+	leave   chan struct{} // closed when no more rolls should begin
 
 	mu      sync.Mutex
 	suspect map[string]time.Time // stores that failed, and until when they are left out
 	lost    map[uint32][]string  // by segment: stores that dropped out, and do not come back into it
 
 	// Run's alone:
-	tried uint32 // number of the newest segment that was tried
-	lacks string // what was last said of stores that are lacking
+	tried  uint32    // number of the newest segment that was tried
+	begged time.Time // when stores that are left out were last asked all the same
+	lacks  string    // what was last said of stores that are lacking
 }
 
 // New returns a keeper, whose Lost is to be the log's OnLost.
 func New(cfg Config, deps Deps) *Keeper {
-	return &Keeper{cfg: cfg, deps: deps, kick: make(chan struct{}, 1), suspect: make(map[string]time.Time), lost: make(map[uint32][]string)}
+	return &Keeper{cfg: cfg, deps: deps, kick: make(chan struct{}, 1), leave: make(chan struct{}), suspect: make(map[string]time.Time), lost: make(map[uint32][]string)}
 }
 
 // Lost says that a store dropped out of the segment of that number.
@@ -106,6 +112,15 @@ func (k *Keeper) present(open coordinator.WALSegment) []string {
 	return slices.DeleteFunc(slices.Clone(open.Stores), func(s string) bool { return slices.Contains(k.lost[open.Number], s) })
 }
 
+// Leave ends Run once no roll is under way: one that is broken off has an outcome that nobody knows, which ends the log.
+func (k *Keeper) Leave() { k.leaving.Do(func() { close(k.leave) }) }
+
+// Candidates are the stores that may take copies, but for those that failed a short while ago.
+func (k *Keeper) Candidates() []placement.Store {
+	all, _ := k.candidates()
+	return all
+}
+
 // candidates are those that are not left out, and when the next of these may be taken again; zero for none.
 func (k *Keeper) candidates() (all []placement.Store, again time.Time) {
 	k.mu.Lock()
@@ -124,7 +139,7 @@ func (k *Keeper) candidates() (all []placement.Store, again time.Time) {
 	}), again
 }
 
-// Run keeps the log's ensemble until ctx ends, or the log has failed. writer is the log's.
+// Run keeps the log's ensemble until ctx ends, [Keeper.Leave], or the log has failed. writer is the log's.
 func (k *Keeper) Run(ctx context.Context, log *wal.Log, writer *flush.Writer) error {
 	for {
 		wait, err := k.step(ctx, log, writer)
@@ -138,6 +153,8 @@ func (k *Keeper) Run(ctx context.Context, log *wal.Log, writer *flush.Writer) er
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-k.leave:
+			return nil
 		case <-log.Failed():
 			return log.Err()
 		case <-k.kick:
@@ -155,11 +172,15 @@ func (k *Keeper) step(ctx context.Context, log *wal.Log, writer *flush.Writer) (
 	}
 	segments := writer.Record().Segments
 	open := segments[len(segments)-1]
-	need := placement.Need{Log: placement.LogID(k.cfg.Log), Own: k.cfg.Own, Copies: k.cfg.Copies, Quorum: k.cfg.Quorum}
-	next, why, err := placement.Roll(need, candidates, open.Stores)
-	if why == placement.Stay && err == nil {
-		// One that dropped out may be a candidate again: it can come back by another segment only.
-		next, why, err = placement.Roll(need, candidates, k.present(open))
+	next, why, err := k.choose(candidates, open)
+	if errors.Is(err, placement.ErrTooFewStores) && len(k.present(open)) < k.cfg.Quorum {
+		// Nothing is acknowledged: one that failed a moment ago may be back, and is better than none.
+		now := k.deps.Now()
+		if now.Sub(k.begged) >= begTime {
+			k.begged = now
+			next, why, err = k.choose(k.deps.Candidates(), open)
+		}
+		wait = k.begged.Add(begTime).Sub(now)
 	}
 	if err == nil {
 		k.lacks = ""
@@ -193,6 +214,17 @@ func (k *Keeper) step(ctx context.Context, log *wal.Log, writer *flush.Writer) (
 	default:
 		return 0, err
 	}
+}
+
+// choose returns what the next ensemble should be, out of these, and why.
+func (k *Keeper) choose(candidates []placement.Store, open coordinator.WALSegment) ([]string, placement.Reason, error) {
+	need := placement.Need{Log: placement.LogID(k.cfg.Log), Own: k.cfg.Own, Copies: k.cfg.Copies, Quorum: k.cfg.Quorum}
+	next, why, err := placement.Roll(need, candidates, open.Stores)
+	if why == placement.Stay && err == nil {
+		// One that dropped out may be a candidate again: it can come back by another segment only.
+		next, why, err = placement.Roll(need, candidates, k.present(open))
+	}
+	return next, why, err
 }
 
 // roll is one roll's work, as wal.Log has it done.

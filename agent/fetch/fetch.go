@@ -7,6 +7,9 @@
 // socket without a copy.
 //
 // A fetch that does not find enough waits on its partitions' watchers; nothing polls.
+//
+// Of partitions that other agents lead, what is committed is served too ([Followed]), to consumers that were sent here because this agent is in their zone
+// (KIP-392).
 package fetch
 
 import (
@@ -17,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/varve-io/varve/agent/ingest"
+	"github.com/varve-io/varve/agent/partition"
 	"github.com/varve-io/varve/objectstore/cache"
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/wire"
@@ -26,11 +30,21 @@ import (
 // Want is one partition of a fetch, as the client asks for it.
 type Want struct {
 	Partition    *ingest.Partition
-	Err          error // why there is no Partition; answered as it is
+	Followed     *Followed // instead of Partition, if another agent leads it
+	Err          error     // why there is neither; answered as it is
 	Offset       protocol.Offset
 	BytesMax     int
 	CurrentEpoch protocol.LeaderEpoch // that the client knows; NoLeaderEpoch for none
 	LastEpoch    protocol.LeaderEpoch // of the client's last record (KIP-595); NoLeaderEpoch for none
+	Replica      int32                // node id of the agent where the client should read this offset instead; 0 for here
+}
+
+// id names the partition of a want without an error.
+func (w *Want) id() partition.ID {
+	if w.Followed != nil {
+		return w.Followed.ID
+	}
+	return w.Partition.ID
 }
 
 // Limits are those of a whole fetch.
@@ -45,7 +59,8 @@ type Limits struct {
 // Part is the answer for one partition.
 type Part struct {
 	Err       error        // a *protocol.Error, or nil
-	State     ingest.State // valid if the partition is led here
+	State     ingest.State // of a partition that is led here, or as far as it is known here
+	Replica   int32        // node id of the agent where the client should go on (KIP-392); 0 for here
 	Records   [][]byte     // whole batches in order, in as many slices as it takes
 	Bytes     int          // in Records
 	Next      protocol.Offset
@@ -94,6 +109,7 @@ func (f *Fetcher) Fetch(ctx context.Context, wants []Want, limits Limits) *Resul
 	limits.BytesMin = min(limits.BytesMin, limits.BytesMax)
 	r := &Result{Parts: make([]Part, len(wants))}
 	if f.pass(ctx, r, wants, limits) || limits.Wait <= 0 {
+		r.pauseBack(ctx, wants, limits)
 		return r
 	}
 	w := ingest.NewWatcher()
@@ -140,24 +156,21 @@ func (f *Fetcher) pass(ctx context.Context, r *Result, wants []Want, limits Limi
 			ready = true
 			continue
 		}
+		ready = ready || w.Followed != nil // there is something, and beyond it nothing comes here
 		if w.Offset >= limit || left <= 0 && (r.Bytes > 0 || len(colds) > 0) {
 			continue
 		}
 		// Only the first batch of a request may be larger than what is left.
-		budget := min(w.BytesMax, left)
-		bufs, chunks, next, size, ok := w.Partition.Read(w.Offset, limit, budget, part.Records, r.chunks, r.Bytes == 0 && len(colds) == 0)
-		r.chunks = chunks
-		if !ok {
-			if budget = min(budget, coldLeft); coldLeft > 0 || len(colds) == 0 {
-				colds = append(colds, cold{part: i, bytesMax: budget, limit: limit, oneMin: r.Bytes == 0 && len(colds) == 0})
-				left -= budget
-				coldLeft -= budget
-			}
+		budget, oneMin := min(w.BytesMax, left), r.Bytes == 0 && len(colds) == 0
+		if f.readMemory(r, w, part, limit, budget, oneMin) {
+			left -= part.Bytes
 			continue
 		}
-		part.Records, part.Next, part.Bytes = bufs, next, size
-		r.Bytes += size
-		left -= size
+		if budget = min(budget, coldLeft); coldLeft > 0 || len(colds) == 0 {
+			colds = append(colds, cold{part: i, bytesMax: budget, limit: limit, oneMin: oneMin})
+			left -= budget
+			coldLeft -= budget
+		}
 	}
 	if len(colds) > 0 {
 		f.readCold(ctx, r, wants, colds)
@@ -169,26 +182,40 @@ func (f *Fetcher) pass(ctx context.Context, r *Result, wants []Want, limits Limi
 	return ready || len(wants) == 0 || r.Bytes >= limits.BytesMin
 }
 
+// readMemory reads from the WAL's memory; ok is false if what is wanted is not there.
+func (f *Fetcher) readMemory(r *Result, w *Want, part *Part, limit protocol.Offset, bytesMax int, oneMin bool) (ok bool) {
+	if w.Partition == nil {
+		return false
+	}
+	bufs, chunks, next, size, ok := w.Partition.Read(w.Offset, limit, bytesMax, part.Records, r.chunks, oneMin)
+	r.chunks = chunks
+	if ok {
+		part.Records, part.Next, part.Bytes = bufs, next, size
+		r.Bytes += size
+	}
+	return ok
+}
+
 // judge fills in the partition's state and decides what the client may read: records below limit if again is true, or
 // nothing but what part says already.
 func (f *Fetcher) judge(w *Want, part *Part, limits Limits) (limit protocol.Offset, again bool) {
-	if w.Err != nil {
+	switch {
+	case w.Err != nil:
 		part.Err = w.Err
 		return 0, false
+	case w.Followed != nil:
+		return f.judgeFollowed(w, part, limits)
 	}
 	st, err := w.Partition.State()
 	part.State, part.Next = st, w.Offset
-	switch {
-	case err != nil:
-		part.Err = err
-	case w.CurrentEpoch != protocol.NoLeaderEpoch && w.CurrentEpoch < st.Epoch:
-		part.Err = protocol.FencedLeaderEpoch.Err()
-	case w.CurrentEpoch > st.Epoch:
-		part.Err = protocol.UnknownLeaderEpoch.Err()
-	case w.Offset < st.Start || w.Offset > st.End:
-		part.Err = protocol.OffsetOutOfRange.Err()
+	if err == nil {
+		err = checkEpoch(w.CurrentEpoch, st.Epoch)
 	}
-	if part.Err != nil {
+	if err == nil && (w.Offset < st.Start || w.Offset > st.End) {
+		err = protocol.OffsetOutOfRange.Err()
+	}
+	if err != nil {
+		part.Err = err
 		return 0, false
 	}
 	if w.LastEpoch != protocol.NoLeaderEpoch {
@@ -202,10 +229,26 @@ func (f *Fetcher) judge(w *Want, part *Part, limits Limits) (limit protocol.Offs
 			return 0, false
 		}
 	}
+	if w.Replica != 0 {
+		part.Replica = w.Replica
+		return 0, false
+	}
 	if limits.ReadCommitted {
 		return st.LastStable, true
 	}
 	return st.HighWatermark, true
+}
+
+// checkEpoch compares the leader epoch that a client knows with the partition's.
+func checkEpoch(client, current protocol.LeaderEpoch) error {
+	switch {
+	case client == protocol.NoLeaderEpoch || client == current:
+		return nil
+	case client < current:
+		return protocol.FencedLeaderEpoch.Err()
+	default:
+		return protocol.UnknownLeaderEpoch.Err()
+	}
 }
 
 // readCold reads from the bucket. The first read may wait for memory of the cache; the others, several at once, hold none while they
@@ -213,7 +256,7 @@ func (f *Fetcher) judge(w *Want, part *Part, limits Limits) (limit protocol.Offs
 func (f *Fetcher) readCold(ctx context.Context, r *Result, wants []Want, colds []cold) {
 	read := func(c cold, wait bool) {
 		w, part := &wants[c.part], &r.Parts[c.part]
-		part.Err = asStorageError(f.reader.read(ctx, w.Partition.ID, readRange{w.Offset, c.limit, c.bytesMax, c.oneMin, wait}, part))
+		part.Err = asStorageError(f.reader.read(ctx, w.id(), readRange{w.Offset, c.limit, c.bytesMax, c.oneMin, wait}, part))
 	}
 	read(colds[0], true)
 	var g errgroup.Group

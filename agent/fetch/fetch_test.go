@@ -29,6 +29,7 @@ type bucket struct {
 	cache  *cache.Cache
 	reader *Reader
 	commit uint64
+	stable protocol.Offset // what segments say is the last stable offset, if they reach so far
 }
 
 // blockBytes is small, so that batches lie across blocks.
@@ -36,7 +37,7 @@ const blockBytes = 512
 
 func newBucket(t *testing.T, cacheBytes int64) *bucket {
 	t.Helper()
-	b := &bucket{store: fault.New(mem.New()), index: index.New()}
+	b := &bucket{store: fault.New(mem.New()), index: index.New(), stable: 1 << 40}
 	var err error
 	if b.cache, err = cache.New(cache.Config{BytesMax: cacheBytes, BlockBytes: blockBytes, GetBytesMax: 4 * blockBytes}, b.store); err != nil {
 		t.Fatal(err)
@@ -87,7 +88,7 @@ func (b *bucket) add(t *testing.T, batches map[int32][][]byte) {
 	for i := range footer.Sections {
 		s := &footer.Sections[i]
 		err := b.index.Add(id(s.Partition), index.Extent{
-			First: s.FirstOffset, Next: s.NextOffset, Pos: s.Pos, Size: s.Size, MaxTimestamp: s.MaxTimestamp, Epoch: 1, Object: o,
+			First: s.FirstOffset, Next: s.NextOffset, LastStable: min(s.NextOffset, b.stable), Pos: s.Pos, Size: s.Size, MaxTimestamp: s.MaxTimestamp, Epoch: 1, Object: o,
 		})
 		if err != nil {
 			t.Fatal(err)

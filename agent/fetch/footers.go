@@ -49,6 +49,9 @@ func (f *Footers) Get(ctx context.Context, o *index.Object) (*segment.Footer, er
 		// The flight serves others too, so that the end of this caller must not end it.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flightTime)
 		defer cancel()
+		if footer := f.lookup(o.Name); footer != nil { // another flight has landed meanwhile
+			return footer, nil
+		}
 		b := make([]byte, o.Size-o.FooterPos)
 		if err := f.store.Get(ctx, o.Name, o.FooterPos, b); err != nil {
 			return nil, fmt.Errorf("read footer of %s: %w", o.Name, err)

@@ -120,14 +120,6 @@ func (f *Flusher) Hurry(entry int64) {
 	f.wake()
 }
 
-// HurryAll is [Flusher.Hurry] for everything that is durable now.
-func (f *Flusher) HurryAll() {
-	f.mu.Lock()
-	last := f.last
-	f.mu.Unlock()
-	f.Hurry(last)
-}
-
 // Flush cuts what there is and waits until everything that was durable before the call is committed, or ctx ends.
 func (f *Flusher) Flush(ctx context.Context) error {
 	f.mu.Lock()

@@ -107,6 +107,25 @@ func (x *Index) End(id partition.ID) protocol.Offset {
 	return list[len(list)-1].Next
 }
 
+// Range is how far a partition's committed records reach. It is zero if there are none.
+type Range struct {
+	First      protocol.Offset // of the first that was ever committed, below the log start offset or not
+	End        protocol.Offset // after the last
+	LastStable protocol.Offset // that a reader of committed transactions may read up to; at most End
+}
+
+// Range returns how far the committed records of a partition reach.
+func (x *Index) Range(id partition.ID) Range {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	list := x.partitions[id]
+	if len(list) == 0 {
+		return Range{}
+	}
+	last := &list[len(list)-1]
+	return Range{First: list[0].First, End: last.Next, LastStable: min(last.LastStable, last.Next)}
+}
+
 // Extents returns a copy of a partition's extents, in order.
 func (x *Index) Extents(id partition.ID) []Extent {
 	x.mu.RLock()

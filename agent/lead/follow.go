@@ -1,7 +1,7 @@
-// Package lead is how an agent comes to lead shards: it follows the commits of all agents, claims shards, and rebuilds their partitions from what is
-// committed.
+// Package lead is how an agent comes to lead shards: it follows the commits of all agents, reads which shards were given to it, and rebuilds their partitions from
+// what is committed. [Assign] is the other side: how the controller gives shards that nobody leads.
 //
-// The order matters: the index must have seen the revision of the claim before partitions are restored, or the last commit of the old leader could
+// The order matters: the index must have seen the revision that gave a shard before its partitions are restored, or the last commit of the old leader could
 // be missing, and its offsets would be given again.
 package lead
 

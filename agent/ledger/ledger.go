@@ -54,7 +54,7 @@ type write struct {
 }
 
 // New returns a ledger without shards. onLost is called, from the ledger's goroutine, for a shard whose guard
-// somebody else has taken.
+// somebody else has taken; not for one that is being handed over, whose last write tells.
 func New(kv coordinator.KV, onLost func(coordinator.ShardID)) *Ledger {
 	return &Ledger{kv: kv, onLost: onLost, wake: make(chan struct{}, 1), shards: make(map[coordinator.ShardID]*shard)}
 }
@@ -245,10 +245,14 @@ func (l *Ledger) applied(b batch, id coordinator.ShardID) {
 // drop removes the lost shards. What was written with them has applied as a whole, or is applied again without them, in order, before anything newer.
 func (l *Ledger) drop(b batch, fenced *coordinator.FencedError) {
 	lost := make(map[coordinator.ShardID]bool)
+	var taken []coordinator.ShardID
 	var ended, applied, again []write
 	l.mu.Lock()
 	for _, id := range b.shards {
 		if lost[id] = slices.Contains(fenced.Keys, coordinator.KeyWrite(id)); lost[id] {
+			if !l.shards[id].leaving {
+				taken = append(taken, id)
+			}
 			delete(l.shards, id)
 		} else if fenced.Applied {
 			l.applied(b, id)
@@ -275,9 +279,7 @@ func (l *Ledger) drop(b batch, fenced *coordinator.FencedError) {
 	for _, w := range ended {
 		w.done(fmt.Errorf("write to shard %d: %w", w.shard, fenced))
 	}
-	for _, id := range b.shards { // last: whoever resigns a shard may wait for its writes
-		if lost[id] {
-			l.onLost(id)
-		}
+	for _, id := range taken { // last: whoever resigns a shard may wait for its writes
+		l.onLost(id)
 	}
 }

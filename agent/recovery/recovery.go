@@ -261,40 +261,50 @@ func (r *Recovery) flush(ctx context.Context, w *flush.Writer, sealed []*wal.Sea
 var errEntries = errors.New("it holds entries")
 
 // Sweep frees what a disk holds of logs that are over, and of segments that were rolled away and are flushed, or that came to nothing. held is what the disk
-// had before logs, all that the coordinator lists, were read.
-//
-// A log that is not listed is left alone while agents run: it may be about to be. When the store starts, nobody can have begun one on it: its agent died before it
-// could list it. If such a log holds entries all the same, this is another cluster's coordinator, or one that has lost its data, and they may be
-// the only copy of what was acknowledged.
-func Sweep(d *disk.Store, held []disk.SegmentInfo, logs []coordinator.Log, starting bool) error {
+// had before logs, all that the coordinator lists, were read. It returns the segments of logs that are not listed, which it leaves alone: they may be about to be,
+// even when their agent is dead, since the transaction that lists them may apply late; and a log that is listed must be on its stores.
+func Sweep(d *disk.Store, held []disk.SegmentInfo, logs []coordinator.Log) (unlisted []disk.SegmentInfo, err error) {
 	listed := make(map[wal.LogID]*coordinator.Log, len(logs))
 	for i := range logs {
 		listed[wal.LogID(logs[i].ID)] = &logs[i]
 	}
 	for _, s := range held {
 		l := listed[s.ID.Log]
-		if l != nil && slices.ContainsFunc(l.Segments, func(x coordinator.WALSegment) bool {
-			return x.Number == s.ID.Number && !slices.Contains(x.Stores, d.Identity().String())
+		if l == nil || slices.ContainsFunc(l.Segments, func(x coordinator.WALSegment) bool {
+			return x.Number == s.ID.Number && !slices.Contains(x.Stores, d.Identity().String()) // another cluster has logs of the same numbers, but on other disks
 		}) {
-			l = nil // another cluster has logs of the same numbers, but on other disks
-		}
-		if l == nil && !starting || l != nil && needed(l, s.ID.Number) {
+			unlisted = append(unlisted, s)
 			continue
 		}
-		var err error
-		if l == nil {
-			err = d.Read(s.ID, s.First, func(wal.EntryID, []byte) error { return errEntries })
+		if needed(l, s.ID.Number) {
+			continue
 		}
-		if errors.Is(err, errEntries) {
+		if err := Drop(d, s.ID); err != nil {
+			return unlisted, err
+		}
+	}
+	return unlisted, nil
+}
+
+// Drop drops a segment from a disk, unless its writer still has it open; another may have dropped it before.
+func Drop(d *disk.Store, id wal.SegmentID) error {
+	if err := d.Drop(id); err != nil && !errors.Is(err, disk.ErrLive) && !errors.Is(err, disk.ErrUnknown) {
+		return fmt.Errorf("drop WAL segment %s: %w", id, err)
+	}
+	return nil
+}
+
+// CheckUnlisted is for the start of a store, when nobody has appended to it yet: a log that is not listed has never served, so that its segments are empty. If one holds
+// entries all the same, this is another cluster's coordinator, or one that has lost its data, and they may be the only copy of what was acknowledged.
+func CheckUnlisted(d *disk.Store, unlisted []disk.SegmentInfo) error {
+	for _, s := range unlisted {
+		err := d.Read(s.ID, s.First, func(wal.EntryID, []byte) error { return errEntries })
+		switch {
+		case errors.Is(err, errEntries):
 			return fmt.Errorf("WAL log %s is on this disk and not in the coordinator, and %w: is this the right cluster? To lose them, move the WAL's folder away",
 				coordinator.LogID(s.ID.Log), err)
-		}
-		if err == nil {
-			err = d.Drop(s.ID)
-		}
-		// One that its writer still has open is looked at again; another may have dropped it.
-		if err != nil && !errors.Is(err, disk.ErrLive) && !errors.Is(err, disk.ErrUnknown) {
-			return fmt.Errorf("drop WAL segment %s: %w", s.ID, err)
+		case err != nil && !errors.Is(err, disk.ErrLive) && !errors.Is(err, disk.ErrUnknown):
+			return fmt.Errorf("read WAL segment %s, of a log that is not in the coordinator: %w", s.ID, err)
 		}
 	}
 	return nil
@@ -304,6 +314,9 @@ func Sweep(d *disk.Store, held []disk.SegmentInfo, logs []coordinator.Log, start
 func needed(l *coordinator.Log, number uint32) bool {
 	if l.Closed {
 		return false
+	}
+	if len(l.Segments) == 0 { // not a record that an agent wrote
+		return true
 	}
 	newest := l.Segments[len(l.Segments)-1].Number
 	return number >= newest || slices.ContainsFunc(l.Segments, func(s coordinator.WALSegment) bool { return s.Number == number })

@@ -96,11 +96,15 @@ func (w *world) write(t *testing.T, store string, s coordinator.WALSegment, last
 
 // recover recovers the log with some stores in reach.
 func (w *world) recover(ctx context.Context, reach ...string) error {
-	return w.recoverAs(ctx, 6, reach...)
+	return w.recoverer(6, reach...).Run(ctx, 5)
 }
 
 func (w *world) recoverAs(ctx context.Context, claimer coordinator.LogID, reach ...string) error {
-	r := &recovery.Recovery{
+	return w.recoverer(claimer, reach...).Run(ctx, 5)
+}
+
+func (w *world) recoverer(claimer coordinator.LogID, reach ...string) *recovery.Recovery {
+	return &recovery.Recovery{
 		KV: w.kv, Store: w.bucket, Cluster: [16]byte{9}, Claimer: claimer, Now: time.Now, Log: slog.New(slog.DiscardHandler),
 		WAL: func(name string) wal.Sealer {
 			if slices.Contains(reach, name) {
@@ -109,7 +113,6 @@ func (w *world) recoverAs(ctx context.Context, claimer coordinator.LogID, reach 
 			return nil
 		},
 	}
-	return r.Run(ctx, 5)
 }
 
 // committed returns up to which offset the partition is committed.

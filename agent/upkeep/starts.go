@@ -55,20 +55,9 @@ func NewStarts(store objectstore.Store, ledger Ledger, cluster [16]byte, now fun
 func (s *Starts) Adopt(ctx context.Context, id coordinator.ShardID, record coordinator.Shard) error {
 	sh := &shard{turn: make(chan struct{}, 1), record: record, manifest: manifest.Manifest{Cluster: s.cluster, Shard: uint32(id)}}
 	if record.Manifest != "" {
-		info, err := s.store.Stat(ctx, record.Manifest)
+		m, err := readManifest(ctx, s.store, record.Manifest)
 		if err != nil {
-			return fmt.Errorf("read manifest of shard %d: %w", id, err)
-		}
-		if info.Size > manifest.BytesMax {
-			return fmt.Errorf("read manifest %s: %d bytes, want at most %d", record.Manifest, info.Size, manifest.BytesMax)
-		}
-		b := make([]byte, info.Size)
-		if err := s.store.Get(ctx, record.Manifest, 0, b); err != nil {
-			return fmt.Errorf("read manifest of shard %d: %w", id, err)
-		}
-		m, err := manifest.Parse(b)
-		if err != nil {
-			return fmt.Errorf("read manifest %s: %w", record.Manifest, err)
+			return fmt.Errorf("adopt shard %d: %w", id, err)
 		}
 		sh.manifest = *m
 	}

@@ -1,9 +1,14 @@
-// Package chaos kills real processes under load, or sends them what no client would, and looks at what becomes of everybody
-// else's records.
+// Package chaos kills real processes under load, cuts their links and fills their disks, or sends them what no client would, and
+// looks at what becomes of everybody else's records.
 //
-//	go test ./test/chaos                                  # everything, about six minutes
-//	go test ./test/chaos -run TestCrash/dev -seed 7       # the same moments and records again, as far as a machine repeats itself
-//	go test ./test/chaos -run TestCrash/dev -rounds 500   # for longer
+//	go test ./test/chaos                                   # everything, about eight minutes; TestCluster needs root
+//	go test ./test/chaos -run TestCrash/dev -seed 7        # the same moments and records again, as far as a machine repeats itself
+//	go test ./test/chaos -run TestCrash/dev -rounds 500    # for longer
+//	go test ./test/chaos -run TestCluster -faults 'etcd'   # each fault with a name like that, once
+//	go test ./test/chaos -run TestCluster -rounds 300 -outage 1m -timeout 0   # as many as that, drawn by the seed: for hours
+//
+// A failure of TestCluster names the seed; -keep leaves all logs and data in a folder. A seed gives the same faults to the same
+// agents after the same pauses; how far the load and the agents are by then is the machine's.
 package chaos
 
 import (
@@ -18,9 +23,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/twmb/franz-go/pkg/kadm"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/varve-io/varve/test/servers"
 )
@@ -53,6 +55,14 @@ func TestCrash(t *testing.T) {
 			Env:  []string{"AWS_ACCESS_KEY_ID=" + servers.AccessKey, "AWS_SECRET_ACCESS_KEY=" + servers.SecretKey},
 		}, neighbours)
 	})
+}
+
+// chooseSeed returns the seed that was asked for, or else a new one.
+func chooseSeed() uint64 {
+	if *seedFlag != 0 {
+		return *seedFlag
+	}
+	return uint64(time.Now().UnixNano())
 }
 
 // moment is a kind of moment at which a process is killed.
@@ -91,10 +101,7 @@ func (c campaign) run(t *testing.T, o servers.VarveOptions, neighbours []*server
 	if *roundsFlag > 0 {
 		c.rounds = *roundsFlag
 	}
-	seed := *seedFlag
-	if seed == 0 {
-		seed = uint64(time.Now().UnixNano())
-	}
+	seed := chooseSeed()
 	t.Logf("-seed %d -rounds %d", seed, c.rounds)
 	c.rng = rand.New(rand.NewPCG(seed, 0))
 	o.Data = t.TempDir() + "/varve"
@@ -105,20 +112,11 @@ func (c campaign) run(t *testing.T, o servers.VarveOptions, neighbours []*server
 			t.Logf("varve's output ends with:\n%s", c.varve.Output())
 		}
 	})
-	c.load = newLoad(c.varve.Address)
+	c.load = newLoad([]string{c.varve.Address}, topic)
 	c.took = time.Second
-	createTopic(t, c.load)
+	createTopics(t, c.load)
 
-	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
-	writers, reader := new(errgroup.Group), new(errgroup.Group)
-	for w := range writerKinds {
-		writers.Go(func() error { return c.load.write(ctx, w, seed) })
-	}
-	following, stopReader := context.WithCancel(t.Context())
-	defer stopReader()
-	reader.Go(func() error { return c.load.follow(following) })
-
+	clients := c.load.start(t.Context(), seed)
 	began, killed := time.Now(), make(map[moment]int)
 	for round := range c.rounds {
 		m := moments[c.rng.IntN(len(moments))]
@@ -135,12 +133,7 @@ func (c campaign) run(t *testing.T, o servers.VarveOptions, neighbours []*server
 		t.Fatal(err)
 	}
 	t.Logf("killed %v in %v", killed, time.Since(began).Round(time.Second))
-	stop()
-	if err := writers.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	stopReader()
-	if err := reader.Wait(); err != nil {
+	if err := clients.finish(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	c.judge(t)
@@ -248,24 +241,20 @@ func (c *campaign) put(ctx context.Context) error {
 	})
 }
 
-// await asks every few milliseconds whether something has come true while Varve runs.
+// await awaits something while Varve runs.
 func (c *campaign) await(ctx context.Context, what string, done func() (bool, error)) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, progressWithin, fmt.Errorf("not %s within %v", what, progressWithin))
-	defer cancel()
-	tick := time.NewTicker(3 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		if ok, err := done(); ok || err != nil {
-			return err
-		}
+	err := await(ctx, func() string { return what }, func() (bool, error) {
 		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%w; its output ends with:\n%s", context.Cause(ctx), c.varve.Output())
 		case <-c.varve.Exited():
-			return fmt.Errorf("varve ended by itself, %s awaited:\n%s", what, c.varve.Output())
-		case <-tick.C:
+			return false, fmt.Errorf("varve ended by itself, %s awaited", what)
+		default:
+			return done()
 		}
+	})
+	if err != nil {
+		return fmt.Errorf("%w; its output ends with:\n%s", err, c.varve.Output())
 	}
+	return nil
 }
 
 // restart kills a server, if it runs, and starts it on the same data and addresses.
@@ -291,18 +280,6 @@ func must(s *servers.Server, err error) func(testing.TB) *servers.Server {
 
 // pause makes a moment random: there is no event to wait for.
 func pause(rng *rand.Rand, most time.Duration) { time.Sleep(time.Duration(rng.Int64N(int64(most)))) }
-
-func createTopic(t *testing.T, l *load) {
-	t.Helper()
-	client, err := l.client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	if _, err := kadm.NewClient(client).CreateTopic(t.Context(), partitions, 1, nil, topic); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // metric returns a value that the operations endpoint tells, and 0 for one that it does not tell yet.
 func metric(ctx context.Context, address, name string) (float64, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"hash/maphash"
 	"math/rand/v2"
 	"sync"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/varve-io/varve/test/check"
 )
@@ -22,38 +24,59 @@ const (
 	partitions = 6
 	// recordBytesMax is the largest value that a writer sends; most are far smaller.
 	recordBytesMax = 200 << 10
-	// errorsShown bounds how many errors and findings of a kind a run prints.
-	errorsShown = 10
+	// underWayMax is how many records of one partition a writer has under way. A partition that stands still so keeps no
+	// other one waiting.
+	underWayMax = 64
 )
 
-// load is what runs against the broker all the time: writers that are idempotent producers and live across crashes, and a
-// reader that follows them. It keeps the history that package check judges.
+// load is what runs against the broker all the time: writers that are idempotent producers and live across faults, a reader
+// that follows them, and groups that commit what they have read. It keeps the history that is judged in the end.
 type load struct {
-	address string
-	seed    maphash.Seed
-	logs    [partitions]logHistory
-	acked   atomic.Int64 // records, all logs together
+	seeds  []string // addresses of brokers
+	topics []string // of partitions partitions each
+	// pace is the time from one record of a writer to its next; 0 is as soon as it can be.
+	pace   time.Duration
+	groups []*group
+
+	hash  maphash.Seed
+	logs  []logHistory // those of the first topic, then those of the second, and so on
+	acked atomic.Int64 // records, all logs together
 	// onAck is called, once, by the next acknowledgement that arrives, and before anything else; nil for nothing.
 	onAck atomic.Pointer[func()]
 
 	mu     sync.Mutex
 	errors []error
+	marks  []mark
 }
 
-// logHistory is the history of one partition.
-type logHistory struct {
-	mu    sync.Mutex
-	sends []check.Send
-	floor int64 // highest acknowledged offset
-	seen  []check.Record
-}
-
-func newLoad(address string) *load {
-	l := &load{address: address, seed: maphash.MakeSeed()}
-	for p := range l.logs {
-		l.logs[p].floor = -1
+// newLoad makes a load for topics that are there when it starts.
+func newLoad(seeds []string, topics ...string) *load {
+	l := &load{seeds: seeds, topics: topics, hash: maphash.MakeSeed(), logs: make([]logHistory, len(topics)*partitions)}
+	for i := range l.logs {
+		l.logs[i].floor, l.logs[i].newest = -1, -1
 	}
 	return l
+}
+
+// place tells the topic and the partition of a log.
+func (l *load) place(log int) (string, int32) {
+	return l.topics[log/partitions], int32(log % partitions)
+}
+
+// name gives topic/partition.
+func (l *load) name(log int) string {
+	topic, partition := l.place(log)
+	return fmt.Sprintf("%s/%d", topic, partition)
+}
+
+// find is the reverse of place.
+func (l *load) find(topic string, partition int32) int {
+	for i, t := range l.topics {
+		if t == topic {
+			return i*partitions + int(partition)
+		}
+	}
+	panic("a topic that nobody asked for: " + topic)
 }
 
 // fail notes an error of a client that should have gone on.
@@ -77,16 +100,64 @@ var writerKinds = []struct {
 	{kgo.GzipCompression(), 4 << 10, 0, 100},
 }
 
-// client returns a client that reconnects soon and never gives up.
+// client returns a client that finds out soon when a broker does not answer, reconnects soon and never gives up.
 func (l *load) client(opts ...kgo.Opt) (*kgo.Client, error) {
 	return kgo.NewClient(append([]kgo.Opt{
-		kgo.SeedBrokers(l.address),
+		kgo.SeedBrokers(l.seeds...),
 		kgo.MetadataMinAge(20 * time.Millisecond),
 		kgo.RetryBackoffFn(func(int) time.Duration { return 20 * time.Millisecond }),
 		kgo.DialTimeout(2 * time.Second),
+		kgo.ProduceRequestTimeout(3 * time.Second), kgo.RequestTimeoutOverhead(2 * time.Second),
 		kgo.UnknownTopicRetries(-1),
 		kgo.AlwaysRetryEOF(), // a broker that is killed before its first answer looks like one that wants TLS
 	}, opts...)...)
+}
+
+// running is a load's clients at work.
+type running struct {
+	load              *load
+	writers, readers  errgroup.Group
+	stop, stopReading context.CancelFunc
+}
+
+// start starts the clients. They end with ctx at the latest.
+func (l *load) start(ctx context.Context, seed uint64) *running {
+	r := &running{load: l}
+	writing, stop := context.WithCancel(ctx)
+	reading, stopReading := context.WithCancel(ctx)
+	r.stop, r.stopReading = stop, stopReading
+	for w := range writerKinds {
+		r.writers.Go(func() error { return l.write(writing, w, seed) })
+	}
+	r.readers.Go(func() error { return l.follow(reading) })
+	for _, g := range l.groups {
+		for range groupMembers {
+			r.readers.Go(func() error { return g.take(reading) })
+		}
+		r.readers.Go(func() error { return g.observe(reading) })
+	}
+	return r
+}
+
+// finish lets the writers wait for the answers to what is under way, and the readers read all of it, and ends them.
+func (r *running) finish(ctx context.Context) error {
+	defer r.stopReading()
+	r.stop()
+	written := make(chan error, 1)
+	go func() { written <- r.writers.Wait() }()
+	select {
+	case err := <-written:
+		if err != nil {
+			return err
+		}
+	case <-time.After(progressWithin):
+		return fmt.Errorf("writers have no answers within %v: %s", progressWithin, r.load.pending())
+	}
+	if err := r.load.caughtUp(ctx); err != nil {
+		return err
+	}
+	r.stopReading()
+	return r.readers.Wait()
 }
 
 // write sends records until ctx ends, and then waits for the answers to those that are under way.
@@ -95,7 +166,7 @@ func (l *load) write(ctx context.Context, writer int, seed uint64) error {
 	client, err := l.client(
 		kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ProducerBatchCompression(kind.codec), kgo.ProducerBatchMaxBytes(kind.batchBytes), kgo.ProducerLinger(kind.linger),
-		kgo.MaxBufferedRecords(400), kgo.MaxBufferedBytes(4<<20),
+		kgo.MaxBufferedRecords(underWayMax*len(l.logs)+1),
 	)
 	if err != nil {
 		return err
@@ -106,144 +177,147 @@ func (l *load) write(ctx context.Context, writer int, seed uint64) error {
 	for i := range noise {
 		noise[i] = byte(rng.IntN(64)) // compresses a little
 	}
+	beat := time.NewTicker(max(l.pace, 1))
+	defer beat.Stop()
+	turn := newTurns(ctx, len(l.logs))
 	giveUpNever := context.WithoutCancel(ctx) // a record that is given up leaves a hole in the producer's sequence
 	for seq := int64(0); ctx.Err() == nil; seq++ {
+		if l.pace > 0 {
+			<-beat.C
+		}
 		size := 1 + rng.IntN(2*kind.valueBytes)
 		if rng.IntN(500) == 0 {
 			size = min(1+rng.IntN(recordBytesMax), int(kind.batchBytes)/2)
 		}
 		start := rng.IntN(len(noise) - size)
-		l.send(giveUpNever, client, check.ID{Writer: int32(writer), Seq: seq}, int32(rng.IntN(partitions)), noise[start:start+size])
+		log, ok := turn.take(ctx, rng.IntN(len(l.logs)))
+		if !ok {
+			break
+		}
+		l.send(giveUpNever, client, check.ID{Writer: int32(writer), Seq: seq}, log, noise[start:start+size], func() { turn.give(log) })
 	}
 	return client.Flush(giveUpNever)
 }
 
-// send sends one record, and blocks while too many are under way.
-func (l *load) send(ctx context.Context, client *kgo.Client, id check.ID, partition int32, value []byte) {
-	log := &l.logs[partition]
-	log.mu.Lock()
-	at := len(log.sends)
-	log.sends = append(log.sends, check.Send{ID: id, Content: maphash.Bytes(l.seed, value), Floor: log.floor})
-	log.mu.Unlock()
+// send sends one record, and calls done when it knows what became of it.
+func (l *load) send(ctx context.Context, client *kgo.Client, id check.ID, number int, value []byte, done func()) {
+	at := l.logs[number].sent(check.Send{ID: id, Content: maphash.Bytes(l.hash, value)})
+	topic, partition := l.place(number)
 	record := &kgo.Record{Topic: topic, Partition: partition, Key: appendID(nil, id), Value: value}
 	client.Produce(ctx, record, func(r *kgo.Record, err error) {
 		if f := l.onAck.Swap(nil); f != nil {
 			(*f)()
 		}
+		defer done()
 		if err != nil { // the outcome stays unknown
-			l.fail(err)
+			l.fail(fmt.Errorf("produce to %s: %w", l.name(number), err))
 			return
 		}
-		log.mu.Lock()
-		log.sends[at].Outcome, log.sends[at].Offset = check.Acked, r.Offset
-		log.floor = max(log.floor, r.Offset)
-		log.mu.Unlock()
+		l.logs[number].acknowledged(at, r.Offset)
 		l.acked.Add(1)
 	})
 }
 
+// turns bounds what a writer has under way, partition by partition.
+type turns struct {
+	mu       sync.Mutex
+	changed  *sync.Cond
+	underWay []int
+}
+
+func newTurns(ctx context.Context, logs int) *turns {
+	t := &turns{underWay: make([]int, logs)}
+	t.changed = sync.NewCond(&t.mu)
+	context.AfterFunc(ctx, t.changed.Broadcast)
+	return t
+}
+
+// take returns the first log from a number on that may take another record, and waits for one if need be. It is false if ctx
+// ends first.
+func (t *turns) take(ctx context.Context, from int) (int, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for ctx.Err() == nil {
+		for i := range t.underWay {
+			log := (from + i) % len(t.underWay)
+			if t.underWay[log] < underWayMax {
+				t.underWay[log]++
+				return log, true
+			}
+		}
+		t.changed.Wait()
+	}
+	return 0, false
+}
+
+// give gives back a record's place.
+func (t *turns) give(log int) {
+	t.mu.Lock()
+	t.underWay[log]--
+	t.mu.Unlock()
+	t.changed.Signal()
+}
+
 // follow reads every partition until ctx ends, and notes what it sees.
 func (l *load) follow(ctx context.Context) error {
-	client, err := l.reader(0)
+	client, err := l.reader()
 	if err != nil {
 		return err
 	}
 	defer client.Close()
 	for ctx.Err() == nil {
 		fetches := client.PollFetches(ctx)
-		fetches.EachError(func(_ string, _ int32, err error) {
-			// Data loss is what a reader reports that was told of records that are gone.
-			if lost := (*kgo.ErrDataLoss)(nil); errors.As(err, &lost) {
-				l.fail(err)
-			}
-		})
+		l.lost(&fetches)
 		fetches.EachRecord(func(r *kgo.Record) {
-			log := &l.logs[r.Partition]
-			log.mu.Lock()
-			defer log.mu.Unlock()
-			log.seen = append(log.seen, l.record(r))
+			log := l.find(r.Topic, r.Partition)
+			if due, ok := l.logs[log].saw(l.record(r)); !ok {
+				l.fail(fmt.Errorf("the reader of %s is given offset %d where %d was due", l.name(log), r.Offset, due))
+			}
 		})
 	}
 	return nil
 }
 
-// reader returns a client that reads every partition from an offset on.
-func (l *load) reader(from int64) (*kgo.Client, error) {
-	starts := make(map[int32]kgo.Offset, partitions)
-	for p := range int32(partitions) {
-		starts[p] = kgo.NewOffset().At(from)
+// lost notes data loss, which is what a reader reports that was told of records that are gone. Other errors pass.
+func (l *load) lost(fetches *kgo.Fetches) {
+	fetches.EachError(func(_ string, _ int32, err error) {
+		if lost := (*kgo.ErrDataLoss)(nil); errors.As(err, &lost) {
+			l.fail(err)
+		}
+	})
+}
+
+// reader returns a client that reads every partition from its start on.
+func (l *load) reader() (*kgo.Client, error) {
+	starts := make(map[string]map[int32]kgo.Offset)
+	for i := range l.logs {
+		topic, partition := l.place(i)
+		if starts[topic] == nil {
+			starts[topic] = make(map[int32]kgo.Offset)
+		}
+		starts[topic][partition] = kgo.NewOffset().At(0)
 	}
-	return l.client(
-		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: starts}),
-		kgo.FetchMaxWait(200*time.Millisecond),
-	)
+	return l.client(kgo.ConsumePartitions(starts), kgo.FetchMaxWait(200*time.Millisecond))
 }
 
 func (l *load) record(r *kgo.Record) check.Record {
-	return check.Record{Offset: r.Offset, ID: idOf(r.Key), Content: maphash.Bytes(l.seed, r.Value)}
+	return check.Record{Offset: r.Offset, ID: idOf(r.Key), Content: maphash.Bytes(l.hash, r.Value)}
 }
 
-// readAll reads every partition from its start to its end.
-func (l *load) readAll(ctx context.Context) (final [partitions][]check.Record, err error) {
-	client, err := l.reader(0)
+func createTopics(t *testing.T, l *load) {
+	t.Helper()
+	client, err := l.client()
 	if err != nil {
-		return final, err
+		t.Fatal(err)
 	}
 	defer client.Close()
-	ends, err := kadm.NewClient(client).ListEndOffsets(ctx, topic)
+	responses, err := kadm.NewClient(client).CreateTopics(t.Context(), partitions, -1, nil, l.topics...)
 	if err == nil {
-		err = ends.Error()
+		err = responses.Error()
 	}
 	if err != nil {
-		return final, err
+		t.Fatal(err)
 	}
-	left := int64(0)
-	ends.Each(func(o kadm.ListedOffset) { left += o.Offset })
-	for left > 0 {
-		fetches := client.PollFetches(ctx)
-		if err := fetches.Err(); err != nil {
-			return final, err
-		}
-		fetches.EachRecord(func(r *kgo.Record) {
-			final[r.Partition] = append(final[r.Partition], l.record(r))
-			left--
-		})
-	}
-	return final, nil
-}
-
-// judge reads everything and reports what is wrong with the history.
-func (l *load) judge(ctx context.Context, t *testing.T) {
-	t.Helper()
-	final, err := l.readAll(ctx)
-	if err != nil {
-		t.Fatalf("read everything: %v", err)
-	}
-	shown, records := make(map[check.Kind]int), 0
-	for p := range l.logs {
-		log := &l.logs[p]
-		records += len(final[p])
-		for _, f := range check.Log(check.History{Sends: log.sends, Final: final[p], Seen: log.seen}) {
-			if shown[f.Kind]++; shown[f.Kind] <= errorsShown {
-				t.Errorf("partition %d: %v", p, f)
-			}
-		}
-	}
-	for kind, n := range shown {
-		if n > errorsShown {
-			t.Errorf("%s: %d in all", kind, n)
-		}
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for i, err := range l.errors {
-		if i == errorsShown {
-			t.Errorf("%d errors of clients in all", len(l.errors))
-			break
-		}
-		t.Errorf("a client gave up: %v", err)
-	}
-	t.Logf("%d records acknowledged, %d read", l.acked.Load(), records)
 }
 
 func appendID(dst []byte, id check.ID) []byte {

@@ -36,8 +36,8 @@ const (
 // Kafka answers it or lose its connection, and a healthy client must not notice.
 func TestBadPeers(t *testing.T) {
 	varve := servers.Varve(t, servers.VarveOptions{Binary: *binaryFlag})
-	l := newLoad(varve.Address)
-	createTopic(t, l)
+	l := newLoad([]string{varve.Address}, topic)
+	createTopics(t, l)
 	fill(t, l)
 	stopHealthy := healthy(t, l)
 	p := peers{address: varve.Address, http: varve.HTTP}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -43,7 +44,9 @@ type Server struct {
 
 // command is what start runs.
 type command struct {
-	name    string
+	name string
+	// under is a command that runs the program; empty for none.
+	under   []string
 	program string
 	args    []string
 	env     []string // added to this process's own
@@ -74,7 +77,8 @@ func start(ctx context.Context, c command) (*Server, error) {
 		output: &output{file: file, want: c.ready, seen: make(chan struct{})},
 	}
 	// The process outlives ctx, which bounds the start only; Stop and Kill end it.
-	s.cmd = exec.CommandContext(context.WithoutCancel(ctx), c.program, c.args...)
+	argv := slices.Concat(c.under, []string{c.program}, c.args)
+	s.cmd = exec.CommandContext(context.WithoutCancel(ctx), argv[0], argv[1:]...)
 	s.cmd.Env = append(os.Environ(), c.env...)
 	s.cmd.Dir = filepath.Dir(c.data)
 	s.cmd.Stdout, s.cmd.Stderr = s.output, s.output
@@ -140,6 +144,12 @@ func (s *Server) PID() int { return s.cmd.Process.Pid }
 
 // Exited is closed when the process has ended and its output is complete.
 func (s *Server) Exited() <-chan struct{} { return s.exited }
+
+// Err tells how the process ended, once it has: nil for exit status 0, and otherwise an error that wraps an exec.ExitError.
+func (s *Server) Err() error {
+	<-s.exited
+	return s.err
+}
 
 // Output returns the latest part of the server's output, standard output and standard error as they came.
 func (s *Server) Output() string { return s.output.tail() }

@@ -135,6 +135,9 @@ type VarveOptions struct {
 	Listen, HTTP string
 	// Args are further arguments; Env is added to the environment, as NAME=value.
 	Args, Env []string
+	// Under is a command that Varve is run under, with its arguments: one that ends by executing those that follow. See
+	// network.Host.
+	Under []string
 	// started is what command.started is.
 	started func(*Server)
 }
@@ -163,7 +166,7 @@ func StartVarve(ctx context.Context, o VarveOptions) (*Server, error) {
 		return nil, err
 	}
 	return start(ctx, command{
-		name: "varve", program: o.Binary,
+		name: "varve", under: o.Under, program: o.Binary,
 		args: append([]string{o.Command, "--listen", listen, "--http", http, "--data", o.Data}, o.Args...),
 		env:  o.Env, data: o.Data, address: listen, http: http,
 		ready: regexp.MustCompile(`^ready\s*$`), started: o.started,

@@ -26,6 +26,8 @@ type StoreOptions struct {
 	Listen string
 	// Buckets are created once the server serves, where they do not exist.
 	Buckets []string
+	// Under is what VarveOptions.Under is.
+	Under   []string
 	started func(*Server)
 }
 
@@ -68,7 +70,7 @@ func startStore(ctx context.Context, o StoreOptions, name string, invocation fun
 		return nil, err
 	}
 	c := invocation(listen)
-	c.name, c.program, c.data, c.address, c.started = name, binary, o.Data, listen, o.started
+	c.name, c.under, c.program, c.data, c.address, c.started = name, o.Under, binary, o.Data, listen, o.started
 	s, err := start(ctx, c)
 	if err != nil {
 		return nil, err
@@ -116,7 +118,9 @@ type EtcdOptions struct {
 	// Data is the data folder. See VarveOptions.Data for what no folder means.
 	Data string
 	// Listen is the address for clients; empty means a free loopback port.
-	Listen  string
+	Listen string
+	// Under is what VarveOptions.Under is.
+	Under   []string
 	started func(*Server)
 }
 
@@ -144,7 +148,7 @@ func StartEtcd(ctx context.Context, o EtcdOptions) (*Server, error) {
 	}
 	member := "varve-test-" + port
 	return start(ctx, command{
-		name: "etcd", program: binary, data: o.Data, address: listen, started: o.started,
+		name: "etcd", under: o.Under, program: binary, data: o.Data, address: listen, started: o.started,
 		args: []string{
 			"--name", member, "--data-dir", o.Data,
 			"--listen-client-urls", "http://" + listen, "--advertise-client-urls", "http://" + listen,

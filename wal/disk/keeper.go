@@ -26,7 +26,7 @@ func (s *Store) keep() {
 	defer s.mu.Unlock()
 	for {
 		switch {
-		case s.stateSaved < s.stateWant && s.stateErr == nil:
+		case max(s.stateSaved, s.stateFull) < s.stateWant && s.stateErr == nil:
 			s.keepState()
 		case s.closing:
 			return
@@ -44,15 +44,20 @@ func (s *Store) keep() {
 	}
 }
 
-// keepState writes the state. A failure is final: what is on disk now is unknown.
+// keepState writes the state. A failure is final, since what is on disk now is unknown; but for a full disk, on which the state before stays as it is.
 func (s *Store) keepState() {
 	want, st := s.stateWant, s.state
 	st.Marks, st.Losses = s.sortedMarks(), slices.Clone(st.Losses)
 	s.mu.Unlock()
 	err := writeState(s.fs, &st)
 	s.mu.Lock()
-	if s.stateErr = err; err == nil {
+	switch {
+	case err == nil:
 		s.stateSaved = want
+	case errors.Is(err, ErrFull):
+		s.stateFull = want
+	default:
+		s.stateErr = err
 	}
 }
 

@@ -90,7 +90,8 @@ type Store struct {
 	marks      map[frame.LogID]frame.Fence
 	stateWant  uint64 // changes of state
 	stateSaved uint64 // of which so many are on disk
-	stateErr   error  // of the last write of state
+	stateFull  uint64 // and so many found no room
+	stateErr   error  // why the state cannot be written any more
 
 	segments   map[frame.SegmentID]*segment
 	ready      []*walFile // free, in first-in order
@@ -409,12 +410,14 @@ func (s *Store) saveState() error {
 	s.stateWant++
 	want := s.stateWant
 	s.cond.Broadcast()
-	for s.stateSaved < want && s.stateErr == nil && !s.closing {
+	for max(s.stateSaved, s.stateFull) < want && s.stateErr == nil && !s.closing {
 		s.cond.Wait()
 	}
 	switch {
 	case s.stateSaved >= want:
 		return nil
+	case s.stateFull >= want:
+		return fmt.Errorf("write %s: %w", stateName, ErrFull)
 	case s.stateErr != nil:
 		return s.stateErr
 	}

@@ -315,6 +315,24 @@ func TestFullDisk(t *testing.T) {
 	must(t, s.Close())
 }
 
+// TestSealAfterFull: a seal that finds no room for its mark fails; the next one, when there is room, does not.
+func TestSealAfterFull(t *testing.T) {
+	d := disktest.New(4)
+	s := open(t, d, fileBytes)
+	a := create(t, s, 5)
+	must(t, a.Append([][]byte{framed(5, 1, 100)}))
+	d.Capacity(1)
+	if _, err := s.Seal(segment, 6); !errors.Is(err, disk.ErrFull) {
+		t.Errorf("seal on a full disk: %v, want ErrFull", err)
+	}
+	d.Capacity(1 << 30)
+	if answer, err := s.Seal(segment, 6); err != nil || answer.Last != 1 {
+		t.Errorf("seal when there is room again: %+v, %v", answer, err)
+	}
+	_ = a.Close()
+	must(t, s.Close())
+}
+
 func TestTrimsMakeRoom(t *testing.T) {
 	d := disktest.New(2)
 	d.Capacity(6*fileBytes + 8192)

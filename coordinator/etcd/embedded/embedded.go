@@ -11,12 +11,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
@@ -34,8 +36,11 @@ const (
 	historyDuration = "10m" // kept before it is compacted
 )
 
-// ErrLocked tells that another process uses the data directory.
-var ErrLocked = errors.New("in use by another process")
+// Errors that tell whether another process uses the data directory.
+var (
+	ErrLocked     = errors.New("in use by another process")
+	ErrNotRunning = errors.New("no process uses it")
+)
 
 // Config of a [Server].
 type Config struct {
@@ -74,7 +79,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	select {
 	case g := <-s.registered: // not before the member is ready
 		s.registered <- g
-		if err = syncDirs(cfg.Dir, etcdConfig.Dir); err == nil {
+		if err = errors.Join(syncDirs(cfg.Dir, etcdConfig.Dir), s.announce()); err == nil {
 			return s, nil
 		}
 	case err = <-s.etcd.Err():
@@ -156,6 +161,44 @@ func (s *Server) Close() error {
 	return nil
 }
 
+// announce writes down where clients find the server, for [Find]. It is true as long as the file is locked.
+func (s *Server) announce() error {
+	if err := s.lock.Truncate(0); err != nil {
+		return err
+	}
+	_, err := s.lock.WriteAt([]byte(s.Endpoint()), 0)
+	return err
+}
+
+// Find returns the URL for clients of the server that runs on a directory, in whatever process of this machine. If there is none, the error is [ErrNotRunning].
+func Find(dir string) (string, error) {
+	lock, err := os.Open(filepath.Join(dir, lockFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("etcd in %s: %w", dir, ErrNotRunning)
+	}
+	if err != nil {
+		return "", fmt.Errorf("etcd in %s: %w", dir, err)
+	}
+	defer lock.Close() //nolint:errcheck // it was only read
+	switch err := unix.Flock(int(lock.Fd()), unix.LOCK_SH|unix.LOCK_NB); {
+	case err == nil:
+		return "", fmt.Errorf("etcd in %s: %w", dir, ErrNotRunning)
+	case !errors.Is(err, unix.EWOULDBLOCK):
+		return "", fmt.Errorf("etcd in %s: %w", dir, err)
+	}
+	endpoint, err := io.ReadAll(io.LimitReader(lock, endpointBytesMax))
+	if err != nil {
+		return "", fmt.Errorf("etcd in %s: %w", dir, err)
+	}
+	if len(endpoint) == 0 {
+		return "", fmt.Errorf("etcd in %s: it is starting", dir)
+	}
+	return string(endpoint), nil
+}
+
+// endpointBytesMax is more than a URL on loopback has.
+const endpointBytesMax = 256
+
 // syncDirs makes the directories' entries durable, which etcd does for its files and not for the directories that it made.
 func syncDirs(dirs ...string) error {
 	for _, dir := range dirs {
@@ -176,15 +219,30 @@ func lockDir(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	lock, err := os.OpenFile(filepath.Join(dir, "etcd.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	lock, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	switch err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
-	case errors.Is(err, unix.EWOULDBLOCK):
-		return nil, errors.Join(ErrLocked, lock.Close())
-	case err != nil:
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", lock.Name(), err), lock.Close())
+	for try := 1; ; try++ {
+		switch err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
+		case err == nil:
+			// What an earlier process has left there is not true any more.
+			return lock, lock.Truncate(0)
+		case errors.Is(err, unix.EWOULDBLOCK) && try < lockTries:
+			time.Sleep(lockPause) // Find holds it for a moment
+		case errors.Is(err, unix.EWOULDBLOCK):
+			return nil, errors.Join(ErrLocked, lock.Close())
+		default:
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", lock.Name(), err), lock.Close())
+		}
 	}
-	return lock, nil
 }
+
+// lockFile is locked while a server runs, and says where it is.
+const lockFile = "etcd.lock"
+
+// How often, and after which pause, the lock is asked for.
+const (
+	lockTries = 4
+	lockPause = 20 * time.Millisecond
+)

@@ -87,6 +87,28 @@ func wantKeys(t *testing.T, store *etcd.Store, n int) {
 	}
 }
 
+// Find knows where a server is while it runs, and only then.
+func TestFind(t *testing.T) {
+	dir := t.TempDir()
+	wantNone := func(when string) {
+		t.Helper()
+		if endpoint, err := embedded.Find(dir); !errors.Is(err, embedded.ErrNotRunning) {
+			t.Errorf("Find %s: %q, %v; want ErrNotRunning", when, endpoint, err)
+		}
+	}
+	wantNone("before the first start")
+	for range 2 {
+		server := start(t, dir)
+		if endpoint, err := embedded.Find(dir); err != nil || endpoint != server.Endpoint() {
+			t.Errorf("Find: %q, %v; want %q", endpoint, err, server.Endpoint())
+		}
+		if err := server.Close(); err != nil {
+			t.Fatal(err)
+		}
+		wantNone("after the end")
+	}
+}
+
 // A restart gets another port and keeps the data and the cluster's identity.
 func TestRestart(t *testing.T) {
 	dir := t.TempDir()

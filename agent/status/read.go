@@ -1,0 +1,81 @@
+package status
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/varve-io/varve/coordinator"
+)
+
+// ErrNoCluster: there is no cluster where it was looked for.
+var ErrNoCluster = errors.New("no agent has ever created this cluster")
+
+// Read reads a cluster's records, all as of one revision. It changes nothing. The commits come with their content, as the coordinator lists keys in no other way: some hundred
+// bytes each.
+func Read(ctx context.Context, kv coordinator.KV) (Records, error) {
+	r := Records{
+		Shards: make(map[coordinator.ShardID]coordinator.Shard), Unflushed: make(map[int32]coordinator.Unflushed), Nodes: make(map[string]int32),
+	}
+	for _, prefix := range []string{coordinator.PrefixMeta, coordinator.PrefixLogs, coordinator.PrefixUnflushed, coordinator.PrefixStores} {
+		items, revision, err := kv.List(ctx, prefix, r.Revision)
+		if err != nil {
+			return r, fmt.Errorf("read %s: %w", prefix, err)
+		}
+		r.Revision = revision
+		for _, item := range items {
+			if err := r.add(item); err != nil {
+				return r, err
+			}
+		}
+		if r.Cluster.ID == "" {
+			return r, ErrNoCluster
+		}
+	}
+	st, err := kv.Status(ctx)
+	if err != nil {
+		return r, fmt.Errorf("read the size of the database: %w", err)
+	}
+	r.SizeBytes, r.UsedBytes = st.SizeBytes, st.UsedBytes
+	return r, nil
+}
+
+// add takes one record in. Topics are not of interest here.
+func (r *Records) add(item coordinator.Item) (err error) {
+	under := func(prefix string) bool { return strings.HasPrefix(item.Key, prefix) }
+	switch {
+	case item.Key == coordinator.KeyCluster:
+		r.Cluster, err = coordinator.Decode[coordinator.Cluster](item)
+	case item.Key == coordinator.KeyController:
+		r.Controller, err = coordinator.Decode[coordinator.Controller](item)
+	case under(coordinator.PrefixCommits):
+		r.Commits++
+	case under(coordinator.PrefixMoves):
+		r.Moves++
+	case under(coordinator.PrefixAgents):
+		var a coordinator.Agent
+		a, err = coordinator.Decode[coordinator.Agent](item)
+		r.Agents = append(r.Agents, a)
+	case under(coordinator.PrefixLogs):
+		var l coordinator.Log
+		l, err = coordinator.Decode[coordinator.Log](item)
+		r.Logs = append(r.Logs, l)
+	case under(coordinator.PrefixShards):
+		var id uint64
+		if id, err = strconv.ParseUint(strings.TrimPrefix(item.Key, coordinator.PrefixShards), 10, 32); err != nil {
+			return fmt.Errorf("parse key %q: %w", item.Key, err)
+		}
+		r.Shards[coordinator.ShardID(id)], err = coordinator.Decode[coordinator.Shard](item)
+	case under(coordinator.PrefixUnflushed):
+		var node int64
+		if node, err = strconv.ParseInt(strings.TrimPrefix(item.Key, coordinator.PrefixUnflushed), 10, 32); err != nil {
+			return fmt.Errorf("parse key %q: %w", item.Key, err)
+		}
+		r.Unflushed[int32(node)], err = coordinator.Decode[coordinator.Unflushed](item)
+	case under(coordinator.PrefixStores):
+		r.Nodes[strings.TrimPrefix(item.Key, coordinator.PrefixStores)], err = coordinator.Decode[int32](item)
+	}
+	return err
+}

@@ -1,0 +1,285 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/varve-io/varve/test/network"
+	"github.com/varve-io/varve/test/servers"
+)
+
+var (
+	agentsFlag = flag.Int("agents", 3, "agents of TestCluster; one alone has no faults that take others")
+	outageFlag = flag.Duration("outage", 4*time.Second, "how long TestCluster leaves etcd or the bucket away")
+	keepFlag   = flag.String("keep", "", "a folder for all data and logs of TestCluster, which stay there; empty takes one that goes with the test")
+	onlyFlag   = flag.String("faults", "", "a regular expression that the names of TestCluster's faults match; empty takes all")
+)
+
+// Bounds and figures of a cluster under test.
+const (
+	// lease is the time after which etcd takes an agent that does not report for gone.
+	lease = 3 * time.Second
+	// drainWithin bounds the end of an agent after SIGTERM.
+	drainWithin = 60 * time.Second
+	// clusterPace is the time from one record of a writer to its next: a load under which two cores can still run everything else.
+	clusterPace = 4 * time.Millisecond
+	// diskMiB is the size of the disk of the agent whose disk gets full.
+	diskMiB = 3 << 10
+)
+
+// Ports, which every host has for itself.
+const (
+	kafkaPort = ":9092"
+	peerPort  = ":9094"
+	httpPort  = ":9080"
+	etcdPort  = ":2379"
+	storePort = ":9000"
+)
+
+// cluster is a few agents, an etcd and a bucket, each on a host of its own, and a load.
+type cluster struct {
+	t       *testing.T // of the fault that is going on
+	folder  string
+	net     *network.Network
+	nodes   []*node
+	etcd    *outside
+	store   *outside
+	load    *load
+	rng     *rand.Rand
+	deleted time.Time // when an agent last lost its folder
+}
+
+// outside is what agents rely on.
+type outside struct {
+	name   string
+	host   *network.Host
+	server *servers.Server
+}
+
+// kill ends the process with SIGKILL.
+func (o *outside) kill() { o.server.Kill() }
+
+// start starts the process again, on the same data.
+func (o *outside) start(ctx context.Context) error {
+	server, err := o.server.Restart(ctx)
+	if err == nil {
+		o.server = server
+	}
+	return err
+}
+
+// newCluster starts everything but the load.
+func newCluster(t *testing.T, seed uint64) *cluster {
+	t.Helper()
+	c := &cluster{t: t, folder: *keepFlag, rng: rand.New(rand.NewPCG(seed, 1))}
+	if c.folder == "" {
+		c.folder = t.TempDir()
+	}
+	if *binaryFlag == "" {
+		binary, err := servers.BuildVarve()
+		if err != nil {
+			t.Fatal(err)
+		}
+		*binaryFlag = binary
+	}
+	var err error
+	if c.net, err = network.New(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.net.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	c.startOutside(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	var supervisors sync.WaitGroup
+	t.Cleanup(func() {
+		cancel()
+		for _, n := range c.nodes {
+			if s := n.current(); s != nil {
+				s.Kill()
+			}
+		}
+		supervisors.Wait()
+	})
+	var seeds []string
+	for i := range *agentsFlag {
+		n := c.addNode(t, i)
+		supervisors.Go(func() { n.supervise(ctx) })
+		seeds = append(seeds, n.options.Listen)
+		n.up()
+	}
+	for _, n := range c.nodes {
+		if err := n.ready(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.load = newLoad(seeds, "chaos-1", "chaos-2")
+	c.load.pace = clusterPace
+	for _, name := range []string{"group-1", "group-2", "group-3"} {
+		c.load.addGroup(name)
+	}
+	return c
+}
+
+func (c *cluster) addHost(t *testing.T, name string) *network.Host {
+	t.Helper()
+	h, err := c.net.Host(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func (c *cluster) startOutside(t *testing.T) {
+	t.Helper()
+	c.etcd, c.store = &outside{name: "etcd", host: c.addHost(t, "etcd")}, &outside{name: "bucket", host: c.addHost(t, "bucket")}
+	var err error
+	c.etcd.server, err = servers.StartEtcd(t.Context(), servers.EtcdOptions{
+		Data: c.folder + "/etcd", Under: c.etcd.host.Under(), Listen: c.etcd.host.Address + etcdPort,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.etcd.server.Kill() })
+	c.store.server, err = servers.StartMinIO(t.Context(), servers.StoreOptions{
+		Data: c.folder + "/minio", Under: c.store.host.Under(), Listen: c.store.host.Address + storePort, Buckets: []string{"lake"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.store.server.Kill() })
+}
+
+// addNode makes an agent that is down. The last one has a small disk of its own.
+func (c *cluster) addNode(t *testing.T, i int) *node {
+	t.Helper()
+	name := string(rune('a' + i))
+	host := c.addHost(t, name)
+	data := filepath.Join(c.folder, name, "data")
+	if i == *agentsFlag-1 {
+		c.mountDisk(t, host, filepath.Dir(data))
+	}
+	n := newNode(name, host, servers.VarveOptions{
+		Binary: *binaryFlag, Under: host.Under(), Command: "agent", Data: data,
+		Listen: host.Address + kafkaPort, HTTP: host.Address + httpPort,
+		Args: append([]string{
+			"--etcd", "http://" + c.etcd.host.Address + etcdPort,
+			"--bucket", "minio://" + c.store.host.Address + storePort + "/lake/chaos?secure=false",
+			"--cluster", "chaos", "--zone", name, "--peer-listen", host.Address + peerPort,
+		}, copies()...),
+		Env: []string{"AWS_ACCESS_KEY_ID=" + servers.AccessKey, "AWS_SECRET_ACCESS_KEY=" + servers.SecretKey},
+	}, t.Logf)
+	c.nodes = append(c.nodes, n)
+	return n
+}
+
+// copies are the flags that say how often the WAL is kept.
+func copies() []string {
+	if *agentsFlag < 3 {
+		return nil
+	}
+	return []string{"--wal-copies", strconv.Itoa(min(*agentsFlag, 3))}
+}
+
+// mountDisk gives a host a disk, at a folder.
+func (c *cluster) mountDisk(t *testing.T, host *network.Host, at string) {
+	t.Helper()
+	image := filepath.Join(c.folder, "disk")
+	if err := os.MkdirAll(at, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, argv := range [][]string{
+		{"truncate", "-s", strconv.Itoa(diskMiB) + "M", image},
+		{"mkfs.ext4", "-q", "-m", "0", image},
+		{"mount", "-o", "loop", image, at},
+	} {
+		if err := host.Run(t.Context(), argv...); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// healthy waits until all agents serve and every client gets through, and reports agents that ended though they may not.
+func (c *cluster) healthy(ctx context.Context) error {
+	for _, n := range c.nodes {
+		if err := n.ready(ctx); err != nil {
+			return err
+		}
+	}
+	_, err := c.load.through(ctx, true)
+	for _, n := range c.nodes {
+		err = errors.Join(err, n.misbehaved())
+	}
+	return errors.Join(err, c.load.healthy())
+}
+
+// scaleToZero drains all agents at the same time, deletes what they have, and starts them again.
+func (c *cluster) scaleToZero(ctx context.Context) error {
+	drained := make(chan error, len(c.nodes))
+	for _, n := range c.nodes {
+		go func() { drained <- n.drain(ctx) }()
+	}
+	var errs []error
+	for range c.nodes {
+		errs = append(errs, <-drained)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err // somebody's folder may have something left
+	}
+	for _, n := range c.nodes {
+		errs = append(errs, n.deleteFolder(ctx))
+		n.up()
+	}
+	for _, n := range c.nodes {
+		errs = append(errs, n.ready(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// deleteFolder deletes an agent's data.
+func (n *node) deleteFolder(ctx context.Context) error {
+	return n.host.Run(ctx, "rm", "-rf", n.options.Data)
+}
+
+// TestCluster has a few agents, an external etcd and a MinIO, each on a host of its own, under load from producers, a reader and
+// groups. It makes one fault after the other: each of them once, or, with -rounds, as many as that, chosen by the seed. After each
+// fault all clients must get through again; with many faults, they must get through while it lasts. In the end everything must be there, once, in order, at
+// its offset: as it is then, and when all agents have drained and others, with empty disks, serve it from the bucket.
+func TestCluster(t *testing.T) {
+	seed := chooseSeed()
+	t.Logf("-seed %d -rounds %d -outage %v", seed, *roundsFlag, *outageFlag)
+	c := newCluster(t, seed)
+	createTopics(t, c.load)
+	clients := c.load.start(t.Context(), seed)
+	if err := c.healthy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for i, f := range c.plan(t) {
+		if !t.Run(fmt.Sprintf("%d %s", i+1, f.name), func(t *testing.T) { c.make(t, f) }) {
+			break // what comes after it would only show the same
+		}
+	}
+	c.t = t
+	if err := clients.finish(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range c.load.groups {
+		t.Logf("members of %s were given partitions %d times", g.name, g.joined.Load())
+	}
+	c.load.judge(t.Context(), t)
+	if err := c.scaleToZero(t.Context()); err != nil {
+		t.Fatalf("scale to zero and back: %v", err)
+	}
+	c.load.judge(t.Context(), t)
+}
