@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/quorum"
 )
 
@@ -28,9 +27,6 @@ type Sealed struct {
 // order of the segment's record; nil stands for a store that is out of reach. Size is the record's too. All are asked at once, and as soon as
 // size.SealAnswers() have answered it returns; what the others answer does not matter. It fails if that many do not answer, with all
 // errors; asking again is allowed, and may give a longer or a shorter result beyond the last acknowledged entry.
-//
-// A store that knows nothing of the segment counts as one that has no entry of it, and refuses them from now on all the same: it has begun the segment before the segment was
-// listed, may have dropped it while it was empty and not listed, and drops nothing that is listed and not flushed.
 func Seal(id SegmentID, fence Fence, size quorum.Size, stores []Sealer) (*Sealed, error) {
 	seal, err := quorum.NewSeal(size)
 	if err != nil {
@@ -60,9 +56,6 @@ func Seal(id SegmentID, fence Fence, size quorum.Size, stores []Sealer) (*Sealed
 	var errs []error
 	for range asked {
 		r := <-replies
-		if errors.Is(r.err, disk.ErrUnknown) {
-			r.answer, r.err = quorum.Answer{First: 1, Last: 0}, nil
-		}
 		if r.err != nil {
 			seal.Failed(r.store)
 			errs = append(errs, r.err)
