@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"fmt"
+	"runtime/pprof"
 	"slices"
 	"strings"
 
@@ -55,20 +56,42 @@ func (k *agentKV) Get(ctx context.Context, key string) (item coordinator.Item, r
 
 // List implements coordinator.KV.
 func (k *agentKV) List(ctx context.Context, prefix string, at int64) (items []coordinator.Item, rev int64, err error) {
+	who, _ := pprof.Label(ctx, "varve")
 	parked := k.call(ctx, &call{what: "list " + prefix, run: func(e effect) {
 		if e != happens {
 			err = coordinator.ErrUnavailable
 			return
 		}
 		items, rev, err = k.w.kv.List(k.w.ctx, prefix, at)
-		if k.w.broken.overOpenLogs && prefix == coordinator.PrefixLogs && at != 0 {
-			items = nil // what a claim looks at
+		if k.w.broken.overOpenLogs && prefix == coordinator.PrefixLogs && (at != 0 || who == "control the cluster") {
+			items = k.w.closed(items) // what those look at who give shards away
 		}
 	}})
 	if parked != nil {
 		return nil, 0, parked
 	}
 	return items, rev, err
+}
+
+// closed returns WAL logs as if all were closed whose agents are not registered.
+func (w *world) closed(items []coordinator.Item) []coordinator.Item {
+	registered, _, err := w.kv.List(w.ctx, coordinator.PrefixAgents, 0)
+	if err != nil {
+		panic(err)
+	}
+	items = slices.Clone(items)
+	for i, it := range items {
+		l, err := coordinator.Decode[coordinator.Log](it)
+		if err != nil {
+			panic(err)
+		}
+		l.Closed = l.Closed || !slices.ContainsFunc(registered, func(it coordinator.Item) bool {
+			a, err := coordinator.Decode[coordinator.Agent](it)
+			return err == nil && a.Log == l.ID
+		})
+		items[i].Value = coordinator.Encode(l)
+	}
+	return items
 }
 
 // txn is a transaction on its way.
@@ -159,7 +182,7 @@ func (k *agentKV) Watch(ctx context.Context, prefix string, rev int64, fn func(c
 		var err error
 		if parked := k.call(ctx, &call{
 			kind: kindWatch, what: "watch " + prefix,
-			ready: func() bool { return k.w.revision() > rev },
+			ready: func() bool { return k.w.revision() > rev && k.by.away[kindKV] <= k.w.step },
 			run:   func(effect) { b, ok, err = cursor.Next() },
 		}); parked != nil {
 			return parked

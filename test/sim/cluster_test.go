@@ -19,10 +19,11 @@ import (
 type cluster struct {
 	*world
 	machines []*host
-	nodes    []*node           // those that live, and ended ones until they are cleared
-	cuts     map[[2]string]int // until which step nothing gets from one machine to another
-	lost     []string          // disks that are gone for good
-	conns    []*connection     // to other machines' stores, until they are over
+	nodes    []*node                       // those that live, and ended ones until they are cleared
+	known    map[coordinator.ShardID]*node // leaders, as clients know them
+	cuts     map[[2]string]int             // until which step nothing gets from one machine to another
+	lost     []string                      // disks that are gone for good
+	conns    []*connection                 // to other machines' stores, until they are over
 	reads    []*reading
 	ageMax   time.Duration // of what is not flushed
 	ids      *rand.Rand    // of disks
@@ -39,22 +40,26 @@ type host struct {
 
 // newCluster makes a cluster of three to five machines, all off.
 func newCluster(ctx context.Context, seed uint64, broken breakage) *cluster {
-	c := &cluster{world: newWorld(ctx, seed, broken, 4), cuts: make(map[[2]string]int), ids: rand.New(rand.NewPCG(seed, 0x1d))}
+	c := &cluster{world: newWorld(ctx, seed, broken, 4), cuts: make(map[[2]string]int), known: make(map[coordinator.ShardID]*node), ids: rand.New(rand.NewPCG(seed, 0x1d))}
 	c.scene, c.steps = c, 3000
 	uuid.SetRand(random{c.ids}) // identities of disks decide where copies go
 	pick := func(of ...int) int { return of[c.rng.IntN(len(of))] }
 	c.chances = chances{
 		callFails: pick(0, 5, 30), slow: pick(0, 10, 30), stall: pick(0, 1, 4), outage: pick(0, 1, 2),
 		power: pick(0, 1, 2), kill: pick(0, 1, 3), diskFails: pick(0, 0, 1),
-		netFails: pick(0, 2, 10, 30), cut: pick(0, 1, 3), drain: pick(0, 1, 2), lose: pick(0, 1, 2),
+		netFails: pick(0, 2, 10, 30), cut: pick(0, 1, 3), drain: pick(0, 1, 2), lose: pick(0, 1, 2), apart: pick(0, 1, 3),
 	}
 	c.passes = [][]time.Duration{
-		{time.Millisecond, 20 * time.Millisecond, 100 * time.Millisecond},
-		{time.Millisecond, 100 * time.Millisecond, 500 * time.Millisecond},
-		{50 * time.Millisecond, 300 * time.Millisecond, time.Second, 4 * time.Second},
+		{time.Millisecond, 20 * time.Millisecond, 200 * time.Millisecond},
+		{20 * time.Millisecond, 200 * time.Millisecond, 800 * time.Millisecond},
+		{50 * time.Millisecond, 500 * time.Millisecond, 2 * time.Second},
 	}[c.rng.IntN(3)]
 	c.ageMax = time.Duration(pick(200, 1000, 5000)) * time.Millisecond
-	for i := range pick(3, 3, 3, 4, 5) {
+	size := pick(3, 3, 3, 4, 5)
+	if broken.etcdCuts {
+		c.chances, c.passes, size = chances{apart: 4}, []time.Duration{100 * time.Millisecond, 500 * time.Millisecond}, 5
+	}
+	for i := range size {
 		m := &host{name: fmt.Sprintf("m%d", i+1), zone: fmt.Sprintf("z%d", i%3)}
 		m.disk = c.newDisk()
 		c.machines = append(c.machines, m)
@@ -222,14 +227,12 @@ func (c *cluster) trouble() bool {
 		c.cut(n.machine, c.machines[c.rng.IntN(len(c.machines))], c.step+20+c.rng.IntN(400), c.rng.IntN(2) == 0)
 	case roll(c.chances.outage):
 		k := []kind{kindKV, kindBucket}[c.rng.IntN(2)]
-		until := c.step + 10 + c.rng.IntN(100)
-		if c.rng.IntN(2) == 0 {
-			n.away[k] = until
-			c.note("%s does not reach %s until step %d", n.name, k, until)
-			break
-		}
-		c.away[k] = until
-		c.note("%s is away until step %d", k, until)
+		c.away[k] = c.step + 10 + c.rng.IntN(100)
+		c.note("%s is away until step %d", k, c.away[k])
+	case roll(c.chances.apart):
+		k := []kind{kindKV, kindKV, kindBucket}[c.rng.IntN(3)]
+		n.away[k] = c.step + 200 + c.rng.IntN(1200)
+		c.note("%s does not reach %s until step %d", n.name, k, n.away[k])
 	default:
 		return false
 	}
@@ -267,13 +270,17 @@ func (c *cluster) leaderOf(id coordinator.ShardID) *node {
 // choose implements scene.
 func (c *cluster) choose(id coordinator.ShardID) broker {
 	live := c.living()
-	n := c.leaderOf(id)
-	if len(live) > 0 && (n == nil || c.rng.IntN(10) == 0) {
-		n = live[c.rng.IntN(len(live))]
-	}
-	if n == nil {
+	if len(live) == 0 {
 		return nil
 	}
+	if old := c.known[id]; old.lives() && c.rng.IntN(8) > 0 {
+		return old
+	}
+	n := c.leaderOf(id)
+	if n == nil || c.rng.IntN(10) == 0 {
+		n = live[c.rng.IntN(len(live))]
+	}
+	c.known[id] = n
 	return n
 }
 

@@ -140,15 +140,19 @@ func (r *remote) answer(to *node, what string, err error) error {
 	return err
 }
 
+// sealer is the node's store in recoveries.
+func (n *node) sealer() wal.Sealer {
+	if n.c.broken.peer != nil {
+		return n.c.broken.peer(n)
+	}
+	return n.store.Load()
+}
+
 // Seal implements wal.Sealer.
 func (r *remote) Seal(id wal.SegmentID, fence wal.Fence) (quorum.Answer, error) {
 	var answer quorum.Answer
 	_, err := r.ask(r.from.c.ctx, fmt.Sprintf("seal %s under %d", id, fence), timeoutMax, func(to *node) (err error) {
-		seal := to.store.Load().Seal
-		if broken := r.from.c.broken.peerSeal; broken != nil {
-			seal = broken(to)
-		}
-		answer, err = seal(id, fence)
+		answer, err = to.sealer().Seal(id, fence)
 		return err
 	})
 	if err != nil {
@@ -165,7 +169,7 @@ func (r *remote) Read(id wal.SegmentID, from wal.EntryID, visit func(wal.EntryID
 	}
 	var entries []entry
 	_, err := r.ask(r.from.c.ctx, fmt.Sprintf("read %s from %d", id, from), timeoutMax, func(to *node) error {
-		return to.store.Load().Read(id, from, func(n wal.EntryID, b []byte) error {
+		return to.sealer().Read(id, from, func(n wal.EntryID, b []byte) error {
 			entries = append(entries, entry{n, slices.Clone(b)})
 			return nil
 		})
@@ -209,7 +213,8 @@ type connection struct {
 	to       *node         // nil while it is not connected
 	turn     chan struct{} // has capacity 1: who uses the appender
 	appender *disk.Appender
-	over     bool // guarded by the world's mutex
+	unsent   []byte // what a broken network has acknowledged and not sent
+	over     bool   // guarded by the world's mutex
 }
 
 var errOver = errors.New("the connection is over")
@@ -277,12 +282,14 @@ func (x *connection) Append(bufs [][]byte) error {
 			at, next = at+n, h.Next()
 		}
 	}
-	frames = append(disk.Aligned(len(frames))[:0], frames...)
-	appended := func() error { return x.appender.Append([][]byte{frames}) }
-	if early := x.from.c.broken.append; early != nil && early(x, appended) {
-		return nil
+	send := func(frames []byte) error {
+		frames = append(disk.Aligned(len(frames))[:0], frames...)
+		return x.use(fmt.Sprintf("append before %d to", next), stallMax, func() error { return x.appender.Append([][]byte{frames}) })
 	}
-	return x.use(fmt.Sprintf("append before %d to", next), stallMax, appended)
+	if broken := x.from.c.broken.append; broken != nil {
+		return broken(x, frames, send)
+	}
+	return send(frames)
 }
 
 // Trim implements wal.Store.
