@@ -38,12 +38,33 @@ type host struct {
 	node *node // the newest; nil before the first
 }
 
-// newCluster makes a cluster of three to five machines, all off.
-func newCluster(ctx context.Context, seed uint64, broken breakage) *cluster {
-	c := &cluster{world: newWorld(ctx, seed, broken, 4), cuts: make(map[[2]string]int), known: make(map[coordinator.ShardID]*node), ids: rand.New(rand.NewPCG(seed, 0x1d))}
+// newCluster makes a cluster of so many machines, on each of which a node starts.
+func newCluster(ctx context.Context, seed uint64, broken breakage, size int) *cluster {
+	c := &cluster{
+		world: newWorld(ctx, seed, broken, 4), known: make(map[coordinator.ShardID]*node), cuts: make(map[[2]string]int),
+		ids: rand.New(rand.NewPCG(seed, 0x1d)), ageMax: 5 * time.Second,
+	}
 	c.scene, c.steps = c, 3000
 	uuid.SetRand(random{c.ids}) // identities of disks decide where copies go
-	pick := func(of ...int) int { return of[c.rng.IntN(len(of))] }
+	for i := range size {
+		m := &host{name: fmt.Sprintf("m%d", i+1), zone: fmt.Sprintf("z%d", i%3)}
+		m.disk = c.newDisk()
+		c.machines = append(c.machines, m)
+		c.start(m)
+	}
+	return c
+}
+
+// clusters is the maker of clusters of three to five machines, each with troubles of its own.
+func clusters(ctx context.Context, seed uint64, broken breakage) *world {
+	rng := rand.New(rand.NewPCG(seed, 0x52))
+	pick := func(of ...int) int { return of[rng.IntN(len(of))] }
+	if broken.etcdCuts {
+		c := newCluster(ctx, seed, broken, 5)
+		c.chances, c.passes = chances{apart: 8}, []time.Duration{50 * time.Millisecond, 200 * time.Millisecond}
+		return c.world
+	}
+	c := newCluster(ctx, seed, broken, pick(3, 3, 3, 4, 5))
 	c.chances = chances{
 		callFails: pick(0, 5, 30), slow: pick(0, 10, 30), stall: pick(0, 1, 4), outage: pick(0, 1, 2),
 		power: pick(0, 1, 2), kill: pick(0, 1, 3), diskFails: pick(0, 0, 1),
@@ -53,26 +74,9 @@ func newCluster(ctx context.Context, seed uint64, broken breakage) *cluster {
 		{time.Millisecond, 20 * time.Millisecond, 200 * time.Millisecond},
 		{20 * time.Millisecond, 200 * time.Millisecond, 800 * time.Millisecond},
 		{50 * time.Millisecond, 500 * time.Millisecond, 2 * time.Second},
-	}[c.rng.IntN(3)]
+	}[rng.IntN(3)]
 	c.ageMax = time.Duration(pick(200, 1000, 5000)) * time.Millisecond
-	size := pick(3, 3, 3, 4, 5)
-	if broken.etcdCuts {
-		c.chances, c.passes, size = chances{apart: 4}, []time.Duration{100 * time.Millisecond, 500 * time.Millisecond}, 5
-	}
-	for i := range size {
-		m := &host{name: fmt.Sprintf("m%d", i+1), zone: fmt.Sprintf("z%d", i%3)}
-		m.disk = c.newDisk()
-		c.machines = append(c.machines, m)
-	}
-	for _, m := range c.machines {
-		c.start(m)
-	}
-	return c
-}
-
-// clusters is the maker of such worlds.
-func clusters(ctx context.Context, seed uint64, broken breakage) *world {
-	return newCluster(ctx, seed, broken).world
+	return c.world
 }
 
 func (c *cluster) newDisk() *disktest.Disk {

@@ -4,26 +4,47 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/varve-io/varve/objectstore/segment"
 )
 
-// script is a world without trouble of its own, whose calls a test holds back and lets go.
-type script struct {
+// stage is a world without trouble of its own, whose calls a test holds back and lets go.
+type stage struct {
 	*testing.T
+	w *world
+}
+
+// script is a stage with one machine.
+type script struct {
+	stage
 	*single
 }
 
 // play runs a script, and then heals the world and reads everything back.
 func play(t *testing.T, run func(*script)) {
 	t.Helper()
+	perform(t, func(t *testing.T) (*world, func()) {
+		s := newSingle(t.Context(), 1, breakage{})
+		return s.world, func() { run(&script{stage{t, s.world}, s}) }
+	})
+}
+
+// perform makes a world, runs what a script does in it, and then heals it.
+func perform(t *testing.T, create func(*testing.T) (w *world, run func())) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := newSingle(t.Context(), 1, breakage{})
+		w, run := create(t)
 		w.chances = chances{}
 		var lines []string
 		w.log = func(line string) { lines = append(lines, line) }
 		defer w.end()
-		run(&script{t, w})
+		defer func() {
+			if t.Failed() {
+				t.Log(strings.Join(lines, "\n"))
+			}
+		}()
+		run()
 		if !w.check.failed() {
 			w.held = nil
 			w.heal()
@@ -31,24 +52,21 @@ func play(t *testing.T, run func(*script)) {
 		for _, f := range w.check.findings {
 			t.Error(f)
 		}
-		if t.Failed() {
-			t.Log(strings.Join(lines, "\n"))
-		}
 	})
 }
 
 // hold keeps calls of that process whose name begins so from happening, until it is let go.
-func (s *script) hold(by *process, what string) (letGo func()) {
+func (s *stage) hold(by *process, what string) (letGo func()) {
 	on := true
-	s.held = append(s.held, func(c *call) bool { return on && c.by == by && strings.HasPrefix(c.what, what) })
+	s.w.held = append(s.w.held, func(c *call) bool { return on && c.by == by && strings.HasPrefix(c.what, what) })
 	return func() { on = false }
 }
 
 // parked finds a call that waits, held or not; nil if there is none.
-func (s *script) parkedCall(by *process, what string) *call {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, c := range s.parked {
+func (s *stage) parkedCall(by *process, what string) *call {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	for _, c := range s.w.parked {
 		if c.by == by && strings.HasPrefix(c.what, what) {
 			return c
 		}
@@ -57,22 +75,42 @@ func (s *script) parkedCall(by *process, what string) *call {
 }
 
 // wait lets everything go on until cond holds.
-func (s *script) wait(what string, cond func() bool) {
+func (s *stage) wait(what string, cond func() bool) {
 	s.Helper()
-	if !s.until(healSteps, cond) {
-		s.Fatalf("waited in vain for: %s; findings: %q", what, s.check.findings)
+	if !s.w.until(healSteps, cond) {
+		s.Fatalf("waited in vain for: %s; findings: %q", what, s.w.check.findings)
 	}
 }
 
 // await lets everything go on until a call waits.
-func (s *script) await(by *process, what string) *call {
+func (s *stage) await(by *process, what string) *call {
 	s.Helper()
 	s.wait(by.name+" "+what, func() bool { return s.parkedCall(by, what) != nil })
 	return s.parkedCall(by, what)
 }
 
 // linger lets everything that can go on do so for a while.
-func (s *script) linger() { s.until(300, func() bool { return false }) }
+func (s *stage) linger() { s.w.until(300, func() bool { return false }) }
+
+// pause is a linger of less than a second: nobody loses patience.
+func (s *stage) pause() {
+	until := time.Now().Add(500 * time.Millisecond)
+	s.w.until(300, func() bool { return time.Now().After(until) })
+}
+
+// send sends a new batch of a producer; it is acknowledged when the result says so.
+func (s *stage) send(p *producer, to broker) (acked func() bool) {
+	x := s.w.load.newSend(p)
+	p.waiting = append(p.waiting, x)
+	s.w.load.attempt(p, x, to)
+	return func() bool { return x.outcome != 0 }
+}
+
+// repeat sends a producer's oldest batch again.
+func (s *stage) repeat(p *producer, to broker) {
+	s.w.load.retry(p, 0)
+	s.w.load.attempt(p, p.waiting[0], to)
+}
 
 // serve starts an agent and waits until it serves.
 func (s *script) serve() *agent {
@@ -80,20 +118,6 @@ func (s *script) serve() *agent {
 	a := s.start()
 	s.wait(a.name+" serves", a.serving.Load)
 	return a
-}
-
-// send sends a new batch of a producer; it is acknowledged when the result says so.
-func (s *script) send(p *producer, a *agent) (acked func() bool) {
-	x := s.load.newSend(p)
-	p.waiting = append(p.waiting, x)
-	s.load.attempt(p, x, a)
-	return func() bool { return x.outcome != 0 }
-}
-
-// repeat sends a producer's oldest batch again.
-func (s *script) repeat(p *producer, a *agent) {
-	s.load.retry(p, 0)
-	s.load.attempt(p, p.waiting[0], a)
 }
 
 // commits reads the commits of a log.

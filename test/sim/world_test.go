@@ -451,7 +451,11 @@ func (w *world) until(steps int, cond func() bool) bool {
 			continue
 		}
 		c := can[w.rng.IntN(len(can))]
-		w.grant(c, happens)
+		if c.kind != kindWatch && c.by.away[c.kind] > w.step {
+			w.grant(c, unavailable)
+		} else {
+			w.grant(c, happens)
+		}
 	}
 	return false
 }
