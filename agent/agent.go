@@ -113,6 +113,7 @@ type Agent struct {
 	registration *registration
 	stores       *stores
 	draining     atomic.Bool
+	deleted      chan string // topics
 
 	view       *coordinator.View
 	follower   *lead.Follower
@@ -150,7 +151,7 @@ func (t *task) stop() {
 
 // New returns an agent; [Agent.Run] makes it live.
 func New(cfg Config, deps Deps) *Agent {
-	return &Agent{cfg: cfg, deps: deps, log: deps.Log, joined: make(chan struct{}), ready: make(chan struct{})}
+	return &Agent{cfg: cfg, deps: deps, log: deps.Log, deleted: make(chan string, deletedMax), joined: make(chan struct{}), ready: make(chan struct{})}
 }
 
 // Ready is closed when the agent serves clients.

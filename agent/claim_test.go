@@ -3,6 +3,7 @@ package agent_test
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/varve-io/varve/coordinator"
@@ -12,6 +13,7 @@ import (
 type lateKV struct {
 	coordinator.KV
 	claims, looks   sync.Once
+	claimed         atomic.Bool
 	claiming, again func()
 }
 
@@ -20,9 +22,9 @@ func (k *lateKV) List(ctx context.Context, prefix string, rev int64) ([]coordina
 	case prefix == coordinator.PrefixShards:
 		k.claims.Do(func() {
 			k.claiming()
-			k.claiming = nil
+			k.claimed.Store(true)
 		})
-	case prefix == coordinator.PrefixLogs && rev == 0 && k.claiming == nil:
+	case prefix == coordinator.PrefixLogs && rev == 0 && k.claimed.Load():
 		k.looks.Do(func() { go k.again() })
 	}
 	return k.KV.List(ctx, prefix, rev)
@@ -41,7 +43,7 @@ func TestTwoStartAtOnce(t *testing.T) {
 	other := coordinator.Log{
 		ID: 77, Node: 9, Fence: 1, Segments: []coordinator.WALSegment{{Number: 1, First: 1, Last: -1, Stores: []string{"another disk"}, Quorum: 1}},
 	}
-	closed := false
+	var closed atomic.Bool
 	w.kv = &lateKV{KV: kv, claiming: func() {
 		write(
 			coordinator.Op{Key: coordinator.KeyLog(77), Value: coordinator.Encode(other)},
@@ -53,12 +55,12 @@ func TestTwoStartAtOnce(t *testing.T) {
 		if err != nil || item.CreateRevision != item.ModRevision {
 			t.Errorf("the shard was taken while its owner's log is open: %+v, %v", item, err)
 		}
-		closed = true
+		closed.Store(true)
 		other.Closed = true
 		write(coordinator.Op{Key: coordinator.KeyLog(77), Value: coordinator.Encode(other)})
 	}}
 	r := w.start(t, nil)
-	if !closed {
+	if !closed.Load() {
 		t.Error("the agent serves, and the other's log is open")
 	}
 	produce(t, r, "t", 0, 10)

@@ -131,7 +131,31 @@ func (a *Agent) closeLog(ctx context.Context) error {
 }
 
 // dropTopic forgets what the agent holds of a topic that was deleted.
-func (a *Agent) dropTopic(t coordinator.Topic) { a.partitions.DropTopic(&t) }
+func (a *Agent) dropTopic(t coordinator.Topic) {
+	a.partitions.DropTopic(&t)
+	select {
+	case a.deleted <- t.Name:
+	default:
+		a.log.Warn("too many topics are deleted at once; the groups' offsets of this one expire", "topic", t.Name)
+	}
+}
+
+// deletedMax bounds the topics whose offsets wait to be deleted.
+const deletedMax = 10_000
+
+// dropOffsets deletes the offsets of topics that were deleted, whoever did it, in the groups that this agent coordinates.
+func (a *Agent) dropOffsets(ctx context.Context) error {
+	for {
+		select {
+		case topic := <-a.deleted:
+			if err := a.groups.TopicDeleted(ctx, topic); err != nil && ctx.Err() == nil {
+				a.log.Warn("offsets of a deleted topic stay until they expire", "topic", topic, "err", err)
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
 
 // producerSweep is how often idle producers are looked for.
 const producerSweep = time.Minute

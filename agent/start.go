@@ -416,6 +416,7 @@ func (a *Agent) startGroups(run context.Context) {
 		KV: a.deps.KV, View: a.view, Now: a.deps.Now, Log: a.log, NewID: func() protocol.TopicID { return newID() },
 		Deleted: a.groups.TopicDeleted, Node: a.node, Broker: a.brokerConfigs(),
 	})
+	a.spawn(run, "delete offsets of topics", a.dropOffsets)
 	a.spawn(run, "coordinate groups", func(ctx context.Context) error {
 		a.groups.Run(ctx)
 		return nil

@@ -293,14 +293,23 @@ func TestTopicDeleted(t *testing.T) {
 		if err := b.TopicDeleted(t.Context(), "orders"); err != nil {
 			t.Fatal(err)
 		}
+		equal(t, "orders, created anew", b.fetchOffset("g0", "orders", 100), 7)
+		orders, bills := c.topics["orders"], c.topics["bills"]
+		delete(c.topics, "orders")
+		if err := b.TopicDeleted(t.Context(), "orders"); err != nil {
+			t.Fatal(err)
+		}
+		c.topics["orders"] = orders
 		for i := range 20 {
 			equal(t, "orders", b.fetchOffset(fmt.Sprintf("g%d", i), "orders", 100), -1)
 			equal(t, "bills", b.fetchOffset(fmt.Sprintf("g%d", i), "bills", 1), 8)
 		}
 
 		b.ledger.hold()
+		delete(c.topics, "bills")
 		deleted := later(func() error { return b.TopicDeleted(t.Context(), "bills") })
 		pending(t, deleted, "deletion")
+		c.topics["bills"] = bills
 		code(t, "commit", b.commit("g0", nobody, "bills", 1, 9), protocol.UnknownTopicOrPartition)
 		b.ledger.release()
 		if err := <-deleted; err != nil {

@@ -146,6 +146,9 @@ func (c *Coordinator) TopicDeleted(ctx context.Context, topic string) error {
 			delete(c.deleting, topic)
 		}
 	}()
+	if _, _, ok := c.deps.Topics.Topic(topic); ok {
+		return nil // created anew; what was committed for it, before this call, must stay
+	}
 	if err := c.completeIndex(ctx); err != nil {
 		return err
 	}

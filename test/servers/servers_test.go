@@ -7,6 +7,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"github.com/varve-io/varve/test/servers"
 )
 
@@ -62,6 +65,38 @@ func TestKafka(t *testing.T) {
 		t.Fatal(err)
 	}
 	connect(t, again)
+}
+
+// TestKafkaCluster starts three brokers, which find each other and make a topic of three replicas.
+func TestKafkaCluster(t *testing.T) {
+	brokers, err := servers.StartKafkaCluster(t.Context(), 3, servers.KafkaOptions{Data: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, b := range brokers {
+			b.Kill()
+		}
+	})
+	client, err := kgo.NewClient(kgo.SeedBrokers(brokers[2].Address))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	admin := kadm.NewClient(client)
+	if _, err := admin.CreateTopic(t.Context(), 1, -1, nil, "copied"); err != nil {
+		t.Fatal(err)
+	}
+	if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: "copied", Value: []byte("x")}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	listed, err := admin.ListTopics(t.Context(), "copied")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if replicas := listed["copied"].Partitions[0].Replicas; len(replicas) != 3 {
+		t.Errorf("replicas %v, want three", replicas)
+	}
 }
 
 // TestStores starts each object store with a bucket.

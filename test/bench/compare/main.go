@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"github.com/varve-io/varve/test/bench/load"
+	"github.com/varve-io/varve/test/bench/report"
 	"github.com/varve-io/varve/test/servers"
 )
 
@@ -103,7 +104,7 @@ func compare(ctx context.Context, rounds int, smoke bool) error {
 			runs[i] = append(runs[i], r)
 		}
 	}
-	text := results{plan: p, machine: describeMachine(), contenders: contenders, runs: runs, began: began, took: time.Since(began)}.markdown()
+	text := results{plan: p, machine: report.Machine(), contenders: contenders, runs: runs, began: began, took: time.Since(began)}.markdown()
 	fmt.Print(text)
 	if smoke {
 		return nil

@@ -7,24 +7,24 @@ import (
 	"time"
 
 	"github.com/varve-io/varve/test/bench/load"
+	"github.com/varve-io/varve/test/bench/report"
 )
 
 // results is everything that one call of the command measured.
 type results struct {
 	plan       plan
-	machine    machine
+	machine    string
 	contenders []contender
 	runs       [][]run // by contender, then round
 	began      time.Time
 	took       time.Duration
 }
 
-// measure is one line of a table. A run may lack it.
-type measure struct {
-	name string
-	verb string // how fmt writes a value
-	of   func(run) (float64, bool)
-}
+// What a page of the comparison is made of.
+type (
+	measure = report.Measure[run]
+	section = report.Section[run]
+)
 
 // Names of measures that aims speak of.
 const (
@@ -39,46 +39,39 @@ const (
 	putsWhileIdle = "PUTs while idle"
 )
 
-// section is one table of the results.
-type section struct {
-	title    string
-	explain  string
-	measures []measure
-}
-
 func sections(p plan) []section {
 	return []section{
-		{"Throughput", "Values of records, in 1e6 bytes per second. \"From memory\" reads the last " +
-			fmt.Sprintf("%d MiB", p.kib.WindowBytes>>20) + " of the topic again and again, \"from the start\" all that was produced, once.", slices.Concat(
+		{Title: "Throughput", Explain: "Values of records, in 1e6 bytes per second. \"From memory\" reads the last " +
+			fmt.Sprintf("%d MiB", p.kib.WindowBytes>>20) + " of the topic again and again, \"from the start\" all that was produced, once.", Measures: slices.Concat(
 			rates("1 KiB", func(r run) load.Report { return r.kib }),
 			rates("100 B", func(r run) load.Report { return r.small }),
 		)},
-		{"Processor seconds of the broker per GB", "User and system time, until the broker is idle again: what it flushes after the last acknowledgement is included.", slices.Concat(
+		{Title: "Processor seconds of the broker per GB", Explain: "User and system time, until the broker is idle again: what it flushes after the last acknowledgement is included.", Measures: slices.Concat(
 			costs("1 KiB", func(r run) load.Report { return r.kib }),
 			costs("100 B", func(r run) load.Report { return r.small }),
 		)},
-		{fmt.Sprintf("Latency at %.0f MB/s of 1 KiB records, ms", p.latency.RateBytes/1e6), "One producer without linger and one consumer. Every record counts from when it was due (open loop).", slices.Concat(
+		{Title: fmt.Sprintf("Latency at %.0f MB/s of 1 KiB records, ms", p.latency.RateBytes/1e6), Explain: "One producer without linger and one consumer. Every record counts from when it was due (open loop).", Measures: slices.Concat(
 			latencies("", func(r run) load.Latency { return r.raw }),
 			latencies("franz-go, ", func(r run) load.Latency { return r.franz }),
 		)},
-		{"The disk itself, ms", "Append of 4 KiB to a file and fdatasync, just before the latency phases, while the broker is idle. No synced acknowledgement can be faster.", []measure{
+		{Title: "The disk itself, ms", Explain: "Append of 4 KiB to a file and fdatasync, just before the latency phases, while the broker is idle. No synced acknowledgement can be faster.", Measures: []measure{
 			milliseconds(diskP50, func(r run) time.Duration { return r.disk.P50 }),
 			milliseconds(diskP99, func(r run) time.Duration { return r.disk.P99 }),
 			milliseconds("fdatasync of 4 KiB p99.9", func(r run) time.Duration { return r.disk.P999 }),
 		}},
-		{"Other processes", "Percent of the machine's processor time that neither broker nor generator used. More than a few say that the machine was not quiet.", []measure{
+		{Title: "Other processes", Explain: "Percent of the machine's processor time that neither broker nor generator used. More than a few say that the machine was not quiet.", Measures: []measure{
 			others("producing 1 KiB records", func(r run) *float64 { return r.kib.Produce.OthersShare }),
 			others("consuming 1 KiB records", func(r run) *float64 { return r.kib.ConsumeMemory.OthersShare }),
 			others("latency", func(r run) *float64 { return r.raw.OthersShare }),
 		}},
-		{"Memory, MiB", "Of the process, without the page cache.", []measure{
-			{"resident at the end", "%.0f", func(r run) (float64, bool) { return float64(r.memory.Resident) / (1 << 20), r.memory.Peak > 0 }},
-			{"peak", "%.0f", func(r run) (float64, bool) { return float64(r.memory.Peak) / (1 << 20), r.memory.Peak > 0 }},
+		{Title: "Memory, MiB", Explain: "Of the process, without the page cache.", Measures: []measure{
+			{Name: "resident at the end", Verb: "%.0f", Of: func(r run) (float64, bool) { return float64(r.memory.Resident) / (1 << 20), r.memory.Peak > 0 }},
+			{Name: "peak", Verb: "%.0f", Of: func(r run) (float64, bool) { return float64(r.memory.Peak) / (1 << 20), r.memory.Peak > 0 }},
 		}},
-		{"Object requests", fmt.Sprintf("Of brokers that count them. Idle is %v without clients, from %v after the last record.", p.idle, p.lastFlush), []measure{
-			{mibPerPut, "%.1f", func(r run) (float64, bool) { return perPut(*r.kib.Produce) }},
-			{"MiB per PUT while producing 100 B records", "%.1f", func(r run) (float64, bool) { return perPut(*r.small.Produce) }},
-			{putsWhileIdle, "%.0f", func(r run) (float64, bool) {
+		{Title: "Object requests", Explain: fmt.Sprintf("Of brokers that count them. Idle is %v without clients, from %v after the last record.", p.idle, p.lastFlush), Measures: []measure{
+			{Name: mibPerPut, Verb: "%.1f", Of: func(r run) (float64, bool) { return perPut(*r.kib.Produce) }},
+			{Name: "MiB per PUT while producing 100 B records", Verb: "%.1f", Of: func(r run) (float64, bool) { return perPut(*r.small.Produce) }},
+			{Name: putsWhileIdle, Verb: "%.0f", Of: func(r run) (float64, bool) {
 				if r.idle == nil {
 					return 0, false
 				}
@@ -97,10 +90,10 @@ func perPut(t load.Throughput) (float64, bool) {
 	return float64(t.Bytes) / t.Objects.Puts / (1 << 20), true
 }
 
-func rates(size string, report func(run) load.Report) []measure {
+func rates(size string, of func(run) load.Report) []measure {
 	rate := func(what string, phase func(load.Report) *load.Throughput) measure {
-		return measure{what + ", " + size + " records, MB/s", "%.0f", func(r run) (float64, bool) {
-			return phase(report(r)).MBPerSecond(), true
+		return measure{Name: what + ", " + size + " records, MB/s", Verb: "%.0f", Of: func(r run) (float64, bool) {
+			return phase(of(r)).MBPerSecond(), true
 		}}
 	}
 	return []measure{
@@ -110,10 +103,10 @@ func rates(size string, report func(run) load.Report) []measure {
 	}
 }
 
-func costs(size string, report func(run) load.Report) []measure {
+func costs(size string, of func(run) load.Report) []measure {
 	cost := func(what string, phase func(load.Report) *load.Throughput) measure {
-		return measure{what + ", " + size + " records", "%.2f", func(r run) (float64, bool) {
-			return phase(report(r)).ServerCPUPerGB()
+		return measure{Name: what + ", " + size + " records", Verb: "%.2f", Of: func(r run) (float64, bool) {
+			return phase(of(r)).ServerCPUPerGB()
 		}}
 	}
 	return []measure{
@@ -135,49 +128,16 @@ func latencies(client string, latency func(run) load.Latency) []measure {
 }
 
 func milliseconds(name string, of func(run) time.Duration) measure {
-	return measure{name, "%.3f", func(r run) (float64, bool) { return of(r).Seconds() * 1e3, true }}
+	return measure{Name: name, Verb: "%.3f", Of: func(r run) (float64, bool) { return of(r).Seconds() * 1e3, true }}
 }
 
 func others(name string, share func(run) *float64) measure {
-	return measure{name, "%.0f", func(r run) (float64, bool) {
+	return measure{Name: name, Verb: "%.0f", Of: func(r run) (float64, bool) {
 		if s := share(r); s != nil {
 			return 100 * *s, true
 		}
 		return 0, false
 	}}
-}
-
-// summary is a measure over the rounds.
-type summary struct {
-	median, least, most float64
-	known               bool
-}
-
-func summarize(m measure, runs []run) summary {
-	var values []float64
-	for _, r := range runs {
-		if v, ok := m.of(r); ok {
-			values = append(values, v)
-		}
-	}
-	if len(values) == 0 {
-		return summary{}
-	}
-	slices.Sort(values)
-	n := len(values)
-	return summary{median: (values[(n-1)/2] + values[n/2]) / 2, least: values[0], most: values[n-1], known: true}
-}
-
-// format writes median and spread; one round has no spread.
-func (s summary) format(verb string) string {
-	if !s.known {
-		return "-"
-	}
-	text := fmt.Sprintf(verb, s.median)
-	if s.least != s.most {
-		text += fmt.Sprintf(" ("+verb+" to "+verb+")", s.least, s.most)
-	}
-	return text
 }
 
 // markdown is the page that the run writes.
@@ -186,27 +146,10 @@ func (r results) markdown() string {
 	b.WriteString("# How fast Varve is, beside Apache Kafka\n\n")
 	b.WriteString("Written by `go run ./test/bench/compare`, whose package comment says what makes the comparison fair. Not to be edited.\n\n")
 	r.writeSetting(&b)
-	for _, s := range sections(r.plan) {
-		fmt.Fprintf(&b, "## %s\n\n%s\n\n| median (least to most) |", s.title, s.explain)
-		for _, c := range r.contenders {
-			fmt.Fprintf(&b, " %s |", c.name)
-		}
-		fmt.Fprintf(&b, " %s / %s |\n| --- | --: | --: | --: |\n", r.contenders[0].name, r.contenders[1].name)
-		for _, m := range s.measures {
-			a, k := summarize(m, r.runs[0]), summarize(m, r.runs[1])
-			fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", m.name, a.format(m.verb), k.format(m.verb), ratio(a, k))
-		}
-		b.WriteString("\n")
-	}
+	names := [2]string{r.contenders[0].name, r.contenders[1].name}
+	report.WriteComparison(&b, names, sections(r.plan), [2][]run{r.runs[0], r.runs[1]})
 	r.writeAims(&b)
 	return b.String()
-}
-
-func ratio(a, b summary) string {
-	if !a.known || !b.known || b.median == 0 {
-		return "-"
-	}
-	return fmt.Sprintf("%.2f", a.median/b.median)
 }
 
 // writeSetting says on what and with what the numbers were made.

@@ -60,37 +60,16 @@ func TestMarkdown(t *testing.T) {
 func TestAimsAreMeasured(t *testing.T) {
 	names := make(map[string]bool)
 	for _, s := range sections(newPlan(1, true)) {
-		for _, m := range s.measures {
-			if names[m.name] {
-				t.Errorf("two measures are called %q", m.name)
+		for _, m := range s.Measures {
+			if names[m.Name] {
+				t.Errorf("two measures are called %q", m.Name)
 			}
-			names[m.name] = true
+			names[m.Name] = true
 		}
 	}
 	for _, a := range aims {
 		if !names[a.measure] {
-			t.Errorf("aim %q is about %q, which is not measured", a.text, a.measure)
+			t.Errorf("aim %q is about %q, which is not measured", a.Text, a.measure)
 		}
-	}
-}
-
-func TestSummarize(t *testing.T) {
-	m := measure{"rate", "%.0f", func(r run) (float64, bool) { return r.kib.Produce.MBPerSecond(), true }}
-	even := summarize(m, []run{aRun(40, 0), aRun(10, 0), aRun(20, 0), aRun(30, 0)})
-	if even.median != 25 || even.least != 10 || even.most != 40 {
-		t.Errorf("of four: %+v", even)
-	}
-	if none := summarize(m, nil); none.known || none.format("%.0f") != "-" {
-		t.Errorf("of none: %+v", none)
-	}
-}
-
-func TestDescribeMachine(t *testing.T) {
-	const info = "processor\t: 0\nmodel name\t: A CPU @ 2: GHz\nmodel name\t: another\n"
-	if got := field(info, "model name"); got != "A CPU @ 2: GHz" {
-		t.Errorf("model %q", got)
-	}
-	if m := describeMachine(); m.cores < 1 || m.kernel == "" {
-		t.Errorf("machine %+v", m)
 	}
 }

@@ -50,7 +50,7 @@ func (p plan) run(ctx context.Context, c contender) (r run, err error) {
 			err = fmt.Errorf("%w; the broker's output ends with:\n%s", err, server.Output())
 		}
 	}()
-	target := load.Target{Bootstrap: server.Address, PID: server.PID()}
+	target := load.Target{Bootstrap: server.Address, PIDs: []int{server.PID()}}
 	if server.HTTP != "" {
 		target.MetricsURL = "http://" + server.HTTP + "/metrics"
 	}
@@ -106,11 +106,11 @@ func phase(ctx context.Context, name string, cfg load.Config, target load.Target
 	progress("  %s", name)
 	unix.Sync()
 	cfg.Target = target
-	report, err := load.Run(ctx, cfg)
+	measured, err := load.Run(ctx, cfg)
 	if err != nil {
 		return load.Report{}, fmt.Errorf("%s: %w", name, err)
 	}
-	return report, nil
+	return measured, nil
 }
 
 // rest leaves the broker alone and counts what it still asks of its object

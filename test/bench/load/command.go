@@ -29,7 +29,7 @@ are read from /proc.`,
 		Example: `  varve bench
   varve bench --record-bytes 100 --duration 5s
   varve bench --phases latency --rate 5 --client franz
-  varve bench --pid $(pgrep -x varve) --metrics http://127.0.0.1:9080/metrics --json`,
+  varve bench --pid $(pgrep -d, -x varve) --metrics http://127.0.0.1:9080/metrics --json`,
 		Args:         cobra.NoArgs,
 		SilenceUsage: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -46,7 +46,7 @@ are read from /proc.`,
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&cfg.Target.Bootstrap, "bootstrap", cfg.Target.Bootstrap, "address of a broker")
-	flags.IntVar(&cfg.Target.PID, "pid", 0, "the broker's process, for its processor time and memory")
+	flags.IntSliceVar(&cfg.Target.PIDs, "pid", nil, "the broker's process, or those of all brokers, for processor time and memory")
 	flags.StringVar(&cfg.Target.MetricsURL, "metrics", "", "the broker's metrics page, for its object requests")
 	flags.IntVar(&cfg.RecordBytes, "record-bytes", cfg.RecordBytes, "size of a record's value")
 	flags.IntVar(&cfg.BatchBytes, "batch-bytes", cfg.BatchBytes, "limit of a record batch in the throughput phases")

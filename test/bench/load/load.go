@@ -1,4 +1,4 @@
-// Package load measures one Kafka-protocol broker from the outside: how fast
+// Package load measures a Kafka-protocol broker, or a cluster of them, from the outside: how fast
 // it takes records, how fast it gives them back, how long a producer waits for
 // an acknowledgement and a consumer for a record, and what that costs the
 // broker in processor time and memory.
@@ -40,13 +40,14 @@ import (
 	"time"
 )
 
-// Target is the broker under load.
+// Target is the broker or the cluster under load.
 type Target struct {
 	// Bootstrap is the address, host:port, of any broker of the cluster.
 	Bootstrap string
-	// PID is the broker's process on this machine; zero when it is elsewhere
-	// or unknown, and then nothing is reported about its processor and memory.
-	PID int
+	// PIDs are the processes of all brokers, on this machine; what they use is
+	// added up. None when they are elsewhere or unknown: then nothing is
+	// reported about processor and memory.
+	PIDs []int
 	// MetricsURL is where the broker serves its metrics in Prometheus' text
 	// format; empty when it has none.
 	MetricsURL string
@@ -176,7 +177,7 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 		}
 		report.Latency = latency
 	}
-	if memory, ok := readMemory(cfg.Target.PID); ok {
+	if memory, ok := ReadMemory(cfg.Target.PIDs...); ok {
 		report.Memory = &memory
 	}
 	return report, nil

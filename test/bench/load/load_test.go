@@ -17,12 +17,12 @@ import (
 func TestAgainstKafka(t *testing.T) {
 	kafka := servers.Kafka(t, servers.KafkaOptions{})
 	cfg := Defaults()
-	cfg.Target = Target{Bootstrap: kafka.Address, PID: kafka.PID()}
+	cfg.Target = Target{Bootstrap: kafka.Address, PIDs: []int{kafka.PID()}}
 	cfg.Duration, cfg.BytesMax, cfg.RateBytes = 2*time.Second, 8<<20, 1e6
 	cfg.Partitions, cfg.Connections = 3, 4
 	small := cfg
 	small.RecordBytes, small.Client, small.Acks = 100, ClientFranz, 1
-	small.Target.PID = 0 // a broker on another machine
+	small.Target.PIDs = nil // a broker on another machine
 	for _, cfg := range []Config{cfg, small} {
 		report, err := Run(t.Context(), cfg)
 		if err != nil {
@@ -37,8 +37,8 @@ func TestAgainstKafka(t *testing.T) {
 		if report.ConsumeMemory.Bytes < cfg.BytesMax {
 			t.Errorf("read %d bytes from memory, want at least %d", report.ConsumeMemory.Bytes, cfg.BytesMax)
 		}
-		if _, ok := report.Produce.ServerCPUPerGB(); ok != (cfg.Target.PID > 0) || ok != (report.Memory != nil) {
-			t.Errorf("process %d: processor time %v, memory %v", cfg.Target.PID, ok, report.Memory)
+		if _, ok := report.Produce.ServerCPUPerGB(); ok != (len(cfg.Target.PIDs) > 0) || ok != (report.Memory != nil) {
+			t.Errorf("processes %d: processor time %v, memory %v", cfg.Target.PIDs, ok, report.Memory)
 		}
 		l := report.Latency
 		counted := l.Records - l.Records/5

@@ -18,7 +18,7 @@ const (
 	// 100 for user space (USER_HZ) on every architecture Go runs on.
 	clockTicksPerSecond = 100
 
-	// A broker has settled when it used at most settledCPU in settleInterval:
+	// Brokers have settled when each used at most settledCPU in settleInterval:
 	// what was acknowledged has been flushed, and what it costs is on the bill.
 	settleInterval = time.Second
 	settledCPU     = 30 * time.Millisecond
@@ -55,7 +55,7 @@ type meter struct {
 func startMeter(ctx context.Context, cfg Config) meter {
 	target := cfg.Target
 	m := meter{target: target, settle: cfg.Duration, objects: ReadObjectRequests(ctx, target.MetricsURL)}
-	m.server, m.busy, m.known = readCPU(target.PID)
+	m.server, m.busy, m.known = readCPU(target.PIDs)
 	m.client = ownCPU()
 	m.began = time.Now()
 	return m
@@ -65,7 +65,7 @@ func startMeter(ctx context.Context, cfg Config) meter {
 // processor time and object requests after it has settled.
 func (m meter) stop(ctx context.Context) (Cost, error) {
 	cost := Cost{Elapsed: time.Since(m.began), ClientCPU: ownCPU() - m.client}
-	server, busy, known := readCPU(m.target.PID)
+	server, busy, known := readCPU(m.target.PIDs)
 	if !m.known || !known {
 		return cost, nil
 	}
@@ -73,10 +73,10 @@ func (m meter) stop(ctx context.Context) (Cost, error) {
 	share := max(0, others.Seconds()/(cost.Elapsed.Seconds()*float64(runtime.NumCPU())))
 	cost.OthersShare = &share
 
-	if err := AwaitSettled(ctx, m.target.PID, m.settle); err != nil {
+	if err := awaitSettled(ctx, m.target.PIDs, m.settle); err != nil {
 		return Cost{}, err
 	}
-	if server, err := processCPU(m.target.PID); err == nil {
+	if server, err := processesCPU(m.target.PIDs); err == nil {
 		server -= m.server
 		cost.ServerCPU = &server
 	}
@@ -87,14 +87,14 @@ func (m meter) stop(ctx context.Context) (Cost, error) {
 	return cost, nil
 }
 
-// AwaitSettled returns when the process has become idle, or after limit when it
-// has not: what it then still does counts in the next phase. It takes at least
+// awaitSettled returns when the processes have become idle, or after limit when they
+// have not: what they then still do counts in the next phase. It takes at least
 // a second.
-func AwaitSettled(ctx context.Context, pid int, limit time.Duration) error {
+func awaitSettled(ctx context.Context, pids []int, limit time.Duration) error {
 	ticker := time.NewTicker(settleInterval)
 	defer ticker.Stop()
 	deadline := time.Now().Add(max(limit, settleInterval))
-	before, err := processCPU(pid)
+	before, err := processesCPU(pids)
 	if err != nil {
 		return err
 	}
@@ -104,11 +104,11 @@ func AwaitSettled(ctx context.Context, pid int, limit time.Duration) error {
 			return fmt.Errorf("wait for the broker to settle: %w", ctx.Err())
 		case <-ticker.C:
 		}
-		now, err := processCPU(pid)
+		now, err := processesCPU(pids)
 		if err != nil {
 			return err
 		}
-		if now-before <= settledCPU {
+		if now-before <= time.Duration(len(pids))*settledCPU {
 			return nil
 		}
 		before = now
@@ -116,13 +116,13 @@ func AwaitSettled(ctx context.Context, pid int, limit time.Duration) error {
 	return nil
 }
 
-// readCPU returns the processor time of a process and of the whole machine. It
-// is false for process zero, and where there is no /proc.
-func readCPU(pid int) (process, machine time.Duration, known bool) {
-	if pid <= 0 {
+// readCPU returns the processor time of processes and of the whole machine. It
+// is false without processes, and where there is no /proc.
+func readCPU(pids []int) (processes, machine time.Duration, known bool) {
+	if len(pids) == 0 {
 		return 0, 0, false
 	}
-	process, err := processCPU(pid)
+	processes, err := processesCPU(pids)
 	if err != nil {
 		return 0, 0, false
 	}
@@ -131,7 +131,7 @@ func readCPU(pid int) (process, machine time.Duration, known bool) {
 		return 0, 0, false
 	}
 	machine, err = parseBusy(string(stat))
-	return process, machine, err == nil
+	return processes, machine, err == nil
 }
 
 // parseBusy adds up the first line of /proc/stat but for idle and iowait, and
@@ -155,6 +155,18 @@ func parseBusy(stat string) (time.Duration, error) {
 		}
 	}
 	return time.Duration(ticks) * (time.Second / clockTicksPerSecond), nil
+}
+
+// processesCPU adds up the processor time of several processes.
+func processesCPU(pids []int) (sum time.Duration, err error) {
+	for _, pid := range pids {
+		used, err := processCPU(pid)
+		if err != nil {
+			return 0, err
+		}
+		sum += used
+	}
+	return sum, nil
 }
 
 // processCPU returns the processor time, user and system, that all threads of
@@ -198,23 +210,30 @@ func ownCPU() time.Duration {
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
-// Memory is what a process holds, in bytes. The page cache of its files is not
-// in it.
+// Memory is what processes hold, in bytes. The page cache of their files is not
+// in it. Peak adds up what each held at most, which need not have been at one
+// time.
 type Memory struct {
 	Resident int64 `json:"resident_bytes"`
 	Peak     int64 `json:"peak_bytes"`
 }
 
-// readMemory is false when the process cannot be read.
-func readMemory(pid int) (Memory, bool) {
-	if pid <= 0 {
-		return Memory{}, false
+// ReadMemory adds up the memory of processes. It is false when there are none,
+// or one cannot be read.
+func ReadMemory(pids ...int) (sum Memory, ok bool) {
+	for _, pid := range pids {
+		status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+		if err != nil {
+			return Memory{}, false
+		}
+		one, ok := parseStatus(string(status))
+		if !ok {
+			return Memory{}, false
+		}
+		sum.Resident += one.Resident
+		sum.Peak += one.Peak
 	}
-	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
-	if err != nil {
-		return Memory{}, false
-	}
-	return parseStatus(string(status))
+	return sum, len(pids) > 0
 }
 
 // parseStatus reads VmRSS and VmHWM, which proc(5) gives in KiB.

@@ -47,18 +47,33 @@ func TestOwnProcess(t *testing.T) {
 	if _, err := os.Stat("/proc/stat"); err != nil {
 		return // not Linux: nothing is reported there
 	}
-	before, machineBefore, known := readCPU(os.Getpid())
+	own := []int{os.Getpid()}
+	before, machineBefore, known := readCPU(own)
 	for sum, began := 0, ownCPU(); ownCPU()-began < 50*time.Millisecond; {
 		sum++
 	}
-	after, machineAfter, _ := readCPU(os.Getpid())
+	after, machineAfter, _ := readCPU(own)
 	if used := after - before; !known || used < 30*time.Millisecond || machineAfter-machineBefore < 30*time.Millisecond {
 		t.Errorf("50 ms of work: process %v, machine %v", used, machineAfter-machineBefore)
 	}
-	if memory, ok := readMemory(os.Getpid()); !ok || memory.Resident <= 0 || memory.Peak < memory.Resident {
+	if memory, ok := ReadMemory(os.Getpid()); !ok || memory.Resident <= 0 || memory.Peak < memory.Resident {
 		t.Errorf("memory %+v, %v", memory, ok)
 	}
-	if _, _, known := readCPU(0); known {
-		t.Error("process 0 has processor time")
+	if _, _, known := readCPU(nil); known {
+		t.Error("no process has processor time")
+	}
+	if _, ok := ReadMemory(); ok {
+		t.Error("no process has memory")
+	}
+	const nobody = 1 << 30 // above the largest id that Linux gives
+	if _, _, known := readCPU([]int{os.Getpid(), nobody}); known {
+		t.Error("a process that is not there has processor time")
+	}
+	if _, ok := ReadMemory(os.Getpid(), nobody); ok {
+		t.Error("a process that is not there has memory")
+	}
+	one, _, _ := readCPU(own)
+	if two, _, _ := readCPU([]int{own[0], own[0]}); two < 2*one {
+		t.Errorf("twice the same process: %v, want at least twice %v", two, one)
 	}
 }

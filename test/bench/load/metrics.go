@@ -2,7 +2,9 @@ package load
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -43,21 +45,48 @@ func ReadObjectRequests(ctx context.Context, url string) *ObjectRequests {
 	if url == "" {
 		return nil
 	}
+	page, err := readMetrics(ctx, url)
+	if err != nil {
+		return nil
+	}
+	return parseObjectRequests(bytes.NewReader(page))
+}
+
+// ReadMetric reads one value without labels of a server's metrics page.
+func ReadMetric(ctx context.Context, url, name string) (float64, error) {
+	page, err := readMetrics(ctx, url)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(page)) {
+		if found, labels, value, ok := parseSample(strings.TrimSpace(line)); ok && found == name && labels == "" {
+			return value, nil
+		}
+	}
+	return 0, fmt.Errorf("read metrics of %s: there is no %s", url, name)
+}
+
+// readMetrics fetches a metrics page.
+func readMetrics(ctx context.Context, url string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, metricsTimeout)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return nil
+		return nil, fmt.Errorf("read metrics of %s: %w", url, err)
 	}
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
-		return nil
+		return nil, fmt.Errorf("read metrics: %w", err)
 	}
 	defer func() { _ = response.Body.Close() }()
 	if response.StatusCode != http.StatusOK {
-		return nil
+		return nil, fmt.Errorf("read metrics of %s: %s", url, response.Status)
 	}
-	return parseObjectRequests(io.LimitReader(response.Body, metricsBytesMax))
+	page, err := io.ReadAll(io.LimitReader(response.Body, metricsBytesMax))
+	if err != nil {
+		return nil, fmt.Errorf("read metrics of %s: %w", url, err)
+	}
+	return page, nil
 }
 
 // parseObjectRequests sums the counters over all their labels but op.

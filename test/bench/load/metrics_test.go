@@ -42,6 +42,14 @@ func TestReadObjectRequests(t *testing.T) {
 			t.Errorf("%q: %+v", url, got)
 		}
 	}
+	if v, err := ReadMetric(t.Context(), server.URL+"/metrics", "go_goroutines"); err != nil || v != 8 {
+		t.Errorf("read %v, %v, want 8", v, err)
+	}
+	for url, name := range map[string]string{server.URL + "/metrics": metricRequests, server.URL + "/other": "go_goroutines", "http://127.0.0.1:0/": "go_goroutines"} {
+		if v, err := ReadMetric(t.Context(), url, name); err == nil {
+			t.Errorf("%s of %s: %v, want an error", name, url, v)
+		}
+	}
 	delta := ObjectRequests{Puts: 5, PutBytes: 80, Others: 7}.Minus(ObjectRequests{Puts: 2, PutBytes: 30, Others: 7})
 	if want := (ObjectRequests{Puts: 3, PutBytes: 50}); delta != want {
 		t.Errorf("difference %+v, want %+v", delta, want)

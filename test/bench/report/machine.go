@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"fmt"
@@ -10,6 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Machine describes the machine that this process runs on in one line: what every number depends on.
+func Machine() string { return describeMachine().String() }
+
 // machine is what the numbers depend on.
 type machine struct {
 	processor string
@@ -18,8 +21,7 @@ type machine struct {
 	kernel    string
 }
 
-// describeMachine reads what the system tells; what it does not tell stays
-// empty.
+// describeMachine reads what the system tells; what it does not tell stays empty.
 func describeMachine() machine {
 	m := machine{cores: runtime.NumCPU()}
 	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
