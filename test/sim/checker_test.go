@@ -69,8 +69,7 @@ func (c *checker) applied(ops []coordinator.Op) {
 	}
 }
 
-// shard checks that a shard changes its owner under a new epoch, and only after its owner has brought everything of it into the bucket: its last commit names
-// what is flushed, which the checks of commits compare with what comes later.
+// shard checks that a shard changes its owner under a higher epoch only. That everything of it was flushed before shows in later commits, which must be of the owner's log.
 func (c *checker) shard(op coordinator.Op) {
 	s, err := coordinator.Decode[coordinator.Shard](coordinator.Item{Key: op.Key, Value: op.Value})
 	if err != nil {
