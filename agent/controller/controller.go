@@ -29,6 +29,9 @@ const (
 	movesMax = 16
 	// absentPause is how often the logs are looked at while one of them is about to be closed whose agent owns shards.
 	absentPause = 100 * time.Millisecond
+	// shardLoad is what a shard weighs beside its partitions, each of which weighs 1: its groups, and topics to come. The planner moves the heaviest shards first;
+	// one that has a partition more than others is not to be among them, or a newcomer would get all of a small topic.
+	shardLoad = 4
 	// retryPause is the wait after a plan that could not be carried out.
 	retryPause = 200 * time.Millisecond
 )
@@ -202,7 +205,7 @@ func (c *Controller) survey(logs []coordinator.Log) survey {
 	moves := v.Moves()
 	for id, shard := range v.Shards() {
 		p := &s.cluster.Shards[id]
-		p.Load = 1 // of its groups, and of topics to come
+		p.Load = shardLoad
 		p.Owner, p.Wish = placement.LogID(shard.Owner), placement.LogID(moves[coordinator.ShardID(id)].To)
 		if !keeps[shard.Owner] {
 			s.absent = true

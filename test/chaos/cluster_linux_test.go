@@ -9,9 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
 
 	"github.com/varve-io/varve/test/network"
 	"github.com/varve-io/varve/test/servers"
@@ -222,6 +225,30 @@ func (c *cluster) healthy(ctx context.Context) error {
 		err = errors.Join(err, n.misbehaved())
 	}
 	return errors.Join(err, c.load.healthy())
+}
+
+// leads tells how many partitions of the load each agent leads.
+func (c *cluster) leads(ctx context.Context) (string, error) {
+	client, err := c.load.client()
+	if err != nil {
+		return "", err
+	}
+	defer client.Close()
+	metadata, err := kadm.NewClient(client).Metadata(ctx, c.load.topics...)
+	if err != nil {
+		return "", err
+	}
+	led := make(map[int32]int)
+	metadata.Topics.EachPartition(func(p kadm.PartitionDetail) { led[p.Leader]++ })
+	var b strings.Builder
+	for _, broker := range metadata.Brokers {
+		for _, n := range c.nodes {
+			if n.host.Address == broker.Host {
+				fmt.Fprintf(&b, ", %s leads %d", n.name, led[broker.NodeID])
+			}
+		}
+	}
+	return strings.TrimPrefix(b.String(), ", "), nil
 }
 
 // scaleToZero drains all agents at the same time, deletes what they have, and starts them again.

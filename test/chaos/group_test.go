@@ -18,6 +18,8 @@ const (
 	groupMembers = 2
 	// commitPace is the least time from one commit of a member to its next.
 	commitPace = 50 * time.Millisecond
+	// commitWithin is how long a commit, like each other request of a member, is tried again. No rebalance begins meanwhile.
+	commitWithin = 4 * time.Second
 )
 
 // group is a consumer group that reads all of a load and commits what it has read. What it holds against the broker:
@@ -89,6 +91,9 @@ func (g *group) take(ctx context.Context) error {
 		kgo.ConsumerGroup(g.name), kgo.ConsumeTopics(g.load.topics...),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(200*time.Millisecond),
 		kgo.SessionTimeout(10*time.Second), kgo.HeartbeatInterval(time.Second), kgo.RebalanceTimeout(15*time.Second),
+		// A commit is given up in this way alone, with its connection. One that its context ended might be served after a later one, which
+		// went to the broker on another connection.
+		kgo.RetryTimeout(commitWithin),
 		kgo.DisableAutoCommit(), kgo.BlockRebalanceOnPoll(),
 		kgo.OnPartitionsAssigned(m.given), kgo.OnPartitionsRevoked(m.taken), kgo.OnPartitionsLost(m.taken),
 	)
@@ -156,7 +161,6 @@ func (m *member) read(fetches *kgo.Fetches) {
 // commit commits what was read since the last time. What is not answered, or refused, is tried again with what comes next, if the
 // partition stays with the member.
 func (m *member) commit(ctx context.Context, client *kgo.Client) {
-	const within = 10 * time.Second
 	offsets := make(map[string]map[int32]kgo.EpochOffset)
 	m.mu.Lock()
 	for log, at := range m.positions {
@@ -178,8 +182,6 @@ func (m *member) commit(ctx context.Context, client *kgo.Client) {
 	if len(offsets) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
 	client.CommitOffsetsSync(ctx, offsets, func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, response *kmsg.OffsetCommitResponse, err error) {
 		if err == nil {
 			m.acknowledged(offsets, response)
