@@ -50,7 +50,7 @@ func newCluster(ctx context.Context, seed uint64, broken breakage, size int) *cl
 		m := &host{name: fmt.Sprintf("m%d", i+1), zone: fmt.Sprintf("z%d", i%3)}
 		m.disk = c.newDisk()
 		c.machines = append(c.machines, m)
-		c.start(m)
+		c.start(m) //nolint:contextcheck // a node lives as long as the world
 	}
 	return c
 }

@@ -55,7 +55,7 @@ func (c *cluster) start(m *host) *node {
 // exist is a node's life, as the command line puts it together.
 func (n *node) exist(ctx context.Context, fs disk.FS, skew time.Duration) {
 	defer n.over.Store(true)
-	store, err := disk.Open(disk.Config{FS: fs, FileBytes: walFileBytes})
+	store, err := disk.Open(disk.Config{FS: fs, FileBytes: walFileBytes}) //nolint:contextcheck // its disk ends with the process
 	if err != nil {
 		n.err = err
 		return
