@@ -167,7 +167,7 @@ func (a *Agent) Node() int32 { return a.node }
 var errStopped = errors.New("stopped")
 
 // Run joins the cluster, serves, and, when ctx ends, drains: it answers what it has, flushes the WAL, closes its log and leaves. It returns
-// nil after that, and otherwise what ended the incarnation, or kept it from draining in time: a disk that failed, a log that another agent has claimed, a
+// nil after that, when nothing on its disk is needed any more, and otherwise what ended the incarnation, or kept it from draining in time: a disk that failed, a log that another agent has claimed, a
 // broken invariant. Whatever it leaves behind then, the next incarnation recovers.
 func (a *Agent) Run(ctx context.Context) error {
 	// What runs outlives ctx until it is drained.
@@ -188,7 +188,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	} else if ctx.Err() == nil {
 		return fmt.Errorf("start agent: %w", err)
 	} else if a.wal == nil {
-		return nil // told to leave before it had a log, which others would have to close
+		return a.leaveEarly(run)
 	}
 	select {
 	case <-ctx.Done():

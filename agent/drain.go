@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -46,6 +47,29 @@ func (a *Agent) drain(run context.Context) error {
 	}
 	a.lease.stop()
 	a.log.Info("drained", "took", a.deps.Now().Sub(start).Round(time.Millisecond))
+	return nil
+}
+
+// errEarly: the agent was told to leave before others knew it, and could take their copies away.
+var errEarly = errors.New("told to leave before it had joined, and its disk holds WAL segments that others may need")
+
+// leaveEarly is the drain of an agent that was told to leave before it had a log: its disk may have copies of other agents' logs, of this incarnation's time or of earlier ones.
+func (a *Agent) leaveEarly(run context.Context) error {
+	if a.lease.done == nil {
+		if len(a.deps.Disk.Segments()) > 0 {
+			return errEarly
+		}
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(run, a.cfg.DrainMax)
+	defer cancel()
+	a.draining.Store(true)
+	if err := a.registration.become(ctx, coordinator.AgentDraining); err != nil {
+		a.log.Warn("drain: the others do not know", "err", err)
+	}
+	if err := a.standBy(ctx); err != nil {
+		return fmt.Errorf("drain: %w", err)
+	}
 	return nil
 }
 

@@ -215,8 +215,8 @@ type agentBucket struct {
 
 var _ objectstore.Store = (*agentBucket)(nil)
 
-func (b *agentBucket) call(ctx context.Context, what string, run func(effect)) error {
-	if b.w.call(ctx, &call{by: b.by, kind: kindBucket, what: what, run: run}) {
+func (b *agentBucket) call(ctx context.Context, what string, late func() lateWrite, run func(effect)) error {
+	if b.w.call(ctx, &call{by: b.by, kind: kindBucket, what: what, late: late, run: run}) {
 		return nil
 	}
 	if err := ctx.Err(); err != nil {
@@ -230,8 +230,11 @@ func (b *agentBucket) Put(ctx context.Context, name string, body objectstore.Bod
 	put := func(content []byte) error {
 		return b.w.bucket.Put(b.w.ctx, name, objectstore.Bytes(content))
 	}
-	parked := b.call(ctx, "put "+name, func(e effect) {
-		content := slices.Concat(body.Parts...)
+	content := slices.Concat(body.Parts...)
+	late := func() lateWrite {
+		return lateWrite{what: b.by.name + " put " + name, apply: func() { _ = put(content) }}
+	}
+	parked := b.call(ctx, "put "+name, late, func(e effect) {
 		if b.w.broken.squat && strings.HasSuffix(name, "-00000000") {
 			other := slices.Clone(content)
 			other[len(other)-1]++
@@ -242,7 +245,7 @@ func (b *agentBucket) Put(ctx context.Context, name string, body objectstore.Bod
 			err = objectstore.ErrUnavailable
 		case comesLate:
 			err = objectstore.ErrUnknownOutcome
-			b.w.drop(lateWrite{what: b.by.name + " put " + name, apply: func() { _ = put(content) }})
+			b.w.drop(late())
 		default:
 			if err = put(content); e == answerLost {
 				err = objectstore.ErrUnknownOutcome
@@ -260,7 +263,7 @@ func (b *agentBucket) Put(ctx context.Context, name string, body objectstore.Bod
 
 // Get implements objectstore.Store.
 func (b *agentBucket) Get(ctx context.Context, name string, off int64, p []byte) (err error) {
-	parked := b.call(ctx, "get "+name, func(e effect) {
+	parked := b.call(ctx, "get "+name, nil, func(e effect) {
 		if err = objectstore.ErrUnavailable; e == happens {
 			err = b.w.bucket.Get(b.w.ctx, name, off, p)
 		}
@@ -273,7 +276,7 @@ func (b *agentBucket) Get(ctx context.Context, name string, off int64, p []byte)
 
 // Stat implements objectstore.Store.
 func (b *agentBucket) Stat(ctx context.Context, name string) (info objectstore.Info, err error) {
-	parked := b.call(ctx, "stat "+name, func(e effect) {
+	parked := b.call(ctx, "stat "+name, nil, func(e effect) {
 		if err = objectstore.ErrUnavailable; e == happens {
 			info, err = b.w.bucket.Stat(b.w.ctx, name)
 		}

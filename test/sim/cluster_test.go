@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/disk/disktest"
 )
 
@@ -36,6 +37,7 @@ type host struct {
 	zone string
 	disk *disktest.Disk
 	node *node // the newest; nil before the first
+	full int   // until which step its disk is full
 }
 
 // newCluster makes a cluster of so many machines, on each of which a node starts.
@@ -69,6 +71,7 @@ func clusters(ctx context.Context, seed uint64, broken breakage) *world {
 		callFails: pick(0, 5, 30), slow: pick(0, 10, 30), stall: pick(0, 1, 4), outage: pick(0, 1, 2),
 		power: pick(0, 1, 2), kill: pick(0, 1, 3), diskFails: pick(0, 0, 1),
 		netFails: pick(0, 2, 10, 30), cut: pick(0, 1, 3), drain: pick(0, 1, 2), lose: pick(0, 1, 2), apart: pick(0, 1, 3),
+		full: pick(0, 0, 1), hang: pick(0, 0, 1), jump: pick(0, 1), compact: pick(0, 1),
 	}
 	c.passes = [][]time.Duration{
 		{time.Millisecond, 20 * time.Millisecond, 200 * time.Millisecond},
@@ -131,6 +134,10 @@ func (c *cluster) clear() {
 			c.aside("%s ended with: %v", n.name, n.err) // of several reasons, any may be told
 			c.check.ended(n.err)
 			c.leave(n)
+			if n.err == nil && c.rng.IntN(2) == 0 {
+				c.note("its disk is thrown away")
+				n.machine.disk = c.newDisk()
+			}
 		}
 		return true
 	})
@@ -177,6 +184,22 @@ func (c *cluster) kill(n *node, crash bool) {
 	} else {
 		n.machine.disk = n.machine.disk.Kill()
 	}
+	n.machine.full = 0
+}
+
+// fill makes a machine's disk full until a step: what is there can be written over, and nothing more fits.
+func (c *cluster) fill(m *host, until int) {
+	c.note("the disk of %s is full until step %d", m.name, until)
+	names, err := m.disk.Names()
+	if err != nil {
+		panic(err)
+	}
+	used := 0
+	for _, name := range names {
+		used += len(m.disk.Contents(name))
+	}
+	m.disk.Capacity(int64(max(used, 1)))
+	m.full = until
 }
 
 // lose ends a node, and its disk for good.
@@ -205,6 +228,12 @@ func (c *cluster) mayLose() bool {
 // trouble implements scene.
 func (c *cluster) trouble() bool {
 	roll := func(chance int) bool { return chance > 0 && c.rng.IntN(1000) < chance }
+	for _, m := range c.machines {
+		if m.full > 0 && m.full <= c.step {
+			m.disk.Capacity(0)
+			m.full = 0
+		}
+	}
 	if off := c.idle(); len(off) > 0 && c.rng.IntN(30) == 0 {
 		c.start(off[c.rng.IntN(len(off))])
 		return true
@@ -237,6 +266,18 @@ func (c *cluster) trouble() bool {
 		k := []kind{kindKV, kindKV, kindBucket}[c.rng.IntN(3)]
 		n.away[k] = c.step + 200 + c.rng.IntN(1200)
 		c.note("%s does not reach %s until step %d", n.name, k, n.away[k])
+	case roll(c.chances.full):
+		c.fill(n.machine, c.step+100+c.rng.IntN(600))
+	case roll(c.chances.hang):
+		n.hung = c.step + 100 + c.rng.IntN(600)
+		c.note("the disk of %s hangs until step %d", n.name, n.hung)
+	case roll(c.chances.jump):
+		n.jump(time.Duration(c.rng.IntN(3600)-c.rng.IntN(2)*3600) * time.Second)
+	case roll(c.chances.compact):
+		c.note("etcd forgets history")
+		if err := c.kv.Compact(c.ctx, c.revision()); err != nil {
+			panic(err)
+		}
 	default:
 		return false
 	}
@@ -299,8 +340,11 @@ func (c *cluster) leader(id coordinator.ShardID) broker {
 // mend implements scene.
 func (c *cluster) mend() {
 	c.cuts = make(map[[2]string]int)
+	for _, m := range c.machines {
+		m.disk.Capacity(0)
+	}
 	for _, n := range c.nodes {
-		n.stalled = 0
+		n.stalled, n.hung = 0, 0
 		clear(n.away)
 	}
 	for _, n := range c.living() {
@@ -318,26 +362,34 @@ func (c *cluster) recovered() bool {
 	return !slices.ContainsFunc(c.machines, func(m *host) bool { return !m.node.ready() })
 }
 
-// flush implements scene: all agents leave, which flushes everything. If one cannot, for lack of others, its log is recovered when all come back.
+// flush implements scene: all agents leave, which flushes everything. If one cannot, for lack of others, its log is recovered when all come back. Then others come on what
+// disks are left, which drop what they hold of logs that are over.
 func (c *cluster) flush() func() bool {
-	leaving := false
+	leaving, flushed := false, false
 	return func() bool {
 		switch {
+		case flushed:
+			return c.recovered() && !slices.ContainsFunc(c.machines, c.holdsClosed)
 		case leaving && len(c.living()) > 0:
-			return false
 		case leaving && !slices.ContainsFunc(slices.Collect(maps.Values(c.check.logs)), func(l coordinator.Log) bool { return !l.Closed }):
-			return true
+			c.note("all is flushed")
+			flushed = true
 		case !c.recovered():
 			leaving = false
-			return false
+		default:
+			c.note("all leave")
+			for _, n := range c.living() {
+				n.stop()
+			}
+			leaving = true
 		}
-		c.note("all leave")
-		for _, n := range c.living() {
-			n.stop()
-		}
-		leaving = true
 		return false
 	}
+}
+
+// holdsClosed reports whether a machine's disk has something of a log that is closed.
+func (c *cluster) holdsClosed(m *host) bool {
+	return slices.ContainsFunc(m.node.store.Load().Segments(), func(s disk.SegmentInfo) bool { return c.check.logs[coordinator.LogID(s.ID.Log)].Closed })
 }
 
 // offsetIn implements scene.

@@ -19,7 +19,7 @@ func TestClusters(t *testing.T) {
 
 // TestSameClusterSameTrace is TestSameSeedSameTrace for clusters.
 func TestSameClusterSameTrace(t *testing.T) {
-	sameTraces(t, clusters, 5, 5)
+	sameTraces(t, clusters, 4)
 }
 
 // TestClusterBreakages breaks one rule of replication at a time.

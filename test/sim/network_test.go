@@ -42,7 +42,7 @@ func (n network) Refuses(ctx context.Context, place string) (refuses bool) {
 		by: &n.from.process, kind: kindNet, what: fmt.Sprintf("probe %s", place), ready: n.from.reaches(place),
 		run: func(e effect) {
 			to := n.from.c.at(place)
-			refuses = e == happens && (to == nil || to.dead || to.over.Load())
+			refuses = (e == happens || e == twice) && (to == nil || to.dead || to.over.Load())
 		},
 	})
 	return refuses
@@ -60,49 +60,40 @@ func (n *node) reaches(place string) func() bool {
 	return func() bool { return n.c.cuts[[2]string{n.machine.name, place}] <= n.c.step }
 }
 
-// reply is what became of a request.
-type reply struct {
-	to  *node // who served it
-	err error
-}
-
 // ask has a request served by the other node. do runs there, in a goroutine of its own, and may run though ask has failed, also later.
 func (r *remote) ask(ctx context.Context, what string, limit time.Duration, do func(to *node) error) (*node, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	c := r.from.c
-	replies := make(chan reply, 1)
-	var served *node
-	var err error
-	arrive := func() {
+	arrive := func() (*node, <-chan error, error) {
 		to := c.at(r.place)
 		store := to.serves()
-		switch {
-		case store == nil:
-			err = fmt.Errorf("%w: nobody serves %s", peer.ErrUnreachable, r.place)
-		case store.Identity() != r.identity:
-			err = fmt.Errorf("%w: %s has another store", peer.ErrUnreachable, r.place)
-		default:
-			served = to
-			go func() { replies <- reply{to: to, err: r.answer(to, what, do(to))} }()
+		if store == nil {
+			return nil, nil, fmt.Errorf("%w: nobody serves %s", peer.ErrUnreachable, r.place)
 		}
+		if store.Identity() != r.identity {
+			return nil, nil, fmt.Errorf("%w: %s has another store", peer.ErrUnreachable, r.place)
+		}
+		answer := make(chan error, 1)
+		go func() { answer <- r.answer(to, what, do(to)) }()
+		return to, answer, nil
 	}
 	late := func() lateWrite {
-		return lateWrite{what: fmt.Sprintf("%s to %s: %s", r.from.name, r.place, what), apply: arrive}
+		return lateWrite{what: fmt.Sprintf("%s to %s: %s", r.from.name, r.place, what), apply: func() { _, _, _ = arrive() }}
 	}
+	var served *node
+	var answer <-chan error
+	var err error
 	called := c.call(ctx, &call{
 		by: &r.from.process, kind: kindNet, what: fmt.Sprintf("to %s: %s", r.place, what), ready: r.from.reaches(r.place), late: late,
 		run: func(e effect) {
-			switch e {
-			case happens:
-				arrive()
-			case answerLost:
-				arrive()
-				err = fmt.Errorf("%w: connection reset", peer.ErrUnreachable)
-			case comesLate:
+			if e == comesLate || e == twice {
 				c.drop(late())
-				err = fmt.Errorf("%w: connection reset", peer.ErrUnreachable)
-			default:
+			}
+			if e == happens || e == answerLost || e == twice {
+				served, answer, err = arrive()
+			}
+			if e != happens && e != twice {
 				err = fmt.Errorf("%w: connection reset", peer.ErrUnreachable)
 			}
 		},
@@ -114,8 +105,8 @@ func (r *remote) ask(ctx context.Context, what string, limit time.Duration, do f
 		return served, err
 	}
 	select {
-	case a := <-replies:
-		return served, a.err
+	case err := <-answer:
+		return served, err
 	case <-served.gone:
 	case <-r.from.gone:
 	case <-ctx.Done():
@@ -129,7 +120,7 @@ func (r *remote) answer(to *node, what string, err error) error {
 	called := to.c.call(to.c.ctx, &call{
 		by: &to.process, kind: kindNet, what: fmt.Sprintf("answer to %s: %s", r.from.name, what), ready: to.reaches(r.from.machine.name),
 		run: func(e effect) {
-			if e == happens {
+			if e == happens || e == twice {
 				lost = nil
 			}
 		},
@@ -169,6 +160,7 @@ func (r *remote) Read(id wal.SegmentID, from wal.EntryID, visit func(wal.EntryID
 	}
 	var entries []entry
 	_, err := r.ask(r.from.c.ctx, fmt.Sprintf("read %s from %d", id, from), timeoutMax, func(to *node) error {
+		entries = nil
 		return to.sealer().Read(id, from, func(n wal.EntryID, b []byte) error {
 			entries = append(entries, entry{n, slices.Clone(b)})
 			return nil
@@ -191,10 +183,13 @@ func (r *remote) Close() {}
 // Create implements product.PeerStore.
 func (r *remote) Create(ctx context.Context, id wal.SegmentID, fence wal.Fence, first wal.EntryID) (wal.Store, error) {
 	x := &connection{remote: r, id: id, turn: make(chan struct{}, 1)}
-	served, err := r.ask(ctx, fmt.Sprintf("create %s at %d", id, first), timeoutMax, func(to *node) (err error) {
+	served, err := r.ask(ctx, fmt.Sprintf("create %s at %d", id, first), timeoutMax, func(to *node) error {
 		x.turn <- struct{}{}
 		defer func() { <-x.turn }()
-		x.appender, err = to.store.Load().Create(id, fence, first)
+		a, err := to.store.Load().Create(id, fence, first)
+		if err == nil {
+			x.appender = a
+		}
 		return err
 	})
 	x.to = served
@@ -250,12 +245,14 @@ func (x *connection) use(what string, limit time.Duration, do func() error) erro
 	if over {
 		return errOver
 	}
+	arrived := false
 	_, err := x.ask(x.from.c.ctx, fmt.Sprintf("%s %s", what, x.id), limit, func(to *node) error {
-		if to != x.to {
-			return errOver // another life of the machine
-		}
 		x.turn <- struct{}{}
 		defer func() { <-x.turn }()
+		if to != x.to || arrived {
+			return errOver // another life of the machine, or a packet that came twice
+		}
+		arrived = true
 		return do()
 	})
 	if err != nil {

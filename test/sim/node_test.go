@@ -29,6 +29,7 @@ type node struct {
 	high     map[int32]int64 // high watermarks that readers saw, by partition
 	store    atomic.Pointer[disk.Store]
 	agent    atomic.Pointer[product.Agent]
+	clock    atomic.Int64       // nanoseconds by which it is wrong
 	stop     context.CancelFunc // tells it to leave
 	over     atomic.Bool
 	err      error // why it ended, once over
@@ -44,16 +45,16 @@ func (c *cluster) start(m *host) *node {
 	m.node = n
 	c.nodes = append(c.nodes, n)
 	c.note("%s starts on %s", n.name, m.name)
-	skew := time.Duration(c.rng.IntN(7200)-3600) * time.Second
+	n.clock.Store(int64(time.Duration(c.rng.IntN(7200)-3600) * time.Second))
 	fs := &machineFS{Disk: m.disk, w: c.world, by: &n.process}
 	var ctx context.Context
 	ctx, n.stop = context.WithCancel(c.ctx)
-	go n.exist(ctx, fs, skew)
+	go n.exist(ctx, fs)
 	return n
 }
 
 // exist is a node's life, as the command line puts it together.
-func (n *node) exist(ctx context.Context, fs disk.FS, skew time.Duration) {
+func (n *node) exist(ctx context.Context, fs disk.FS) {
 	defer n.over.Store(true)
 	store, err := disk.Open(disk.Config{FS: fs, FileBytes: walFileBytes}) //nolint:contextcheck // its disk ends with the process
 	if err != nil {
@@ -69,7 +70,7 @@ func (n *node) exist(ctx context.Context, fs disk.FS, skew time.Duration) {
 		KV:    &agentKV{Store: n.c.kv, w: n.c.world, by: &n.process},
 		Store: &agentBucket{Store: n.c.bucket, w: n.c.world, by: &n.process},
 		Disk:  store, Listener: n.listener, Peers: network{n}, Metrics: prometheus.NewRegistry(), Log: n.logger(),
-		Now: func() time.Time { return time.Now().Add(skew) },
+		Now: n.now,
 	})
 	n.agent.Store(a)
 	n.err = a.Run(ctx)
@@ -77,6 +78,15 @@ func (n *node) exist(ctx context.Context, fs disk.FS, skew time.Duration) {
 	if err := store.Close(); err != nil && n.err == nil {
 		n.err = err
 	}
+}
+
+// now is the time as its machine has it.
+func (n *node) now() time.Time { return time.Now().Add(time.Duration(n.clock.Load())) }
+
+// jump sets its clock forward or back. What measures how long something took is wrong with it, which is worse than on a real machine.
+func (n *node) jump(d time.Duration) {
+	n.c.note("the clock of %s jumps by %v", n.name, d)
+	n.clock.Add(int64(d))
 }
 
 // logger puts what the agent says beside the trace.
@@ -196,20 +206,30 @@ type reading struct {
 // readsMax is how many fetches are under way.
 const readsMax = 4
 
-// read implements broker: somewhere below what somebody was told is there.
+// read implements broker: somewhere below what somebody was told is there. Half of the readers say that they are in the zone of some node, and ask that one.
 func (n *node) read(number int32) {
 	floor := n.c.load.logs[number].floor
 	if floor < 0 || len(n.c.reads) >= readsMax {
 		return
 	}
 	offset := n.c.rng.Int64N(floor + 1)
-	n.c.note("%s: read %d from %d", n.name, number, offset)
+	if all := n.c.living(); n.c.rng.IntN(2) == 0 {
+		near := all[n.c.rng.IntN(len(all))]
+		near.readFrom(number, offset, near.machine.zone)
+		return
+	}
+	n.readFrom(number, offset, "")
+}
+
+// readFrom asks for records from an offset on, as a consumer in that zone; empty for one that does not say.
+func (n *node) readFrom(number int32, offset int64, zone string) {
+	n.c.note("%s: read %d from %d, in zone %q", n.name, number, offset, zone)
 	p := kmsg.NewFetchRequestTopicPartition()
 	p.Partition, p.FetchOffset, p.PartitionMaxBytes = number, offset, 2000
 	t := kmsg.NewFetchRequestTopic()
 	t.Topic, t.Partitions = n.c.topic.Name, []kmsg.FetchRequestTopicPartition{p}
 	r := kmsg.NewPtrFetchRequest()
-	r.Version, r.MaxBytes, r.SessionEpoch, r.Topics = 12, 4000, -1, []kmsg.FetchRequestTopic{t}
+	r.Version, r.MaxBytes, r.SessionEpoch, r.Topics, r.Rack = 12, 4000, -1, []kmsg.FetchRequestTopic{t}, zone
 	// A connection of its own: an answer may be long in coming.
 	n.c.reads = append(n.c.reads, &reading{
 		from: n, number: number, offset: offset, high: n.high[number], exchange: n.connection(fmt.Sprint("reader", n.c.rng.IntN(readsMax))).ask(r),
@@ -236,9 +256,13 @@ func (c *cluster) readAnswer(r *reading) {
 	code := protocol.ErrorCode(p.ErrorCode)
 	if code != protocol.None {
 		c.aside("%s: read %d from %d: %v", r.from.name, r.number, r.offset, code)
-		if code == protocol.OffsetOutOfRange && c.owns(r.from, c.shardOf(r.number)) {
-			c.check.report("1: offset %d of partition %d was acknowledged, its leader %s says that it is out of range", r.offset, r.number, r.from.name)
+		if code == protocol.OffsetOutOfRange {
+			c.check.report("1: offset %d of partition %d was acknowledged, %s says that it is out of range", r.offset, r.number, r.from.name)
 		}
+		return
+	}
+	if p.PreferredReadReplica >= 0 {
+		c.aside("%s: read %d from %d: rather from node %d", r.from.name, r.number, r.offset, p.PreferredReadReplica)
 		return
 	}
 	if p.HighWatermark < r.high {

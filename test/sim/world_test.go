@@ -108,6 +108,7 @@ const (
 	unavailable        // nothing happens, which the caller learns
 	answerLost         // it happens, and the caller does not know
 	comesLate          // it happens later or never, and the caller does not know
+	twice              // of a request to another machine: it arrives, and perhaps once more later
 	failsHalf          // of a write to a disk: an error, and anything may be there
 	noRoom             // of a transaction: etcd is full, and nothing happens
 	noRoomLeft         // of a transaction: it happens, and etcd says that it is full
@@ -125,6 +126,7 @@ type process struct {
 	dead    bool // guarded by world.mu
 	gone    chan struct{}
 	stalled int          // no call of it happens before this step
+	hung    int          // nor any of its disk before this one
 	away    map[kind]int // until which step it alone does not reach etcd or the bucket
 }
 
@@ -136,7 +138,7 @@ func newProcess(name string) process {
 type chances struct {
 	callFails, slow, stall, outage, power, kill, second, diskFails int
 	// of a cluster
-	netFails, cut, drain, lose, apart int
+	netFails, cut, drain, lose, apart, full, hang, jump, compact int
 }
 
 // newWorld makes a world with a cluster of so many shards and a topic, and nobody in it.
@@ -292,7 +294,8 @@ func (w *world) eligible() []*call {
 				c.notBefore = w.step + 10 + w.rng.IntN(150)
 			}
 		}
-		if c.by.stalled <= w.step && c.notBefore <= w.step && !stopped && (c.ready == nil || c.ready()) {
+		stopped = stopped || c.by.stalled > w.step || c.kind == kindDisk && c.by.hung > w.step
+		if c.notBefore <= w.step && !stopped && (c.ready == nil || c.ready()) {
 			can = append(can, c)
 		}
 	}
@@ -316,7 +319,7 @@ func (w *world) grant(c *call, e effect) {
 }
 
 func (e effect) String() string {
-	return [...]string{"happens", "unavailable", "answer lost", "comes late", "fails half", "no room", "no room left"}[e]
+	return [...]string{"happens", "unavailable", "answer lost", "comes late", "twice", "fails half", "no room", "no room left"}[e]
 }
 
 // draw says what becomes of a call.
@@ -333,7 +336,7 @@ func (w *world) draw(c *call) effect {
 		return []effect{unavailable, unavailable, unavailable, comesLate}[w.rng.IntN(4)]
 	case c.kind == kindNet:
 		if w.rng.IntN(1000) < w.chances.netFails {
-			return []effect{unavailable, answerLost, comesLate}[w.rng.IntN(3)]
+			return []effect{unavailable, answerLost, comesLate, twice}[w.rng.IntN(4)]
 		}
 		return happens
 	case c.kind == kindKV && w.rng.IntN(2000) < w.chances.callFails:
