@@ -63,8 +63,8 @@ func (k *agentKV) List(ctx context.Context, prefix string, at int64) (items []co
 			return
 		}
 		items, rev, err = k.w.kv.List(k.w.ctx, prefix, at)
-		if k.w.broken.overOpenLogs && prefix == coordinator.PrefixLogs && (at != 0 || who == "control the cluster") {
-			items = k.w.closed(items) // what those look at who give shards away
+		if change := k.w.broken.logs; change != nil && prefix == coordinator.PrefixLogs && err == nil {
+			items = changeLogs(items, func(all []coordinator.Log) { change(k.w, who, at, all) })
 		}
 	}})
 	if parked != nil {
@@ -73,23 +73,20 @@ func (k *agentKV) List(ctx context.Context, prefix string, at int64) (items []co
 	return items, rev, err
 }
 
-// closed returns WAL logs as if all were closed whose agents are not registered.
-func (w *world) closed(items []coordinator.Item) []coordinator.Item {
-	registered, _, err := w.kv.List(w.ctx, coordinator.PrefixAgents, 0)
-	if err != nil {
-		panic(err)
-	}
+// changeLogs returns other records of WAL logs.
+func changeLogs(items []coordinator.Item, change func([]coordinator.Log)) []coordinator.Item {
 	items = slices.Clone(items)
-	for i, it := range items {
+	var all []coordinator.Log
+	for _, it := range items {
 		l, err := coordinator.Decode[coordinator.Log](it)
 		if err != nil {
 			panic(err)
 		}
-		l.Closed = l.Closed || !slices.ContainsFunc(registered, func(it coordinator.Item) bool {
-			a, err := coordinator.Decode[coordinator.Agent](it)
-			return err == nil && a.Log == l.ID
-		})
-		items[i].Value = coordinator.Encode(l)
+		all = append(all, l)
+	}
+	change(all)
+	for i := range items {
+		items[i].Value = coordinator.Encode(all[i])
 	}
 	return items
 }

@@ -32,13 +32,13 @@ type breakage struct {
 	// append stands for an append to a store of another machine; send takes frames there.
 	append func(x *connection, frames []byte, send func([]byte) error) error
 
-	// etcdCuts has five machines, from which etcd is away one by one, as the only trouble: a writer goes on while another node recovers its log.
-	etcdCuts bool
+	// logs changes which WAL logs an agent is told of; who is its task that asks, and at the revision that it asks for, if any.
+	logs func(w *world, who string, at int64, all []coordinator.Log)
 
 	noSync          bool // appends are acknowledged before they are synced
 	forgetProducers bool // a new leader restores no idempotent producers
 	squat           bool // somebody else's objects have the names of the first attempts
-	overOpenLogs    bool // shards are claimed while the log of their owner is open
+	leavesAtOnce    bool // an agent that is told to leave does so, with its disk
 }
 
 // breakages are caught within breakageSeeds seeds each. Not among them, since other rules make them harmless: a claim that does not raise the fence (the
@@ -46,11 +46,7 @@ type breakage struct {
 // segment on the disk, are only ever created).
 var breakages = []breakage{
 	{name: "acknowledge before the sync", noSync: true},
-	{name: "commit without comparing the log's record", txn: func(_ *world, x *txn) {
-		if x.writes(coordinator.PrefixCommits) != nil {
-			x.compares = nil
-		}
-	}},
+	commitUnguarded,
 	// 13.14: the flushed position is read, the writer commits, the claim is written.
 	{name: "read the flushed position before the claim", txn: func(w *world, x *txn) {
 		if l, ok := x.claims(); ok {
@@ -71,8 +67,7 @@ var breakages = []breakage{
 			*revision = 1
 		}
 	}},
-	// 13.4
-	{name: "a new leader forgets idempotent producers", forgetProducers: true},
+	producersForgotten,
 	// 13.13
 	{name: "take an object of the same name for one's own", squat: true, put: func(err error) error {
 		if errors.Is(err, objectstore.ErrExists) {
@@ -105,7 +100,7 @@ var breakages = []breakage{
 		}
 		return err
 	}},
-	{name: "claim shards while their owner's log is open", overOpenLogs: true},
+	openLogsClosed,
 }
 
 const breakageSeeds = 300

@@ -29,6 +29,7 @@ type cluster struct {
 	ageMax   time.Duration // of what is not flushed
 	ids      *rand.Rand    // of disks
 	starts   int           // of nodes, so far
+	copies   int           // of each log, as agents that start from now on are configured
 }
 
 // host is a machine: a disk, and the node that runs on it.
@@ -44,7 +45,7 @@ type host struct {
 func newCluster(ctx context.Context, seed uint64, broken breakage, size int) *cluster {
 	c := &cluster{
 		world: newWorld(ctx, seed, broken, 4), known: make(map[coordinator.ShardID]*node), cuts: make(map[[2]string]int),
-		ids: rand.New(rand.NewPCG(seed, 0x1d)), ageMax: 5 * time.Second,
+		ids: rand.New(rand.NewPCG(seed, 0x1d)), ageMax: 5 * time.Second, copies: 3,
 	}
 	c.scene, c.steps = c, 3000
 	uuid.SetRand(random{c.ids}) // identities of disks decide where copies go
@@ -61,11 +62,6 @@ func newCluster(ctx context.Context, seed uint64, broken breakage, size int) *cl
 func clusters(ctx context.Context, seed uint64, broken breakage) *world {
 	rng := rand.New(rand.NewPCG(seed, 0x52))
 	pick := func(of ...int) int { return of[rng.IntN(len(of))] }
-	if broken.etcdCuts {
-		c := newCluster(ctx, seed, broken, 5)
-		c.chances, c.passes = chances{apart: 8}, []time.Duration{50 * time.Millisecond, 200 * time.Millisecond}
-		return c.world
-	}
 	c := newCluster(ctx, seed, broken, pick(3, 3, 3, 4, 5))
 	c.chances = chances{
 		callFails: pick(0, 5, 30), slow: pick(0, 10, 30), stall: pick(0, 1, 4), outage: pick(0, 1, 2),
@@ -249,8 +245,7 @@ func (c *cluster) trouble() bool {
 	case roll(c.chances.kill):
 		c.kill(n, false)
 	case roll(c.chances.drain):
-		c.note("%s is told to leave", n.name)
-		n.stop()
+		n.leave()
 	case roll(c.chances.lose) && n.identity() != "" && c.mayLose():
 		c.lose(n)
 	case roll(c.chances.stall):

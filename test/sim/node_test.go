@@ -63,9 +63,13 @@ func (n *node) exist(ctx context.Context, fs disk.FS) {
 	}
 	n.store.Store(store)
 	cfg := product.Defaults()
+	cfg.Copies = n.c.copies
 	cfg.Zone, cfg.AdvertiseHost, cfg.AdvertisePort, cfg.PeerAdvertise = n.machine.zone, n.machine.name, 9092, n.machine.name
 	cfg.WALBytesMax, cfg.WALCacheBytes, cfg.CacheBytesMax, cfg.FooterBytesMax = 4<<20, 64<<10, 1<<20, 1<<20
 	cfg.Flush.SegmentBytes, cfg.Flush.AgeMax = 1500, n.c.ageMax
+	if n.c.broken.forgetProducers {
+		cfg.ProducerIdleMax = -cfg.ProducerIdleMax
+	}
 	a := product.New(cfg, product.Deps{
 		KV:    &agentKV{Store: n.c.kv, w: n.c.world, by: &n.process},
 		Store: &agentBucket{Store: n.c.bucket, w: n.c.world, by: &n.process},
@@ -87,6 +91,16 @@ func (n *node) now() time.Time { return time.Now().Add(time.Duration(n.clock.Loa
 func (n *node) jump(d time.Duration) {
 	n.c.note("the clock of %s jumps by %v", n.name, d)
 	n.clock.Add(int64(d))
+}
+
+// leave tells it to leave.
+func (n *node) leave() {
+	n.c.note("%s is told to leave", n.name)
+	if n.c.broken.leavesAtOnce {
+		n.c.lose(n)
+		return
+	}
+	n.stop()
 }
 
 // logger puts what the agent says beside the trace.

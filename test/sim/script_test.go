@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -9,11 +10,14 @@ import (
 	"github.com/varve-io/varve/objectstore/segment"
 )
 
-// stage is a world without trouble of its own, whose calls a test holds back and lets go.
-type stage struct {
-	*testing.T
-	w *world
-}
+// stage is a world without trouble of its own, whose calls a script holds back and lets go.
+type stage struct{ w *world }
+
+// scriptOver ends a script that cannot go on; it has told why.
+type scriptOver struct{}
+
+// fail notes that not all went as it must.
+func (s *stage) fail(format string, args ...any) { s.w.check.report("script: "+format, args...) }
 
 // script is a stage with one machine.
 type script struct {
@@ -21,38 +25,50 @@ type script struct {
 	*single
 }
 
-// play runs a script, and then heals the world and reads everything back.
+// play runs a script on one machine, which must go well.
 func play(t *testing.T, run func(*script)) {
 	t.Helper()
-	perform(t, func(t *testing.T) (*world, func()) {
-		s := newSingle(t.Context(), 1, breakage{})
-		return s.world, func() { run(&script{stage{t, s.world}, s}) }
+	findings, lines := perform(t, func(ctx context.Context) (*world, func()) {
+		s := newSingle(ctx, 1, breakage{})
+		return s.world, func() { run(&script{stage{s.world}, s}) }
 	})
+	blame(t, findings, lines)
 }
 
-// perform makes a world, runs what a script does in it, and then heals it.
-func perform(t *testing.T, create func(*testing.T) (w *world, run func())) {
+// blame fails a test for what a script found.
+func blame(t *testing.T, findings, lines []string) {
+	t.Helper()
+	if len(findings) > 0 {
+		t.Errorf("%s\n%s", strings.Join(findings, "\n"), strings.Join(lines, "\n"))
+	}
+}
+
+// perform makes a world, runs what a script does in it, heals it, and reads everything back. It returns what it found, and the trace.
+func perform(t *testing.T, create func(context.Context) (w *world, run func())) (findings, lines []string) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w, run := create(t)
+		w, run := create(t.Context())
 		w.chances = chances{}
-		var lines []string
 		w.log = func(line string) { lines = append(lines, line) }
 		defer w.end()
-		defer func() {
-			if t.Failed() {
-				t.Log(strings.Join(lines, "\n"))
-			}
-		}()
-		run()
+		w.attempt(run)
 		if !w.check.failed() {
 			w.held = nil
 			w.heal()
 		}
-		for _, f := range w.check.findings {
-			t.Error(f)
-		}
+		findings = w.check.findings
 	})
+	return findings, lines
+}
+
+// attempt runs a script as far as it goes.
+func (w *world) attempt(run func()) {
+	defer func() {
+		if r := recover(); r != nil && r != any(scriptOver{}) {
+			panic(r)
+		}
+	}()
+	run()
 }
 
 // hold keeps calls of that process whose name begins so from happening, until it is let go.
@@ -76,15 +92,14 @@ func (s *stage) parkedCall(by *process, what string) *call {
 
 // wait lets everything go on until cond holds.
 func (s *stage) wait(what string, cond func() bool) {
-	s.Helper()
 	if !s.w.until(healSteps, cond) {
-		s.Fatalf("waited in vain for: %s; findings: %q", what, s.w.check.findings)
+		s.fail("waited in vain for: %s", what)
+		panic(scriptOver{})
 	}
 }
 
 // await lets everything go on until a call waits.
 func (s *stage) await(by *process, what string) *call {
-	s.Helper()
 	s.wait(by.name+" "+what, func() bool { return s.parkedCall(by, what) != nil })
 	return s.parkedCall(by, what)
 }
@@ -92,10 +107,13 @@ func (s *stage) await(by *process, what string) *call {
 // linger lets everything that can go on do so for a while.
 func (s *stage) linger() { s.w.until(300, func() bool { return false }) }
 
-// pause is a linger of less than a second: nobody loses patience.
-func (s *stage) pause() {
-	until := time.Now().Add(500 * time.Millisecond)
-	s.w.until(300, func() bool { return time.Now().After(until) })
+// pause lasts less than a second: nobody loses patience.
+func (s *stage) pause() { s.last(500 * time.Millisecond) }
+
+// last lets everything that can go on do so for a time.
+func (s *stage) last(d time.Duration) {
+	until := time.Now().Add(d)
+	s.wait("time to pass", func() bool { return time.Now().After(until) })
 }
 
 // send sends a new batch of a producer; it is acknowledged when the result says so.
@@ -114,7 +132,6 @@ func (s *stage) repeat(p *producer, to broker) {
 
 // serve starts an agent and waits until it serves.
 func (s *script) serve() *agent {
-	s.Helper()
 	a := s.start()
 	s.wait(a.name+" serves", a.serving.Load)
 	return a
@@ -153,7 +170,7 @@ func TestLeaderWaitsForTheLastCommit(t *testing.T) {
 		letGo := s.hold(&heir.process, "watch meta/")
 		s.linger()
 		if heir.serving.Load() {
-			s.Error("serves without having seen the commit that its own recovery made")
+			s.fail("serves without having seen the commit that its own recovery made")
 		}
 		letGo()
 		s.wait("the heir", heir.serving.Load)
@@ -191,13 +208,13 @@ func TestSealWaitsForSync(t *testing.T) {
 		heir := s.start()
 		s.linger()
 		if s.parkedCall(&heir.process, "put ") != nil || heir.serving.Load() {
-			s.Error("the seal answered while a sync was in flight")
+			s.fail("the seal answered while a sync was in flight")
 		}
 		letGo()
 		s.wait("acknowledgement by the old leader", acked)
 		s.wait("the heir", heir.serving.Load)
 		if end := heir.index.End(heir.partition(0).ID); end == 0 {
-			s.Error("the heir does not know what the old leader acknowledged after the seal was asked for")
+			s.fail("the heir does not know what the old leader acknowledged after the seal was asked for")
 		}
 	})
 }
@@ -218,7 +235,7 @@ func TestRecovererDiesAfterUpload(t *testing.T) {
 		late.apply()
 		s.wait("acknowledgement", s.send(p, heir))
 		if l := s.check.logs[old.id]; l.Commits != 1 || l.Fence != 3 || !l.Closed {
-			s.Errorf("the log's record is %+v, want one commit under fence 3, and closed", l)
+			s.fail("the log's record is %+v, want one commit under fence 3, and closed", l)
 		}
 	})
 }
@@ -246,7 +263,7 @@ func TestNameIsTaken(t *testing.T) {
 		s.wait("the commit", func() bool { return s.commits(a) == 1 })
 		second := segment.ID{Log: uint64(a.id), Fence: 1, Commit: 1, Attempt: 1}.Name()
 		if _, footer := s.check.object(second); footer == nil {
-			s.Errorf("%s is not there", second)
+			s.fail("%s is not there", second)
 		}
 		s.broken.squat = false
 	})
@@ -328,7 +345,7 @@ func TestOlderLogLeadsLater(t *testing.T) {
 		next := s.serve()
 		s.wait("acknowledgement", s.send(p, next))
 		if slow.id > fast.id {
-			s.Fatal("the order of logs is that of leaders: this shows nothing")
+			s.fail("the order of logs is that of leaders: this shows nothing")
 		}
 	})
 }

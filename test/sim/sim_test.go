@@ -3,6 +3,7 @@ package sim
 import (
 	"flag"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -10,25 +11,30 @@ import (
 
 var (
 	seeds = flag.Uint64("seeds", 150, "how many seeds to run")
+	fresh = flag.Bool("fresh", false, "begin at a seed that was hardly run before")
 	seed  = flag.Uint64("seed", 0, "run only this seed, and print its trace with -v")
 )
 
-// TestSeeds runs worlds by seed, the first ones always the same.
+// TestSeeds runs worlds by seed.
 func TestSeeds(t *testing.T) {
 	runSeeds(t, singles, *seeds)
 }
 
-func runSeeds(t *testing.T, create maker, last uint64) {
+// runSeeds runs so many seeds, the same ones each time unless fresh ones are asked for.
+func runSeeds(t *testing.T, create maker, count uint64) {
 	first := uint64(1)
 	var log func(string)
-	if *seed != 0 {
-		first, last = *seed, *seed
+	switch {
+	case *seed != 0:
+		first, count = *seed, 1
 		log = func(line string) { t.Log(line) }
+	case *fresh:
+		first = 1_000_000 + rand.Uint64N(1_000_000_000)
 	}
-	t.Logf("seeds %d to %d; to replay one: go test ./test/sim -run %s -seed N -v", first, last, t.Name())
-	for n := first; n <= last; n++ {
+	t.Logf("seeds %d to %d", first, first+count-1)
+	for n := first; n < first+count; n++ {
 		if findings, _ := run(t, create, n, breakage{}, log); len(findings) > 0 {
-			t.Errorf("seed %d: %q", n, findings)
+			t.Errorf("%q; to replay: go test ./test/sim -run '^%s$' -seed %d -v", findings, t.Name(), n)
 		}
 	}
 }
