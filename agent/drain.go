@@ -101,7 +101,7 @@ func (a *Agent) awaitReaders(ctx context.Context) {
 // standByPause is how often an agent that is about to leave looks whether its store is still needed.
 const standByPause = 50 * time.Millisecond
 
-// standBy waits until no log that is open has a copy on this agent's disk that is not flushed.
+// standBy waits until no log that is open has a copy on this agent's disk that is not flushed, and no other agent writes one there, which it may be about to list.
 func (a *Agent) standBy(ctx context.Context) error {
 	store := a.deps.Disk.Identity().String()
 	for {
@@ -116,8 +116,16 @@ func (a *Agent) standBy(ctx context.Context) error {
 			}
 			return err
 		})
-		if err != nil || needs == 0 {
+		if err != nil {
 			return err
+		}
+		for _, s := range a.deps.Disk.Segments() {
+			if id := coordinator.LogID(s.ID.Log); s.Live && id != a.id {
+				needs = id
+			}
+		}
+		if needs == 0 {
+			return nil
 		}
 		select {
 		case <-time.After(standByPause):

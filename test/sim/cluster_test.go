@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing/synctest"
 	"time"
 
@@ -27,7 +28,6 @@ type cluster struct {
 	conns    []*connection                 // to other machines' stores, until they are over
 	reads    []*reading
 	ageMax   time.Duration // of what is not flushed
-	ids      *rand.Rand    // of disks
 	starts   int           // of nodes, so far
 	copies   int           // of each log, as agents that start from now on are configured
 }
@@ -45,10 +45,10 @@ type host struct {
 func newCluster(ctx context.Context, seed uint64, broken breakage, size int) *cluster {
 	c := &cluster{
 		world: newWorld(ctx, seed, broken, 4), known: make(map[coordinator.ShardID]*node), cuts: make(map[[2]string]int),
-		ids: rand.New(rand.NewPCG(seed, 0x1d)), ageMax: 5 * time.Second, copies: 3,
+		ageMax: 5 * time.Second, copies: 3,
 	}
 	c.scene, c.steps = c, 3000
-	uuid.SetRand(random{c.ids}) // identities of disks decide where copies go
+	uuid.SetRand(&random{Rand: rand.New(rand.NewPCG(seed, 0x1d))}) // identities of disks decide where copies go
 	for i := range size {
 		m := &host{name: fmt.Sprintf("m%d", i+1), zone: fmt.Sprintf("z%d", i%3)}
 		m.disk = c.newDisk()
@@ -82,10 +82,15 @@ func (c *cluster) newDisk() *disktest.Disk {
 	return disktest.New(c.rng.Uint64())
 }
 
-// random is the world's randomness as a reader.
-type random struct{ *rand.Rand }
+// random is randomness as a reader, which may be used concurrently.
+type random struct {
+	mu sync.Mutex
+	*rand.Rand
+}
 
-func (r random) Read(p []byte) (int, error) {
+func (r *random) Read(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for i := range p {
 		p[i] = byte(r.Uint32())
 	}

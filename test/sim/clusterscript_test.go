@@ -24,6 +24,7 @@ func playCluster(t *testing.T, size int, broken breakage, run func(*clusterScrip
 		s := &clusterScript{stage{c.world}, c}
 		return c.world, func() {
 			s.wait("the cluster", s.settled)
+			s.held = append(s.held, func(c *call) bool { return strings.HasPrefix(c.what, "txn "+coordinator.PrefixMoves) }) // no shard moves but by the script
 			run(s)
 		}
 	})
@@ -116,11 +117,12 @@ func (s *clusterScript) logOf(n *node) (own coordinator.Log) {
 	return own
 }
 
-// begin returns a producer of which a first batch is acknowledged, and the node that leads its partition.
+// begin returns a producer of which a first batch is acknowledged and committed, and the node that leads its partition.
 func (s *clusterScript) begin() (p *producer, owner *node) {
 	p = s.load.producers[0]
 	owner = s.leaderOf(s.shardOf(p.partition))
 	s.insist(p, owner, s.send(p, owner))
+	s.wait("the first commit", func() bool { return int64(s.check.ends[p.partition]) > s.load.logs[p.partition].floor })
 	return p, owner
 }
 
@@ -142,9 +144,8 @@ func (s *clusterScript) holdAll(what string) (letGo func()) {
 	}
 }
 
-// wish has the controller wish that a shard moves; it does not take it back.
+// wish wishes that a shard moves, as the controller does.
 func (s *clusterScript) wish(id coordinator.ShardID, to *node) {
-	s.holdAll("txn " + coordinator.PrefixMoves)
 	_, err := s.world.apply(&txn{ops: []coordinator.Op{{Key: coordinator.KeyMove(id), Value: coordinator.Encode(coordinator.Move{To: s.logOf(to).ID})}}})
 	if err != nil {
 		panic(err)

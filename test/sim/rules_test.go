@@ -104,10 +104,20 @@ var claimedForGood = breakage{name: "a log that was claimed is claimed by nobody
 	}
 }}
 
-// listed reports whether a segment, or a later one, was ever listed in its log's record; the first is always.
+// listed reports whether a segment, or a later one, was ever listed in its log's record; the first is always. It may be called concurrently.
 func (c *cluster) listed(id wal.SegmentID) bool {
-	l := c.check.logs[coordinator.LogID(id.Log)]
-	return id.Number == 1 || len(l.Segments) > 0 && l.Segments[len(l.Segments)-1].Number >= id.Number
+	if id.Number == 1 {
+		return true
+	}
+	item, _, err := c.kv.Get(c.ctx, coordinator.KeyLog(coordinator.LogID(id.Log)))
+	if err != nil {
+		panic(err)
+	}
+	l, err := coordinator.Decode[coordinator.Log](item)
+	if err != nil {
+		panic(err)
+	}
+	return len(l.Segments) > 0 && l.Segments[len(l.Segments)-1].Number >= id.Number
 }
 
 // handOver gives shards at once to whom the transaction only wishes to have them.

@@ -38,7 +38,7 @@ func oldAcknowledgementsDuringARoll(s *clusterScript) {
 	key := "txn " + coordinator.KeyLog(l.ID)
 	s.hold(&owner.process, key)
 	s.cut(owner.machine, s.nodeOf(l.Segments[0].Stores[2]).machine, s.step+healSteps, true) // a store drops out, and the log rolls
-	s.wait("acknowledgement by two copies", s.send(p, owner))
+	s.insist(p, owner, s.send(p, owner))
 	s.wait("the roll's transaction", func() bool { return s.exactly(&owner.process, key) != nil })
 	next := wal.SegmentID{Log: wal.LogID(l.ID), Number: l.Segments[0].Number + 1}
 	s.holdAppends(owner, "", " "+next.String())
@@ -73,8 +73,14 @@ func sealOfACopyWaitsForItsSync(s *clusterScript) {
 	})
 	other := slices.DeleteFunc(s.others(owner), func(n *node) bool { return n == recoverer })[0]
 	s.holdAppends(owner, recoverer.machine.name, "")
+	underway := func() bool {
+		return s.parkedCall(&owner.process, "to "+other.machine.name+": append") != nil ||
+			s.parkedCall(&other.process, "answer to "+owner.machine.name+": append") != nil || s.parkedCall(&other.process, "write ") != nil
+	}
+	s.wait("a moment without an append", func() bool { return !underway() })
 	sync := s.hold(&other.process, "write ")
 	acked := s.send(p, owner)
+	s.await(&other.process, "write ")
 	letGo()
 	s.pause()
 	if s.parkedCall(&recoverer.process, "put ") != nil {
@@ -128,7 +134,7 @@ func (s *clusterScript) leaveWithTheOnlySecondCopy(p *producer, owner, leaver *n
 		return len(l.Segments) == 1 && slices.Equal(l.Segments[0].Stores, []string{owner.identity(), leaver.identity()})
 	})
 	s.hold(&owner.process, "put ")
-	s.wait("acknowledgement", s.send(p, owner))
+	s.insist(p, owner, s.send(p, owner))
 	leaver.leave()
 	s.until(200, func() bool { return !leaver.lives() })
 	if !leaver.lives() {

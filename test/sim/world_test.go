@@ -68,6 +68,8 @@ type world struct {
 	steps int // before it heals
 	trace uint64
 	log   func(string) // nil: the trace is only hashed
+
+	saying sync.Mutex // of who calls log
 }
 
 // kind of thing that is called.
@@ -201,8 +203,15 @@ func (w *world) note(format string, args ...any) {
 	h := fnv.New64a()
 	_, _ = fmt.Fprintf(h, "%x %d %s", w.trace, w.step, line)
 	w.trace = h.Sum64()
+	w.say(fmt.Sprintf("%5d  %s", w.step, line))
+}
+
+// say logs a line. It may be called concurrently.
+func (w *world) say(line string) {
 	if w.log != nil {
-		w.log(fmt.Sprintf("%5d  %s", w.step, line))
+		w.saying.Lock()
+		defer w.saying.Unlock()
+		w.log(line)
 	}
 }
 
@@ -210,9 +219,7 @@ const asidePrefix = "    -- "
 
 // aside tells something beside the trace.
 func (w *world) aside(format string, args ...any) {
-	if w.log != nil {
-		w.log(asidePrefix + fmt.Sprintf(format, args...))
-	}
+	w.say(asidePrefix + fmt.Sprintf(format, args...))
 }
 
 // call parks the caller until the scheduler has run c. It returns false if the process has died or ctx has ended before: then c does not run.
