@@ -35,6 +35,8 @@ import (
 	"github.com/varve-io/varve/agent/upkeep"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/objectstore/cache"
+	"github.com/varve-io/varve/objectstore/zone"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
 )
@@ -86,7 +88,7 @@ type Deps struct {
 	// PeerListener is where other agents reach the disk; nil if they do not. PeerTLS is for both directions; nil for none.
 	PeerListener net.Listener
 	PeerTLS      *tls.Config
-	// Peers reaches the disks of other agents; nil for wal/peer over TCP.
+	// Peers reaches other agents; nil for protocol/peering over TCP.
 	Peers   Peers
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
@@ -119,6 +121,9 @@ type Agent struct {
 	follower   *lead.Follower
 	index      *index.Index
 	footers    *fetch.Footers
+	source     *zone.Source // of blocks
+	blocks     *cache.Cache
+	zone       *zone.Server
 	partitions *Partitions
 	ledger     *ledger.Ledger
 	starts     *upkeep.Starts
@@ -167,8 +172,8 @@ func (a *Agent) Node() int32 { return a.node }
 var errStopped = errors.New("stopped")
 
 // Run joins the cluster, serves, and, when ctx ends, drains: it answers what it has, flushes the WAL, closes its log and leaves. It returns
-// nil after that, when nothing on its disk is needed any more, and otherwise what ended the incarnation, or kept it from draining in time: a disk that failed, a log that another agent has claimed, a
-// broken invariant. Whatever it leaves behind then, the next incarnation recovers.
+// nil after that, when nothing on its disk is needed any more, and otherwise what ended the incarnation, or kept it from draining in time: a disk that failed, a
+// log that another agent has claimed, a broken invariant. Whatever it leaves behind then, the next incarnation recovers.
 func (a *Agent) Run(ctx context.Context) error {
 	// What runs outlives ctx until it is drained.
 	run, fatal := context.WithCancelCause(context.WithoutCancel(ctx))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 
+	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/protocol"
 )
@@ -83,16 +84,13 @@ func newSecret() []byte {
 }
 
 // openLog writes the record of a new WAL log of this agent, which begins with a segment that is on its stores.
-func openLog(ctx context.Context, kv coordinator.KV, log *slog.Logger, id coordinator.LogID, node int32, first coordinator.WALSegment) (coordinator.Log, int64, error) {
-	record := coordinator.Log{ID: id, Node: node, Fence: 1, Segments: []coordinator.WALSegment{first}}
-	guard := coordinator.Guard{Key: coordinator.KeyLog(id), Next: coordinator.Encode(record)}
-	err := coordinator.Insist(ctx, kv, []*coordinator.Guard{&guard}, nil, func(err error) {
-		log.Error("waiting for room in etcd", "to", "open a WAL log", "log", id, "err", err)
+func openLog(ctx context.Context, kv coordinator.KV, log *slog.Logger, id coordinator.LogID, node int32, first coordinator.WALSegment) (record coordinator.Log, revision int64, err error) {
+	record = coordinator.Log{ID: id, Node: node, Fence: 1, Segments: []coordinator.WALSegment{first}}
+	err = retry.Coordinator(ctx, log, "open a WAL log", func(ctx context.Context) (err error) {
+		revision, err = coordinator.OpenLog(ctx, kv, record)
+		return err
 	})
-	if err != nil {
-		return coordinator.Log{}, 0, fmt.Errorf("open WAL log %s: %w", id, err)
-	}
-	return record, guard.Revision, nil
+	return record, revision, err
 }
 
 // parseClusterID reads the cluster's id, which is a UUID printed like Kafka's topic ids.

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/varve-io/varve/agent/recovery"
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/wal"
@@ -107,8 +106,8 @@ func (a *Agent) standBy(ctx context.Context) error {
 	for {
 		needs := coordinator.LogID(0)
 		err := retry.Coordinator(ctx, a.log, "list WAL logs", func(ctx context.Context) error {
-			logs, _, err := recovery.List(ctx, a.deps.KV)
-			for _, l := range logs {
+			logs, err := coordinator.ListLogs(ctx, a.deps.KV, 0)
+			for _, l := range logs.Records {
 				here := slices.ContainsFunc(l.Segments, func(s coordinator.WALSegment) bool { return slices.Contains(s.Stores, store) })
 				if here && !l.Closed {
 					needs = l.ID

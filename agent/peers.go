@@ -13,15 +13,18 @@ import (
 
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/placement"
+	"github.com/varve-io/varve/protocol/peering"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/peer"
 )
 
-// Peers reaches the WAL stores of other agents. Its methods may be called concurrently.
+// Peers reaches other agents, above all their WAL stores. Its methods may be called concurrently.
 type Peers interface {
 	// Store is the store of that identity, which an agent serves at a place. It does not connect yet.
-	Store(place string, identity uuid.UUID) (PeerStore, error)
+	Store(place string, identity uuid.UUID) PeerStore
+	// Dial connects to another service of the agent that has that store.
+	Dial(ctx context.Context, place string, identity uuid.UUID, service peering.Service) (net.Conn, error)
 	// Refuses reports whether the machine at the place says that nobody serves there. It waits for some 100 ms at most.
 	Refuses(ctx context.Context, place string) bool
 }
@@ -36,14 +39,10 @@ type PeerStore interface {
 }
 
 // network is what agents reach each other through, unless a test has one of its own.
-type network struct{ credentials peer.Credentials }
+type network struct{ *peering.Dialer }
 
-func (n network) Store(place string, identity uuid.UUID) (PeerStore, error) {
-	p, err := peer.NewStore(peer.Config{Address: place, Identity: identity, Credentials: n.credentials})
-	if err != nil {
-		return nil, err
-	}
-	return peerStore{p}, nil
+func (n network) Store(place string, identity uuid.UUID) PeerStore {
+	return peerStore{peer.NewStore(peer.Config{Address: place, Identity: identity, Dialer: n.Dialer})}
 }
 
 type peerStore struct{ *peer.Store }
@@ -99,7 +98,7 @@ func (s *stores) place(id string) string {
 func (s *stores) peer(id string) (PeerStore, error) {
 	place := s.place(id)
 	if place == "" {
-		return nil, fmt.Errorf("WAL store %s: %w: no agent that has it is registered", id, peer.ErrUnreachable)
+		return nil, fmt.Errorf("WAL store %s: %w: no agent that has it is registered", id, peering.ErrUnreachable)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -113,10 +112,7 @@ func (s *stores) peer(id string) (PeerStore, error) {
 	if err != nil {
 		return nil, fmt.Errorf("WAL store %s: %w", id, err)
 	}
-	p, err := s.network.Store(place, identity)
-	if err != nil {
-		return nil, err
-	}
+	p := s.network.Store(place, identity)
 	s.peers[id], s.places[id] = p, place
 	return p, nil
 }

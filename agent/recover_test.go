@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"strings"
@@ -64,6 +65,18 @@ func TestUnknownLog(t *testing.T) {
 func testUnknownLog(t *testing.T, w *world) {
 	t.Helper()
 	w.leave(t, 77, 1)
+	held, err := w.refuse(t)
+	if err == nil || !strings.Contains(err.Error(), "4d") {
+		t.Errorf("start with entries of an unknown log: %v, want an error that names log 4d", err)
+	}
+	if len(held) != 1 || held[0].ID.Log != 77 {
+		t.Errorf("the disk holds %+v, want log 77 alone", held)
+	}
+}
+
+// refuse runs an agent that is to end by itself, and returns why it did, and what its disk holds.
+func (w *world) refuse(t *testing.T) ([]disk.SegmentInfo, error) {
+	t.Helper()
 	d, err := disk.Open(disk.Config{Dir: w.dir, FileBytes: 8 << 20})
 	if err != nil {
 		t.Fatal(err)
@@ -79,12 +92,10 @@ func testUnknownLog(t *testing.T, w *world) {
 		KV: w.kv, Store: w.store, Disk: d, Listener: l, Metrics: prometheus.NewRegistry(),
 		Log: slog.New(slog.DiscardHandler), Now: time.Now,
 	}).Run(ctx)
-	if err == nil || !strings.Contains(err.Error(), "4d") || ctx.Err() != nil {
-		t.Errorf("start with entries of an unknown log: %v, want an error that names log 4d", err)
+	if ctx.Err() != nil {
+		t.Error("the agent did not end")
 	}
-	if held := d.Segments(); len(held) != 1 || held[0].ID.Log != 77 {
-		t.Errorf("the disk holds %+v, want log 77 alone", held)
-	}
+	return d.Segments(), err
 }
 
 // TestLogThatNeverOpened: a crash between the making of a log and its record leaves an empty one, which nobody misses.
@@ -94,4 +105,43 @@ func TestLogThatNeverOpened(t *testing.T) {
 	r := w.start(t, nil)
 	produce(t, r, "t", 0, 10)
 	consume(t, r, "t", 10)
+}
+
+// past says that logs below a number are over, unless they have a record, and which number is given next.
+func (w *world) past(t *testing.T, mark, next coordinator.LogID) {
+	t.Helper()
+	_, err := w.kv.Txn(t.Context(), nil, []coordinator.Op{
+		{Key: coordinator.KeyPastLog, Value: coordinator.Encode(mark)}, {Key: coordinator.KeyNextLog, Value: coordinator.Encode(next)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestForgottenLog: a store was away when a log was closed and its record deleted, and comes back with its entries: they are in the bucket, and need not be kept.
+func TestForgottenLog(t *testing.T) {
+	w := newWorld(t)
+	w.past(t, 78, 80)
+	w.leave(t, 77, 10)
+	r := w.start(t, nil)
+	produce(t, r, "t", 0, 10)
+	consume(t, r, "t", 10)
+	r.stop()
+	d, err := disk.Open(disk.Config{Dir: w.dir, FileBytes: 8 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if held := d.Segments(); len(held) > 0 {
+		t.Errorf("the disk still has %+v", held)
+	}
+}
+
+// TestPassedOver: an agent whose number is below the mark by the time that it registers, as when it stood still for long, ends.
+func TestPassedOver(t *testing.T) {
+	w := newWorld(t)
+	w.past(t, 78, 70)
+	if _, err := w.refuse(t); !errors.Is(err, coordinator.ErrFenced) {
+		t.Errorf("start with a number that was passed over: %v, want ErrFenced", err)
+	}
 }

@@ -36,7 +36,11 @@ type registration struct {
 // register registers anew, under a new lease, and returns the revision of it. A lease that ended may have been taken for death: if the agent's log was claimed, it is over.
 func (r *registration) register(ctx context.Context) (revision int64, err error) {
 	err = retry.Coordinator(ctx, r.log, "register", func(ctx context.Context) error {
-		if err := r.checkLog(ctx); err != nil {
+		logs, err := coordinator.ListLogs(ctx, r.kv, 0)
+		if err != nil {
+			return err
+		}
+		if err := r.checkLog(logs); err != nil {
 			return err
 		}
 		lease, err := r.kv.Grant(ctx, leaseSeconds)
@@ -52,17 +56,16 @@ func (r *registration) register(ctx context.Context) (revision int64, err error)
 	return revision, err
 }
 
-// checkLog returns an error that is coordinator.ErrFenced if another agent has claimed this one's log.
-func (r *registration) checkLog(ctx context.Context) error {
-	item, _, err := r.kv.Get(ctx, coordinator.KeyLog(r.me.Log))
-	if err != nil || item.ModRevision == 0 {
-		return err
+// checkLog returns an error that is coordinator.ErrFenced if another agent has claimed this one's log, as those of logs show.
+func (r *registration) checkLog(logs coordinator.Logs) error {
+	l := logs.Record(r.me.Log)
+	switch {
+	case l != nil && l.Claimer != 0:
+		return fmt.Errorf("WAL log %s was claimed by log %s: %w", l.ID, l.Claimer, coordinator.ErrFenced)
+	case l == nil && logs.Closed(r.me.Log): // claimed and closed a while ago; or passed over, before it was opened
+		return fmt.Errorf("WAL log %s is over, and its record was deleted: %w", r.me.Log, coordinator.ErrFenced)
 	}
-	l, err := coordinator.Decode[coordinator.Log](item)
-	if err == nil && l.Claimer != 0 {
-		err = fmt.Errorf("WAL log %s was claimed by log %s: %w", l.ID, l.Claimer, coordinator.ErrFenced)
-	}
-	return err
+	return nil
 }
 
 // become changes the state.

@@ -30,7 +30,9 @@ import (
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/placement"
 	"github.com/varve-io/varve/objectstore/cache"
+	"github.com/varve-io/varve/objectstore/zone"
 	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/peering"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/peer"
@@ -47,6 +49,9 @@ func (a *Agent) start(run, ctx context.Context) error {
 	}
 	close(a.joined)
 	a.follow(run)
+	if err := a.reachPeers(run); err != nil {
+		return err
+	}
 	if err := a.servePeers(run); err != nil {
 		return err
 	}
@@ -60,9 +65,7 @@ func (a *Agent) start(run, ctx context.Context) error {
 		return err
 	}
 	a.startGroups(run)
-	if err := a.serve(run); err != nil {
-		return err
-	}
+	a.serve(run)
 	if err := a.takePart(run, ctx); err != nil {
 		return err
 	}
@@ -142,22 +145,54 @@ func (a *Agent) follow(run context.Context) {
 	})
 }
 
-// servePeers lets other agents keep copies of their logs on this agent's disk, if there is a place for it.
-func (a *Agent) servePeers(run context.Context) error {
-	credentials := peer.Credentials{Cluster: a.clusterID, Secret: a.cluster.Secret, TLS: a.deps.PeerTLS}
+// peerStoresMax limits connections of other agents to the WAL store: a writer has one for each of its segments, and a few for the rest.
+const peerStoresMax = 256
+
+// reachPeers makes what this agent has of others: their WAL stores, and the blocks of segments that those of its zone have in memory.
+func (a *Agent) reachPeers(run context.Context) error {
 	peers := a.deps.Peers
 	if peers == nil {
-		peers = network{credentials}
+		dialer, err := peering.NewDialer(peering.DialerConfig{Credentials: a.credentials()})
+		if err != nil {
+			return err
+		}
+		peers = network{dialer}
 	}
 	a.stores = newStores(a.deps.Disk, a.view, peers)
 	context.AfterFunc(run, a.stores.close)
+	n := &neighbours{view: a.view, zone: a.cfg.Zone, network: peers}
+	a.source = zone.New(zone.Config{Self: a.node, Homes: n.homes, Dial: n.dial, Log: a.log}, cache.NewBucket(a.deps.Store))
+	var err error
+	if a.blocks, err = cache.New(cache.Config{BytesMax: a.cfg.CacheBytesMax}, a.source); err != nil {
+		return err
+	}
+	context.AfterFunc(run, func() {
+		a.blocks.Close()
+		a.source.Close()
+	})
+	a.zone = zone.NewServer(a.blocks, a.cfg.CacheBytesMax)
+	return nil
+}
+
+// credentials are what this agent and the others know each other by.
+func (a *Agent) credentials() peering.Credentials {
+	return peering.Credentials{Cluster: a.clusterID, Secret: a.cluster.Secret, TLS: a.deps.PeerTLS}
+}
+
+// servePeers lets other agents keep copies of their logs on this agent's disk, and have blocks from its cache, if there is a place for it.
+func (a *Agent) servePeers(run context.Context) error {
 	if a.deps.PeerListener == nil {
 		return nil
 	}
-	server, err := peer.NewServer(peer.ServerConfig{Store: a.deps.Disk, Credentials: credentials, Metrics: a.deps.Metrics, Logger: a.log})
+	server, err := peering.NewServer(peering.ServerConfig{
+		Identity: a.deps.Disk.Identity(), Credentials: a.credentials(), Metrics: a.deps.Metrics, Logger: a.log,
+	})
 	if err != nil {
 		return err
 	}
+	walServer := peer.NewServer(peer.ServerConfig{Store: a.deps.Disk, Metrics: a.deps.Metrics, Logger: a.log})
+	server.Handle(peer.ServiceName, peerStoresMax, walServer.Serve)
+	server.Handle(blocksService, zone.ConnectionsMax, a.zone.Serve)
 	a.spawn(run, "serve peers", func(ctx context.Context) error {
 		defer context.AfterFunc(ctx, func() {
 			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), retry.CallTimeout)
@@ -166,7 +201,7 @@ func (a *Agent) servePeers(run context.Context) error {
 				a.log.Warn("end the peers' connections", "err", err)
 			}
 		})()
-		return server.Serve(a.deps.PeerListener) //nolint:contextcheck // ends by Close
+		return server.Serve(a.deps.PeerListener)
 	})
 	return nil
 }
@@ -189,16 +224,16 @@ func (a *Agent) register(run, ctx context.Context, store string) error {
 // recoverOwn brings to their end the logs that nobody else can: those that lie on this agent's disk alone, and one of which an operator has said that it is lost.
 // Then it frees what the disk need not hold any more.
 func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.SegmentInfo) error {
-	var logs []coordinator.Log
+	var logs coordinator.Logs
 	err := retry.Coordinator(ctx, a.log, "list WAL logs", func(ctx context.Context) (err error) {
-		logs, _, err = recovery.List(ctx, a.deps.KV)
+		logs, err = coordinator.ListLogs(ctx, a.deps.KV, 0)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	for i := range logs {
-		l := &logs[i]
+	for i := range logs.Records {
+		l := &logs.Records[i]
 		switch lost := l.ID == a.cfg.AcceptLoss; {
 		case l.Closed:
 			continue
@@ -267,13 +302,12 @@ func (a *Agent) sweepStore(ctx context.Context) error {
 			return ctx.Err()
 		}
 		held := a.deps.Disk.Segments()
-		var logs []coordinator.Log
+		var logs coordinator.Logs
 		err := retry.Coordinator(ctx, a.log, "list WAL logs", func(ctx context.Context) (err error) {
-			if err := a.registration.checkLog(ctx); err != nil {
+			if logs, err = coordinator.ListLogs(ctx, a.deps.KV, 0); err != nil {
 				return err
 			}
-			logs, _, err = recovery.List(ctx, a.deps.KV)
-			return err
+			return a.registration.checkLog(logs)
 		})
 		if err != nil {
 			return err
@@ -440,17 +474,11 @@ func (a *Agent) brokerConfigs() map[string]string {
 }
 
 // serve lets clients in.
-func (a *Agent) serve(run context.Context) error {
-	blocks, err := cache.New(cache.Config{BytesMax: a.cfg.CacheBytesMax}, a.deps.Store)
-	if err != nil {
-		return err
-	}
-	context.AfterFunc(run, blocks.Close)
-	a.measure(blocks)
-	reader := fetch.NewReader(a.index, a.footers, blocks, a.cfg.CacheBytesMax)
+func (a *Agent) serve(run context.Context) {
+	a.measure()
+	reader := fetch.NewReader(a.index, a.footers, a.blocks, a.cfg.CacheBytesMax)
 	handler := a.broker(fetch.New(reader), fetch.NewLookup(a.index, reader, a.cfg.Server.FrameBytesMax),
 		api.Deps{Ingest: ingest.New(a.wal, a.flusher, a.deps.Now)})
 	a.server.Open(handler)
 	a.spawn(run, "forget idle producers", a.expireProducers)
-	return nil
 }

@@ -94,15 +94,15 @@ func (s *succession) step(ctx context.Context) (time.Duration, error) {
 	for _, m := range s.a.view.Agents() {
 		s.peers[m.Log] = m.Peer
 	}
-	var logs []coordinator.Log
+	var logs coordinator.Logs
 	err := retry.Coordinator(ctx, s.a.log, "list WAL logs", func(ctx context.Context) (err error) {
-		logs, _, err = recovery.List(ctx, s.a.deps.KV)
+		logs, err = coordinator.ListLogs(ctx, s.a.deps.KV, 0)
 		return err
 	})
 	if err != nil {
 		return 0, err
 	}
-	s.notice(ctx, logs)
+	s.notice(ctx, logs.Records)
 	now := s.a.deps.Now()
 	wait := time.Duration(0)
 	for _, id := range slices.Sorted(maps.Keys(s.absent)) {

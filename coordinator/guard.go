@@ -9,11 +9,12 @@ import (
 )
 
 // Guard is a writer's knowledge of the key that makes it the only writer of other keys: what the key holds and
-// since which revision. It is not safe for concurrent use; one transaction at a time is the point of it.
+// since which revision. It is not safe for concurrent use; one transaction at a time is the point of it. Without Next it is only compared: then it makes
+// nobody the only writer, and cannot tell whether a transaction applied, so that another guard must.
 type Guard struct {
 	Key      string
 	Revision int64  // the key's ModRevision as the writer knows it; 0: the key must not exist yet
-	Next     []byte // what the next transaction writes into it; must differ from every value it ever had
+	Next     []byte // what the next transaction writes into it; must differ from every value it ever had. nil: it stays as it is
 }
 
 // retryPause is how long Apply waits before it sends a transaction again.
@@ -31,7 +32,9 @@ func Apply(ctx context.Context, kv KV, guards []*Guard, ops []Op) error {
 	all := make([]Op, 0, len(guards)+len(ops))
 	for _, g := range guards {
 		compares = append(compares, Compare{Key: g.Key, Revision: g.Revision})
-		all = append(all, Op{Key: g.Key, Value: g.Next})
+		if g.Next != nil {
+			all = append(all, Op{Key: g.Key, Value: g.Next})
+		}
 	}
 	all = append(all, ops...)
 	for doubt := false; ; {
@@ -39,7 +42,9 @@ func Apply(ctx context.Context, kv KV, guards []*Guard, ops []Op) error {
 		switch {
 		case err == nil && res.Succeeded:
 			for _, g := range guards {
-				g.Revision = res.Revision
+				if g.Next != nil {
+					g.Revision = res.Revision
+				}
 			}
 			return nil
 		case err == nil:
@@ -124,7 +129,7 @@ func settle(guards []*Guard, now []Item) error {
 	applied := false
 	for i, g := range guards {
 		switch {
-		case now[i].ModRevision != 0 && bytes.Equal(now[i].Value, g.Next):
+		case g.Next != nil && now[i].ModRevision != 0 && bytes.Equal(now[i].Value, g.Next):
 			applied = true
 			g.Revision = now[i].ModRevision
 		case now[i].ModRevision != g.Revision:

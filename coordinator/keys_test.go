@@ -48,7 +48,7 @@ func TestKeysAreDocumented(t *testing.T) {
 	}
 	for _, key := range []string{
 		KeyCluster, PrefixAgents, PrefixTopics, PrefixShards, PrefixCommits, PrefixLogs, PrefixUnflushed, KeyController, PrefixMoves, PrefixStores, PrefixWrites, PrefixGroups,
-		PrefixOffsets, KeyNextNode, KeyNextLog, KeyNextPID,
+		PrefixOffsets, KeyNextNode, KeyNextLog, KeyNextPID, KeyPastLog,
 	} {
 		if !strings.Contains(string(text), "`"+key) {
 			t.Errorf("KEYS.md does not name %s", key)

@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/varve-io/varve/agent/lead"
-	"github.com/varve-io/varve/agent/recovery"
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/placement"
@@ -27,8 +26,11 @@ import (
 const (
 	// movesMax is how many shards move for balance at once: each move ends with a flush of its owner's log.
 	movesMax = 16
-	// absentPause is how often the logs are looked at while one of them is about to be closed whose agent owns shards.
+	// absentPause is how often the logs are looked at while one of them is about to be closed whose agent owns shards; restPause is how often after nothing has
+	// changed for restAfter, as when too few stores are there to recover it.
 	absentPause = 100 * time.Millisecond
+	restPause   = time.Second
+	restAfter   = 5 * time.Second
 	// shardLoad is what a shard weighs beside its partitions, each of which weighs 1: its groups, and topics to come. The planner moves the heaviest shards first;
 	// one that has a partition more than others is not to be among them, or a newcomer would get all of a small topic.
 	shardLoad = 4
@@ -53,6 +55,9 @@ type Deps struct {
 type Controller struct {
 	deps    Deps
 	elected bool
+	closed  map[coordinator.LogID]time.Time // logs that are, and since when it has been seen
+	moved   int64                           // revision of the last change to the log of an owner that is absent
+	since   time.Time                       // when moved was seen first, or the view last told of something
 }
 
 // New returns a controller; [Controller.Run] makes it work.
@@ -79,6 +84,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-c.deps.Kick:
+			c.since = time.Now()
 		case <-timer:
 		}
 	}
@@ -122,9 +128,9 @@ func (c *Controller) elect(ctx context.Context, revision int64) error {
 
 // plan makes a plan of what the view shows and carries it out.
 func (c *Controller) plan(ctx context.Context, revision int64) (time.Duration, error) {
-	logs, _, err := recovery.List(ctx, c.deps.KV)
+	logs, err := coordinator.ListLogs(ctx, c.deps.KV, 0)
 	if err != nil {
-		return 0, fmt.Errorf("read WAL logs: %w", err)
+		return 0, err
 	}
 	now := c.survey(logs)
 	plan := placement.Leaders(now.cluster)
@@ -144,10 +150,23 @@ func (c *Controller) plan(ctx context.Context, revision int64) (time.Duration, e
 	if err := c.wish(ctx, revision, plan); err != nil {
 		return 0, err
 	}
+	wait := c.forget(ctx, logs)
 	if now.absent {
-		return absentPause, nil
+		return c.absentWait(now.moved), nil
 	}
-	return 0, nil
+	return wait, nil
+}
+
+// absentWait returns after how long to look again whether an absent owner's log is closed. moved is the revision of the last change to such a log.
+func (c *Controller) absentWait(moved int64) time.Duration {
+	now := time.Now()
+	if moved != c.moved {
+		c.moved, c.since = moved, now
+	}
+	if now.Sub(c.since) < restAfter {
+		return absentPause
+	}
+	return restPause
 }
 
 // wish writes what owners are to do.
@@ -176,23 +195,21 @@ func (c *Controller) wish(ctx context.Context, revision int64, plan placement.Pl
 type survey struct {
 	cluster placement.Cluster
 	nodes   map[coordinator.LogID]int32
-	absent  bool // some shard's owner is not registered, or leaves: then its log will be closed, which nobody tells
+	absent  bool  // some shard's owner is not registered, or leaves: then its log will be closed, which nobody tells
+	moved   int64 // revision of the last change to the log of such an owner
 }
 
-func (c *Controller) survey(logs []coordinator.Log) survey {
+func (c *Controller) survey(logs coordinator.Logs) survey {
 	v := c.deps.View
 	s := survey{nodes: make(map[coordinator.LogID]int32)}
 	s.cluster = placement.Cluster{
 		Closed: make(map[placement.LogID]bool), Shards: make([]placement.Shard, v.Cluster().Shards), MovesMax: movesMax,
 	}
-	claimed := make(map[coordinator.LogID]bool)
-	for _, l := range logs {
-		s.cluster.Closed[placement.LogID(l.ID)] = l.Closed
-		claimed[l.ID] = l.Claimer != 0
-	}
 	for _, a := range v.Agents() {
 		s.nodes[a.Log] = a.Node
-		if a.State != coordinator.AgentStarting && !claimed[a.Log] {
+		s.cluster.Closed[placement.LogID(a.Log)] = logs.Closed(a.Log)
+		l := logs.Record(a.Log)
+		if claimed := l != nil && l.Claimer != 0; a.State != coordinator.AgentStarting && !claimed {
 			s.cluster.Agents = append(s.cluster.Agents, placement.Agent{
 				Log: placement.LogID(a.Log), Draining: a.State == coordinator.AgentDraining,
 			})
@@ -207,8 +224,10 @@ func (c *Controller) survey(logs []coordinator.Log) survey {
 		p := &s.cluster.Shards[id]
 		p.Load = shardLoad
 		p.Owner, p.Wish = placement.LogID(shard.Owner), placement.LogID(moves[coordinator.ShardID(id)].To)
+		s.cluster.Closed[p.Owner] = logs.Closed(shard.Owner)
 		if !keeps[shard.Owner] {
 			s.absent = true
+			s.moved = max(s.moved, logs.Revision(shard.Owner))
 		}
 	}
 	for _, t := range v.Topics() {

@@ -21,7 +21,8 @@ type world struct {
 	kv     *mem.Store
 	leases map[coordinator.LogID]int64
 	agents map[coordinator.LogID]*member
-	late   func() // before the next agent that runs writes its first wish
+	late   func()       // before the next agent that runs writes its first wish
+	lists  atomic.Int64 // how often agents listed the logs
 }
 
 // member is an agent that takes part in the election.
@@ -104,7 +105,7 @@ func (w *world) run(id coordinator.LogID) *member {
 		}
 	}})
 	c := New(Deps{
-		KV: &lateKV{w.kv, w.late}, View: view, Node: int32(id) + 10, Log: id, Lease: func() int64 { return w.leases[id] }, Kick: kick,
+		KV: &lateKV{w.kv, w.late, &w.lists}, View: view, Node: int32(id) + 10, Log: id, Lease: func() int64 { return w.leases[id] }, Kick: kick,
 		Willing: m.willing.Load, Logger: slog.New(slog.DiscardHandler),
 	})
 	m.ended.Go(func() { _ = view.Run(ctx) })
@@ -336,10 +337,18 @@ func TestOwnerEnds(t *testing.T) {
 	}
 }
 
-// lateKV lets something happen just before wishes are written.
+// lateKV lets something happen just before wishes are written, and counts how often logs are listed.
 type lateKV struct {
 	coordinator.KV
 	before func()
+	lists  *atomic.Int64
+}
+
+func (k *lateKV) List(ctx context.Context, prefix string, rev int64) ([]coordinator.Item, int64, error) {
+	if prefix == coordinator.PrefixLogs {
+		k.lists.Add(1)
+	}
+	return k.KV.List(ctx, prefix, rev)
 }
 
 func (k *lateKV) Txn(ctx context.Context, compares []coordinator.Compare, ops []coordinator.Op) (coordinator.TxnResult, error) {

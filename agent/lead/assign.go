@@ -31,12 +31,12 @@ func Assign(ctx context.Context, kv coordinator.KV, shards uint32, all []Assignm
 		return err
 	}
 	// As of the moment whose guards the assignment compares.
-	closed, err := closedLogs(ctx, kv, revision)
+	logs, err := coordinator.ListLogs(ctx, kv, revision)
 	if err != nil {
 		return err
 	}
 	for _, a := range all {
-		if owner := records[a.Shard].Owner; owner != a.From || owner != 0 && !closed[owner] {
+		if owner := records[a.Shard].Owner; owner != a.From || owner != 0 && !logs.Closed(owner) {
 			return fmt.Errorf("assign shard %d, which was planned to be of log %s: %w by log %s", a.Shard, a.From, ErrLed, owner)
 		}
 	}
@@ -90,23 +90,6 @@ func GivenTo(ctx context.Context, kv coordinator.KV, shards uint32, log coordina
 		seen = max(seen, s.revision)
 	}
 	return all, seen, nil
-}
-
-// closedLogs lists the logs that were closed at that revision.
-func closedLogs(ctx context.Context, kv coordinator.KV, revision int64) (map[coordinator.LogID]bool, error) {
-	items, _, err := kv.List(ctx, coordinator.PrefixLogs, revision)
-	if err != nil {
-		return nil, fmt.Errorf("read WAL logs: %w", err)
-	}
-	closed := make(map[coordinator.LogID]bool)
-	for _, it := range items {
-		l, err := coordinator.Decode[coordinator.Log](it)
-		if err != nil {
-			return nil, err
-		}
-		closed[l.ID] = l.Closed
-	}
-	return closed, nil
 }
 
 // shard is a shard's record, and the revision that wrote it.

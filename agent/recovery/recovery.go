@@ -40,22 +40,6 @@ type Recovery struct {
 	Log     *slog.Logger
 }
 
-// List returns all logs, oldest first, and the revision that says so.
-func List(ctx context.Context, kv coordinator.KV) (logs []coordinator.Log, revision int64, err error) {
-	items, revision, err := kv.List(ctx, coordinator.PrefixLogs, 0)
-	if err != nil {
-		return nil, 0, err
-	}
-	for _, it := range items {
-		l, err := coordinator.Decode[coordinator.Log](it)
-		if err != nil {
-			return nil, 0, err
-		}
-		logs = append(logs, l)
-	}
-	return logs, revision, nil
-}
-
 // Recoverable reports whether stores in reach may suffice to seal the log's open segment, and to read those that were rolled away.
 func Recoverable(l coordinator.Log, reach func(store string) bool) bool {
 	for _, s := range l.Segments {
@@ -141,6 +125,10 @@ func (r *Recovery) claim(ctx context.Context, id coordinator.LogID) (coordinator
 		item, _, err := r.KV.Get(ctx, coordinator.KeyLog(id))
 		if err != nil {
 			return err
+		}
+		if item.ModRevision == 0 { // it was listed, so that it was closed since, and then forgotten
+			record = coordinator.Log{ID: id, Closed: true}
+			return nil
 		}
 		guard = coordinator.Guard{Key: item.Key, Revision: item.ModRevision}
 		record, err = coordinator.Decode[coordinator.Log](item)
@@ -261,22 +249,19 @@ func (r *Recovery) flush(ctx context.Context, w *flush.Writer, sealed []*wal.Sea
 var errEntries = errors.New("it holds entries")
 
 // Sweep frees what a disk holds of logs that are over, and of segments that were rolled away and are flushed, or that came to nothing. held is what the disk
-// had before logs, all that the coordinator lists, were read. It returns the segments of logs that are not listed, which it leaves alone: they may be about to be,
-// even when their agent is dead, since the transaction that lists them may apply late; and a log that is listed must be on its stores.
-func Sweep(d *disk.Store, held []disk.SegmentInfo, logs []coordinator.Log) (unlisted []disk.SegmentInfo, err error) {
-	listed := make(map[wal.LogID]*coordinator.Log, len(logs))
-	for i := range logs {
-		listed[wal.LogID(logs[i].ID)] = &logs[i]
-	}
+// had before logs were read. It returns the segments of logs that have no record and are not known to be over, which it leaves alone: they may be about to be opened,
+// even when their agent is dead, since the transaction that does it may apply late; and a log that is open must be on its stores.
+func Sweep(d *disk.Store, held []disk.SegmentInfo, logs coordinator.Logs) (unlisted []disk.SegmentInfo, err error) {
 	for _, s := range held {
-		l := listed[s.ID.Log]
-		if l == nil || slices.ContainsFunc(l.Segments, func(x coordinator.WALSegment) bool {
+		id := coordinator.LogID(s.ID.Log)
+		l := logs.Record(id)
+		if l == nil && !logs.Closed(id) || l != nil && slices.ContainsFunc(l.Segments, func(x coordinator.WALSegment) bool {
 			return x.Number == s.ID.Number && !slices.Contains(x.Stores, d.Identity().String()) // another cluster has logs of the same numbers, but on other disks
 		}) {
 			unlisted = append(unlisted, s)
 			continue
 		}
-		if needed(l, s.ID.Number) {
+		if l != nil && needed(l, s.ID.Number) {
 			continue
 		}
 		if err := Drop(d, s.ID); err != nil {
@@ -294,7 +279,7 @@ func Drop(d *disk.Store, id wal.SegmentID) error {
 	return nil
 }
 
-// CheckUnlisted is for the start of a store, when nobody has appended to it yet: a log that is not listed has never served, so that its segments are empty. If one holds
+// CheckUnlisted is for the start of a store, when nobody has appended to it yet: a log that has no record and is not over has never served, so that its segments are empty. If one holds
 // entries all the same, this is another cluster's coordinator, or one that has lost its data, and they may be the only copy of what was acknowledged.
 func CheckUnlisted(d *disk.Store, unlisted []disk.SegmentInfo) error {
 	for _, s := range unlisted {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/varve-io/varve/agent/recovery"
 	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/coordinator/mem"
 	"github.com/varve-io/varve/protocol/crc32c"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
@@ -39,6 +40,22 @@ func fill(t *testing.T, d *disk.Store, number uint32, entries int, lives bool) {
 	}
 }
 
+func put(t *testing.T, kv *mem.Store, key string, value any) {
+	t.Helper()
+	if _, err := kv.Txn(t.Context(), nil, []coordinator.Op{{Key: key, Value: coordinator.Encode(value)}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func list(t *testing.T, kv *mem.Store) coordinator.Logs {
+	t.Helper()
+	logs, err := coordinator.ListLogs(t.Context(), kv, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return logs
+}
+
 // TestSweep holds what a disk may forget of segment 3 of a log.
 func TestSweep(t *testing.T) {
 	segment := func(number uint32, last int64, stores ...string) coordinator.WALSegment {
@@ -46,7 +63,8 @@ func TestSweep(t *testing.T) {
 	}
 	const own = "own" // stands for the disk's identity
 	for name, test := range map[string]struct {
-		log      *coordinator.Log // nil: not listed
+		log      *coordinator.Log // nil: it has no record
+		past     bool             // the mark is above it
 		starting bool
 		entries  int
 		lives    bool
@@ -71,6 +89,10 @@ func TestSweep(t *testing.T) {
 		"another cluster's at the start":          {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(3, -1, "b")}}, entries: 1, starting: true, refused: true},
 		"another cluster's, closed, at the start": {log: &coordinator.Log{Closed: true, Segments: []coordinator.WALSegment{segment(3, -1, "b")}}, entries: 1, starting: true, refused: true},
 		"record without segments":                 {log: &coordinator.Log{}, entries: 1},
+		"log closed and forgotten":                {past: true, entries: 1, dropped: true},
+		"log closed and forgotten, at the start":  {past: true, entries: 1, starting: true, dropped: true},
+		"log forgotten, its writer lives":         {past: true, entries: 1, lives: true},
+		"open segment of a log below the mark":    {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(3, -1, own)}}, past: true, entries: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, err := disk.Open(disk.Config{FS: disktest.New(1), FileBytes: 64 << 10})
@@ -78,7 +100,12 @@ func TestSweep(t *testing.T) {
 				t.Fatal(err)
 			}
 			fill(t, d, 3, test.entries, test.lives)
-			var logs []coordinator.Log
+			kv := mem.New(mem.Config{})
+			mark := coordinator.LogID(5)
+			if test.past {
+				mark++
+			}
+			put(t, kv, coordinator.KeyPastLog, mark)
 			if test.log != nil {
 				l := *test.log
 				l.ID = 5
@@ -87,9 +114,9 @@ func TestSweep(t *testing.T) {
 						l.Segments[i].Stores[n] = d.Identity().String()
 					}
 				}
-				logs = append(logs, l)
+				put(t, kv, coordinator.KeyLog(5), l)
 			}
-			unlisted, err := recovery.Sweep(d, d.Segments(), logs)
+			unlisted, err := recovery.Sweep(d, d.Segments(), list(t, kv))
 			if err == nil && test.starting {
 				err = recovery.CheckUnlisted(d, unlisted)
 			}
@@ -115,7 +142,9 @@ func TestSweepLater(t *testing.T) {
 		t.Fatal(err)
 	}
 	fill(t, d, 4, 1, false)
-	if _, err := recovery.Sweep(d, held, []coordinator.Log{{ID: 5, Closed: true}}); err != nil {
+	kv := mem.New(mem.Config{})
+	put(t, kv, coordinator.KeyLog(5), coordinator.Log{ID: 5, Closed: true})
+	if _, err := recovery.Sweep(d, held, list(t, kv)); err != nil {
 		t.Error(err)
 	}
 	if left := d.Segments(); len(left) != 1 || left[0].ID.Number != 4 {

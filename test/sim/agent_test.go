@@ -150,9 +150,9 @@ func (a *agent) catchUp() error {
 
 // recoverLogs brings every log of another incarnation to its end.
 func (a *agent) recoverLogs() error {
-	var logs []coordinator.Log
+	var logs coordinator.Logs
 	err := retry.Coordinator(a.run, discard, "list WAL logs", func(ctx context.Context) (err error) {
-		logs, _, err = recovery.List(ctx, a.kv)
+		logs, err = coordinator.ListLogs(ctx, a.kv, 0)
 		return err
 	})
 	if err != nil {
@@ -165,7 +165,7 @@ func (a *agent) recoverLogs() error {
 	r := &recovery.Recovery{
 		KV: a.kv, Store: a.bucket, WAL: func(string) wal.Sealer { return sealer }, Cluster: [16]byte{9: 9}, Claimer: a.id, Now: a.now, Log: discard,
 	}
-	for _, l := range logs {
+	for _, l := range logs.Records {
 		if l.Closed || l.ID == a.id {
 			continue
 		}
@@ -191,8 +191,12 @@ func (a *agent) openLog() error {
 		ID: a.id, Node: 1, Fence: 1,
 		Segments: []coordinator.WALSegment{{Number: 1, First: 1, Last: -1, Stores: []string{"disk"}, Quorum: 1}},
 	}
-	guard := coordinator.Guard{Key: coordinator.KeyLog(a.id), Next: coordinator.Encode(record)}
-	if err := coordinator.Insist(a.run, a.kv, []*coordinator.Guard{&guard}, nil, func(error) {}); err != nil {
+	var revision int64
+	err = retry.Coordinator(a.run, discard, "open a WAL log", func(ctx context.Context) (err error) {
+		revision, err = coordinator.OpenLog(ctx, a.kv, record)
+		return err
+	})
+	if err != nil {
 		return errors.Join(err, appender.Close())
 	}
 	a.wal, err = wal.New(wal.Config{
@@ -202,7 +206,7 @@ func (a *agent) openLog() error {
 		return err
 	}
 	a.writer = flush.NewWriter(flush.WriterConfig{
-		KV: a.kv, Store: a.bucket, Cluster: [16]byte{9: 9}, Record: record, Revision: guard.Revision, Now: a.now, Log: discard,
+		KV: a.kv, Store: a.bucket, Cluster: [16]byte{9: 9}, Record: record, Revision: revision, Now: a.now, Log: discard,
 	})
 	a.flusher = flush.New(flush.Config{SegmentBytes: 1500, AgeMax: 5 * time.Second, UploadsMax: 2}, flush.Deps{
 		Writer: a.writer, Committed: a.follower.Committed, Now: a.now, Log: discard,

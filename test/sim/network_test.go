@@ -4,16 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"time"
 
 	"github.com/google/uuid"
 
 	product "github.com/varve-io/varve/agent"
+	"github.com/varve-io/varve/protocol/peering"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/frame"
-	"github.com/varve-io/varve/wal/peer"
 	"github.com/varve-io/varve/wal/quorum"
 )
 
@@ -30,8 +31,13 @@ type network struct{ from *node }
 var _ product.Peers = network{}
 
 // Store implements product.Peers.
-func (n network) Store(place string, identity uuid.UUID) (product.PeerStore, error) {
-	return &remote{from: n.from, place: place, identity: identity}, nil
+func (n network) Store(place string, identity uuid.UUID) product.PeerStore {
+	return &remote{from: n.from, place: place, identity: identity}
+}
+
+// Dial implements product.Peers: nodes have nothing but their stores for each other.
+func (n network) Dial(context.Context, string, uuid.UUID, peering.Service) (net.Conn, error) {
+	return nil, peering.ErrUnreachable
 }
 
 // Refuses implements product.Peers.
@@ -69,10 +75,10 @@ func (r *remote) ask(ctx context.Context, what string, limit time.Duration, do f
 		to := c.at(r.place)
 		store := to.serves()
 		if store == nil {
-			return nil, nil, fmt.Errorf("%w: nobody serves %s", peer.ErrUnreachable, r.place)
+			return nil, nil, fmt.Errorf("%w: nobody serves %s", peering.ErrUnreachable, r.place)
 		}
 		if store.Identity() != r.identity {
-			return nil, nil, fmt.Errorf("%w: %s has another store", peer.ErrUnreachable, r.place)
+			return nil, nil, fmt.Errorf("%w: %s has another store", peering.ErrUnreachable, r.place)
 		}
 		answer := make(chan error, 1)
 		go func() { answer <- r.answer(to, what, do(to)) }()
@@ -94,13 +100,13 @@ func (r *remote) ask(ctx context.Context, what string, limit time.Duration, do f
 				served, answer, err = arrive()
 			}
 			if e != happens && e != twice {
-				err = fmt.Errorf("%w: connection reset", peer.ErrUnreachable)
+				err = fmt.Errorf("%w: connection reset", peering.ErrUnreachable)
 			}
 		},
 	})
 	switch {
 	case !called:
-		return nil, fmt.Errorf("%w: not sent in time", peer.ErrUnreachable)
+		return nil, fmt.Errorf("%w: not sent in time", peering.ErrUnreachable)
 	case err != nil:
 		return served, err
 	}
@@ -111,12 +117,12 @@ func (r *remote) ask(ctx context.Context, what string, limit time.Duration, do f
 	case <-r.from.gone:
 	case <-ctx.Done():
 	}
-	return served, fmt.Errorf("%w: no answer from %s", peer.ErrUnreachable, r.place)
+	return served, fmt.Errorf("%w: no answer from %s", peering.ErrUnreachable, r.place)
 }
 
 // answer takes an answer back to who asked. If it is lost, nobody hears of it.
 func (r *remote) answer(to *node, what string, err error) error {
-	lost := fmt.Errorf("%w: connection reset", peer.ErrUnreachable)
+	lost := fmt.Errorf("%w: connection reset", peering.ErrUnreachable)
 	called := to.c.call(to.c.ctx, &call{
 		by: &to.process, kind: kindNet, what: fmt.Sprintf("answer to %s: %s", r.from.name, what), ready: to.reaches(r.from.machine.name),
 		run: func(e effect) {
@@ -126,7 +132,7 @@ func (r *remote) answer(to *node, what string, err error) error {
 		},
 	})
 	if !called || lost != nil {
-		return fmt.Errorf("%w: connection reset", peer.ErrUnreachable)
+		return fmt.Errorf("%w: connection reset", peering.ErrUnreachable)
 	}
 	return err
 }
