@@ -272,7 +272,7 @@ func (c *cluster) trouble() bool {
 		n.hung = c.step + 100 + c.rng.IntN(600)
 		c.note("the disk of %s hangs until step %d", n.name, n.hung)
 	case roll(c.chances.jump):
-		n.jump(time.Duration(c.rng.IntN(3600)-c.rng.IntN(2)*3600) * time.Second)
+		n.jump([]time.Duration{time.Hour, time.Minute, -10 * time.Second, -time.Second}[c.rng.IntN(4)])
 	case roll(c.chances.compact):
 		c.note("etcd forgets history")
 		if err := c.kv.Compact(c.ctx, c.revision()); err != nil {

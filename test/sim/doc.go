@@ -23,7 +23,7 @@
 //	network       a request or an answer is slow, lost, comes late, overtakes others, or arrives twice; a machine does not reach another, in one direction or both
 //	disks         a power cut keeps parts of what was not synced; writes fail, a disk is full, slow, hangs, or is lost for good, unless an open log lists one that was
 //	              lost before; that of an agent that has left is thrown away
-//	clocks        an hour wrong from the start, and jumps by as much; agents whose calls all wait, for longer than a lease
+//	clocks        an hour wrong from the start; they jump, by an hour forward, by seconds back; agents whose calls all wait, for longer than a lease
 //	bucket        calls fail (as by a 503), are slow, happen and are not answered, or come late; it is away, for all or for one agent
 //	etcd          the same; leases end, it is full, it forgets history under a watch that lags
 //	agents        are killed, start, leave, two at once that take themselves for the leader

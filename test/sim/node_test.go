@@ -87,7 +87,7 @@ func (n *node) exist(ctx context.Context, fs disk.FS) {
 // now is the time as its machine has it.
 func (n *node) now() time.Time { return time.Now().Add(time.Duration(n.clock.Load())) }
 
-// jump sets its clock forward or back. What measures how long something took is wrong with it, which is worse than on a real machine.
+// jump sets its clock forward or back. What measures how long something takes is wrong with it, which is worse than on a real machine: it must not go back by much.
 func (n *node) jump(d time.Duration) {
 	n.c.note("the clock of %s jumps by %v", n.name, d)
 	n.clock.Add(int64(d))
