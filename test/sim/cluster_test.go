@@ -27,9 +27,12 @@ type cluster struct {
 	lost     []string                      // disks that are gone for good
 	conns    []*connection                 // to other machines' stores, until they are over
 	reads    []*reading
-	ageMax   time.Duration // of what is not flushed
-	starts   int           // of nodes, so far
-	copies   int           // of each log, as agents that start from now on are configured
+	group    *group
+	asked    []*question    // by other clients
+	ids      map[int64]bool // of producers, that were handed out
+	ageMax   time.Duration  // of what is not flushed
+	starts   int            // of nodes, so far
+	copies   int            // of each log, as agents that start from now on are configured
 }
 
 // host is a machine: a disk, and the node that runs on it.
@@ -45,9 +48,9 @@ type host struct {
 func newCluster(ctx context.Context, seed uint64, broken breakage, size int) *cluster {
 	c := &cluster{
 		world: newWorld(ctx, seed, broken, 4), known: make(map[coordinator.ShardID]*node), cuts: make(map[[2]string]int),
-		ageMax: 5 * time.Second, copies: 3,
+		ageMax: 5 * time.Second, copies: 3, ids: make(map[int64]bool),
 	}
-	c.scene, c.steps = c, 3000
+	c.scene, c.steps, c.group = c, 3000, newGroup(c)
 	uuid.SetRand(&random{Rand: rand.New(rand.NewPCG(seed, 0x1d))}) // identities of disks decide where copies go
 	for i := range size {
 		m := &host{name: fmt.Sprintf("m%d", i+1), zone: fmt.Sprintf("z%d", i%3)}
@@ -143,6 +146,8 @@ func (c *cluster) clear() {
 		return true
 	})
 	c.pollReads()
+	c.group.poll()
+	c.pollQuestions()
 }
 
 // leave ends what a node that is gone had open elsewhere.
@@ -244,6 +249,17 @@ func (c *cluster) trouble() bool {
 		return false
 	}
 	n := live[c.rng.IntN(len(live))]
+	switch c.rng.IntN(40) {
+	case 0, 1, 2, 3:
+		c.group.act()
+		return true
+	case 4:
+		c.askProducerID(n)
+		return true
+	case 5:
+		c.askOffset(c.load.committers[c.rng.IntN(len(c.load.committers))])
+		return true
+	}
 	switch {
 	case roll(c.chances.power):
 		c.kill(n, true)
@@ -373,6 +389,7 @@ func (c *cluster) flush() func() bool {
 		case leaving && len(c.living()) > 0:
 		case leaving && !slices.ContainsFunc(slices.Collect(maps.Values(c.check.logs)), func(l coordinator.Log) bool { return !l.Closed }):
 			c.note("all is flushed")
+			c.group.final()
 			flushed = true
 		case !c.recovered():
 			leaving = false

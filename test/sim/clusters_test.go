@@ -28,4 +28,4 @@ func TestClusterBreakages(t *testing.T) {
 const clusterBreakageSeeds = 100
 
 // clusterBreakages are caught within clusterBreakageSeeds seeds each. More rules are broken under scripts: clusterScripts.
-var clusterBreakages = []breakage{ackOnOneCopy, sealOnTooFew, producersForgotten, commitUnguarded, handOverUnflushed, openLogsClosed}
+var clusterBreakages = []breakage{ackOnOneCopy, sealOnTooFew, producersForgotten, commitUnguarded, handOverUnflushed, openLogsClosed, producerIDsUncounted}

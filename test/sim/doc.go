@@ -16,7 +16,8 @@
 //
 //	single    agents on one machine that succeed each other and may overlap, put together here from the product's rooms, on a log of one copy
 //	cluster   three to five machines with the product's own agent each ([agent.Agent]), which lead some of the shards each, keep three copies of each log,
-//	          and are spoken to in Kafka's protocol
+//	          and are spoken to in Kafka's protocol: by idempotent producers and others, consumers near and far, members of a group that join, commit, leave and
+//	          die, and by who asks for offsets and producer ids
 //
 // # What may happen
 //
@@ -46,8 +47,8 @@
 // whole log back from the bucket (test/check).
 //
 //	1 acknowledged records are there              4 a fenced writer commits nothing
-//	2 an offset shows the same bytes for ever     5 an idempotent batch is there once
-//	3 no gap, no overlap                          7 committed consumer offsets stay
+//	2 an offset shows the same bytes for ever     5 an idempotent batch is there once; a producer id is handed out once
+//	3 no gap, no overlap                          7 committed consumer offsets stay, and are answered; a fenced member commits none
 //	8 what a commit refers to exists and matches  - and in the end agents serve again, and can leave
 //
 // Not here: 6, of transactions, and 9, of limits.

@@ -56,6 +56,7 @@ func (c *cluster) start(m *host) *node {
 // exist is a node's life, as the command line puts it together.
 func (n *node) exist(ctx context.Context, fs disk.FS) {
 	defer n.over.Store(true)
+	defer n.listener.Close()
 	store, err := disk.Open(disk.Config{FS: fs, FileBytes: walFileBytes}) //nolint:contextcheck // its disk ends with the process
 	if err != nil {
 		n.err = err
@@ -66,7 +67,7 @@ func (n *node) exist(ctx context.Context, fs disk.FS) {
 	cfg.Copies = n.c.copies
 	cfg.Zone, cfg.AdvertiseHost, cfg.AdvertisePort, cfg.PeerAdvertise = n.machine.zone, n.machine.name, 9092, n.machine.name
 	cfg.WALBytesMax, cfg.WALCacheBytes, cfg.CacheBytesMax, cfg.FooterBytesMax = 4<<20, 64<<10, 1<<20, 1<<20
-	cfg.Flush.SegmentBytes, cfg.Flush.AgeMax = 1500, n.c.ageMax
+	cfg.Flush.SegmentBytes, cfg.Flush.AgeMax, cfg.GroupDelay = 1500, n.c.ageMax, 100*time.Millisecond
 	if n.c.broken.forgetProducers {
 		cfg.ProducerIdleMax = -cfg.ProducerIdleMax
 	}
@@ -78,7 +79,6 @@ func (n *node) exist(ctx context.Context, fs disk.FS) {
 	})
 	n.agent.Store(a)
 	n.err = a.Run(ctx)
-	_ = n.listener.Close()
 	if err := store.Close(); err != nil && n.err == nil {
 		n.err = err
 	}
@@ -188,15 +188,20 @@ func (n *node) produce(number int32, s *send) func() (protocol.Offset, error, bo
 	}
 }
 
-// commit implements broker.
-func (n *node) commit(c *committer, offset int64) func() (error, bool) {
+// commitRequest commits an offset of a group, for a member of it or for none.
+func (c *cluster) commitRequest(group, member string, generation int32, offset int64) *kmsg.OffsetCommitRequest {
 	p := kmsg.NewOffsetCommitRequestTopicPartition()
 	p.Offset = offset
 	t := kmsg.NewOffsetCommitRequestTopic()
-	t.Topic, t.Partitions = n.c.topic.Name, []kmsg.OffsetCommitRequestTopicPartition{p}
+	t.Topic, t.Partitions = c.topic.Name, []kmsg.OffsetCommitRequestTopicPartition{p}
 	r := kmsg.NewPtrOffsetCommitRequest()
-	r.Version, r.Group, r.Topics = 8, c.group, []kmsg.OffsetCommitRequestTopic{t}
-	x := n.connection(c.group).ask(r)
+	r.Version, r.Group, r.MemberID, r.Generation, r.Topics = 8, group, member, generation, []kmsg.OffsetCommitRequestTopic{t}
+	return r
+}
+
+// commit implements broker.
+func (n *node) commit(c *committer, offset int64) func() (error, bool) {
+	x := n.connection(c.group).ask(n.c.commitRequest(c.group, "", -1, offset))
 	return func() (error, bool) {
 		if !x.answered() {
 			return nil, false

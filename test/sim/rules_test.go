@@ -62,6 +62,21 @@ var commitUnguarded = breakage{name: "commit without comparing the log's record,
 	}
 }}
 
+// Two that take a block of ids see the same counter.
+var producerIDsUncounted = breakage{
+	name: "take producer ids without comparing the counter",
+	got: func(item *coordinator.Item, _ *int64) {
+		if item.Key == coordinator.KeyNextPID {
+			*item = coordinator.Item{Key: item.Key}
+		}
+	},
+	txn: func(_ *world, x *txn) {
+		if x.writes(coordinator.KeyNextPID) != nil {
+			x.compares = nil
+		}
+	},
+}
+
 // Whoever writes the wish that a shard moves carries it out.
 var handOverUnflushed = breakage{name: "hand over a shard before its entries are flushed", txn: func(w *world, x *txn) { w.handOver(x) }}
 

@@ -32,11 +32,19 @@ func runSeeds(t *testing.T, create maker, count uint64) {
 		first = 1_000_000 + rand.Uint64N(1_000_000_000)
 	}
 	t.Logf("seeds %d to %d", first, first+count-1)
-	for n := first; n < first+count; n++ {
+	n := first
+	over := false
+	defer func() {
+		if !over { // by a panic
+			t.Errorf("seed %d was under way", n)
+		}
+	}()
+	for ; n < first+count; n++ {
 		if findings, _ := run(t, create, n, breakage{}, log); len(findings) > 0 {
 			t.Errorf("%q; to replay: go test ./test/sim -run '^%s$' -seed %d -v", findings, t.Name(), n)
 		}
 	}
+	over = true
 }
 
 // TestSameSeedSameTrace holds that a seed decides everything.
