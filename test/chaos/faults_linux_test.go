@@ -78,7 +78,7 @@ func faults() []fault {
 // brief are the faults that a run without -rounds makes: each kind, and of cuts those that differ most.
 var brief = []string{
 	"kill -9 and stay away", "kill -9 and start", "pause for longer than a lease", "cut between two agents, one way",
-	"cut from all other agents", "cut from etcd, inwards", "cut from the bucket", "etcd away", "the bucket away", "a full disk",
+	"cut from all other agents", "cut from etcd, inwards", "cut from the bucket", "etcd away", "kill -9 with etcd away", "the bucket away", "a full disk",
 	"a rolling restart", "kill -9 of all", "an agent whose folder is deleted",
 }
 
