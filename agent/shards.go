@@ -146,19 +146,24 @@ func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]c
 	if err := a.flushSoon(ctx); err != nil {
 		return true, ctx.Err()
 	}
-	records, err := a.settleShards(ctx, wishes)
+	shards := slices.Sorted(maps.Keys(wishes))
+	records, err := a.settleShards(ctx, shards)
 	if err != nil {
 		a.log.Warn("shards stay here for now: what they have taken does not get into the bucket", "shards", len(wishes), "after", a.deps.Now().Sub(start), "err", err)
 		return true, ctx.Err()
 	}
-	for id := range wishes {
+	for _, id := range shards {
 		a.partitions.resign(id)
 		a.groups.Resign(id) // their writes are the ledger's, which the last one follows
 		a.starts.Resign(id)
 	}
 	results := make(chan error, len(wishes))
 	sent := 0
-	for id, record := range records {
+	for _, id := range shards {
+		record, ok := records[id]
+		if !ok {
+			continue // lost meanwhile
+		}
 		to := wishes[id]
 		record.Owner, record.Node = to, nodes[to]
 		record.Epoch++
@@ -184,8 +189,8 @@ func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]c
 
 // settleShards suspends shards, and returns the records of those that were not lost meanwhile, once everything that they have taken is in the bucket and no new manifest is
 // under way, nor will be. After an error they are led on as they were.
-func (a *Agent) settleShards(ctx context.Context, wishes map[coordinator.ShardID]coordinator.LogID) (records map[coordinator.ShardID]coordinator.Shard, err error) {
-	for id := range wishes {
+func (a *Agent) settleShards(ctx context.Context, shards []coordinator.ShardID) (records map[coordinator.ShardID]coordinator.Shard, err error) {
+	for _, id := range shards {
 		a.partitions.suspend(id)
 	}
 	var back []func()
@@ -196,7 +201,7 @@ func (a *Agent) settleShards(ctx context.Context, wishes map[coordinator.ShardID
 		for _, release := range back {
 			release()
 		}
-		for id := range wishes {
+		for _, id := range shards {
 			a.partitions.resume(id)
 		}
 	}()
@@ -206,7 +211,7 @@ func (a *Agent) settleShards(ctx context.Context, wishes map[coordinator.ShardID
 	ctx, cancel := context.WithTimeout(ctx, giveMax)
 	defer cancel()
 	records = make(map[coordinator.ShardID]coordinator.Shard)
-	for id := range wishes {
+	for _, id := range shards {
 		record, release, ok, err := a.starts.Hold(ctx, id)
 		if err != nil {
 			return nil, err
