@@ -38,6 +38,14 @@ type Unflushed struct {
 	OldestMs int64 `json:"oldest_ms"` // how long the oldest batch of it has waited; 0 if none does
 }
 
+// Load is what an agent says at intervals of what goes through the shards that it leads, in bytes per second, averaged over a minute or so.
+type Load struct {
+	Log      LogID             `json:"log"`
+	Produced int64             `json:"produced"` // by clients
+	Consumed int64             `json:"consumed"` // by clients
+	Shards   map[ShardID]int64 `json:"shards"`   // of each, both together; one that is not there has not been measured yet
+}
+
 // AgentState says what may be asked of an agent.
 type AgentState string
 
