@@ -35,6 +35,8 @@ import (
 	"github.com/varve-io/varve/agent/upkeep"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/objectstore/cache"
+	"github.com/varve-io/varve/objectstore/zone"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
 )
@@ -117,6 +119,9 @@ type Agent struct {
 	follower   *lead.Follower
 	index      *index.Index
 	footers    *fetch.Footers
+	source     *zone.Source // of blocks
+	blocks     *cache.Cache
+	zone       *zone.Server
 	partitions *Partitions
 	ledger     *ledger.Ledger
 	starts     *upkeep.Starts

@@ -20,7 +20,6 @@ import (
 	"github.com/varve-io/varve/agent"
 	"github.com/varve-io/varve/coordinator"
 	memkv "github.com/varve-io/varve/coordinator/mem"
-	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/mem"
 	"github.com/varve-io/varve/wal/disk"
 )
@@ -29,7 +28,7 @@ import (
 // the test's goroutine.
 type cluster struct {
 	kv      *memkv.Store
-	store   objectstore.Store
+	bucket  *counted
 	ahead   atomic.Int64 // by how much the clocks of all agents, and of etcd, are ahead of the real one, in nanoseconds
 	change  func(*agent.Config)
 	members []*member
@@ -47,7 +46,7 @@ type member struct {
 // newCluster starts an agent in each of the zones and returns when all of them serve. change may be nil.
 func newCluster(t *testing.T, change func(*agent.Config), zones ...string) *cluster {
 	t.Helper()
-	c := &cluster{kv: memkv.New(memkv.Config{ClusterID: 1, Start: time.Now()}), store: mem.New(), change: change}
+	c := &cluster{kv: memkv.New(memkv.Config{ClusterID: 1, Start: time.Now()}), bucket: &counted{Store: mem.New(), blocks: make(map[block]int)}, change: change}
 	c.keepTime(t)
 	for _, zone := range zones {
 		c.members = append(c.members, &member{zone: zone, dir: t.TempDir()})
@@ -121,7 +120,7 @@ func (c *cluster) launch(t *testing.T, i int) {
 	}
 	ln := newLine(-1)
 	m.agent = agent.New(cfg, agent.Deps{
-		KV: &cutKV{c.kv, ln}, Store: &cutStore{c.store, ln}, Disk: d, Listener: kafka, PeerListener: peers, Metrics: prometheus.NewRegistry(),
+		KV: &cutKV{c.kv, ln}, Store: &cutStore{c.bucket, ln}, Disk: d, Listener: kafka, PeerListener: peers, Metrics: prometheus.NewRegistry(),
 		Log: slog.New(slog.NewTextHandler(out, nil)).With("zone", m.zone), Now: c.now,
 	})
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))

@@ -1,13 +1,9 @@
 package agent
 
-import (
-	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/varve-io/varve/objectstore/cache"
-)
+import "github.com/prometheus/client_golang/prometheus"
 
 // measure registers what the WAL, the flush and the caches count. The rooms count for themselves; this is where it gets its names.
-func (a *Agent) measure(blocks *cache.Cache) {
+func (a *Agent) measure() {
 	gauge := func(name, help string, value func() float64) {
 		a.deps.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
@@ -44,21 +40,34 @@ func (a *Agent) measure(blocks *cache.Cache) {
 		})
 
 	counter("varve_cache_hits_total", "Blocks of segments that a read found in memory or on their way.",
-		func() float64 { st := blocks.Stats(); return float64(st.Hits + st.Joins) })
-	counter("varve_cache_misses_total", "Blocks of segments that a read had to fetch from the bucket.",
-		func() float64 { return float64(blocks.Stats().Misses) })
-	counter("varve_cache_gets_total", "GET requests for blocks of segments, those ahead of reads included.",
-		func() float64 { return float64(blocks.Stats().Gets) })
-	counter("varve_cache_get_bytes_total", "Bytes that GET requests for blocks of segments brought.",
-		func() float64 { return float64(blocks.Stats().GetBytes) })
-	counter("varve_cache_failures_total", "GET requests for blocks of segments that failed.",
-		func() float64 { return float64(blocks.Stats().Failures) })
+		func() float64 { st := a.blocks.Stats(); return float64(st.Hits + st.Joins) })
+	counter("varve_cache_misses_total", "Blocks of segments that a read had to fetch, from the bucket or from another agent of the zone.",
+		func() float64 { return float64(a.blocks.Stats().Misses) })
+	counter("varve_cache_gets_total", "Requests for blocks of segments, to the bucket or to another agent of the zone, those ahead of reads included.",
+		func() float64 { return float64(a.blocks.Stats().Gets) })
+	counter("varve_cache_get_bytes_total", "Bytes that requests for blocks of segments brought.",
+		func() float64 { return float64(a.blocks.Stats().GetBytes) })
+	counter("varve_cache_failures_total", "Requests for blocks of segments that failed.",
+		func() float64 { return float64(a.blocks.Stats().Failures) })
 	counter("varve_cache_waits_total", "Reads that had to wait until other consumers took their answers, because those held all blocks.",
-		func() float64 { return float64(blocks.Stats().Waits) })
+		func() float64 { return float64(a.blocks.Stats().Waits) })
 	gauge("varve_cache_bytes", "Memory of the cache of blocks.",
-		func() float64 { return float64(blocks.Stats().BlockBytes) })
+		func() float64 { return float64(a.blocks.Stats().BlockBytes) })
 	gauge("varve_cache_pinned_bytes", "Memory of the cache of blocks that answers on their way and GET requests hold.",
-		func() float64 { return float64(blocks.Stats().PinnedBytes) })
+		func() float64 { return float64(a.blocks.Stats().PinnedBytes) })
+
+	counter("varve_zone_asked_total", "Requests for blocks of segments that another agent of the zone answered, so that the bucket need not.",
+		func() float64 { return float64(a.source.Stats().Answers) })
+	counter("varve_zone_asked_bytes_total", "Bytes of blocks that came from other agents of the zone.",
+		func() float64 { return float64(a.source.Stats().Bytes) })
+	counter("varve_zone_fallbacks_total", "Requests for blocks that another agent of the zone did not answer, or not in time, so that the bucket was asked after all.",
+		func() float64 { return float64(a.source.Stats().Fallbacks) })
+	counter("varve_zone_served_total", "Requests for blocks that this agent answered for others of its zone.",
+		func() float64 { return float64(a.zone.Served().Answers) })
+	counter("varve_zone_served_bytes_total", "Bytes of blocks that this agent handed out to others of its zone.",
+		func() float64 { return float64(a.zone.Served().Bytes) })
+	counter("varve_zone_refused_total", "Requests for blocks by others of the zone that this agent refused: no memory, or the bucket did not answer in time.",
+		func() float64 { return float64(a.zone.Served().Refusals) })
 
 	gauge("varve_partitions", "Partitions that this agent leads and that were used since it started.",
 		func() float64 { return float64(a.partitions.Len()) })

@@ -15,9 +15,10 @@ type Partitions struct {
 	view   *coordinator.View
 	shards uint32
 
-	mu     sync.RWMutex
-	epochs map[coordinator.ShardID]protocol.LeaderEpoch // shards that are led
-	live   map[partition.ID]*ingest.Partition
+	mu      sync.RWMutex
+	epochs  map[coordinator.ShardID]protocol.LeaderEpoch // shards that are led
+	live    map[partition.ID]*ingest.Partition
+	leaving map[coordinator.ShardID]bool // those of epochs that are about to be handed over
 }
 
 // newPartitions returns the registry of an agent that leads no shard yet.
@@ -25,6 +26,7 @@ func newPartitions(view *coordinator.View, shards uint32) *Partitions {
 	return &Partitions{
 		view: view, shards: shards,
 		epochs: make(map[coordinator.ShardID]protocol.LeaderEpoch), live: make(map[partition.ID]*ingest.Partition),
+		leaving: make(map[coordinator.ShardID]bool),
 	}
 }
 
@@ -56,8 +58,8 @@ func (p *Partitions) Get(t *coordinator.Topic, number int32) (*ingest.Partition,
 		return live, nil
 	}
 	epoch, ok := p.epochs[shard]
-	if !ok {
-		return nil, protocol.NotLeaderOrFollower.Errorf("shard %d is led by another agent", shard)
+	if !ok || p.leaving[shard] {
+		return nil, movedError(shard)
 	}
 	if now, _, ok := p.view.Topic(t.Name); !ok || now.ID != t.ID {
 		return nil, protocol.UnknownTopicOrPartition.Errorf("topic %s was deleted", t.Name)
@@ -133,10 +135,45 @@ func (p *Partitions) resign(id coordinator.ShardID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.epochs, id)
+	delete(p.leaving, id)
 	for pid, live := range p.live {
 		if live.Shard == id {
-			live.Close(protocol.NotLeaderOrFollower.Errorf("shard %d moved to another agent", id))
+			live.Close(movedError(id))
 			delete(p.live, pid)
 		}
 	}
+}
+
+// suspend has a shard's partitions answer as if they were not led, until resume or resign.
+func (p *Partitions) suspend(id coordinator.ShardID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, led := p.epochs[id]; !led {
+		return
+	}
+	p.leaving[id] = true
+	for _, live := range p.live {
+		if live.Shard == id {
+			live.Close(movedError(id))
+		}
+	}
+}
+
+// resume takes suspend back: the partitions go on with all that they had taken, flushed or not.
+func (p *Partitions) resume(id coordinator.ShardID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.leaving[id] {
+		return
+	}
+	delete(p.leaving, id)
+	for _, live := range p.live {
+		if live.Shard == id {
+			live.Reopen()
+		}
+	}
+}
+
+func movedError(id coordinator.ShardID) error {
+	return protocol.NotLeaderOrFollower.Errorf("shard %d moved to another agent", id)
 }

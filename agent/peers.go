@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"sync"
 
@@ -10,6 +9,7 @@ import (
 
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/placement"
+	"github.com/varve-io/varve/protocol/peering"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/peer"
@@ -17,20 +17,17 @@ import (
 
 // stores are the WAL stores that this agent can reach: its own, and those of agents that are registered. They may be used concurrently.
 type stores struct {
-	own         *disk.Store
-	view        *coordinator.View
-	credentials peer.Credentials
+	own    *disk.Store
+	view   *coordinator.View
+	dialer *peering.Dialer
 
 	mu     sync.Mutex
 	peers  map[string]*peer.Store // by identity
 	places map[string]string      // where each of them was found
 }
 
-func newStores(own *disk.Store, view *coordinator.View, cluster [16]byte, secret []byte, tls *tls.Config) *stores {
-	return &stores{
-		own: own, view: view, credentials: peer.Credentials{Cluster: cluster, Secret: secret, TLS: tls},
-		peers: make(map[string]*peer.Store), places: make(map[string]string),
-	}
+func newStores(own *disk.Store, view *coordinator.View, dialer *peering.Dialer) *stores {
+	return &stores{own: own, view: view, dialer: dialer, peers: make(map[string]*peer.Store), places: make(map[string]string)}
 }
 
 // reach reports whether the store is this agent's, or of one that is registered.
@@ -52,7 +49,7 @@ func (s *stores) place(id string) string {
 func (s *stores) peer(id string) (*peer.Store, error) {
 	place := s.place(id)
 	if place == "" {
-		return nil, fmt.Errorf("WAL store %s: %w: no agent that has it is registered", id, peer.ErrUnreachable)
+		return nil, fmt.Errorf("WAL store %s: %w: no agent that has it is registered", id, peering.ErrUnreachable)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -66,10 +63,7 @@ func (s *stores) peer(id string) (*peer.Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("WAL store %s: %w", id, err)
 	}
-	p, err := peer.NewStore(peer.Config{Address: place, Identity: identity, Credentials: s.credentials})
-	if err != nil {
-		return nil, err
-	}
+	p := peer.NewStore(peer.Config{Address: place, Identity: identity, Dialer: s.dialer})
 	s.peers[id], s.places[id] = p, place
 	return p, nil
 }

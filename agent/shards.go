@@ -123,11 +123,13 @@ func (a *Agent) logStart(id partition.ID) protocol.Offset {
 	return a.starts.Start(t.ShardOf(id.Partition, a.cluster.Shards), id)
 }
 
-// giveFlushMax is how long shards that are to be handed over are waited for to be flushed, before the agent looks again at what there is to do.
+// giveFlushMax is how long the bucket may take for what shards that are handed over have taken: once while they are still led, and once while nobody leads them. If
+// it takes longer, they stay.
 const giveFlushMax = 3 * time.Second
 
-// giveShards hands shards over, all with one flush: writes to them are refused from the start, and when everything that was taken is durable and committed, the
-// shard's last write names its next owner. From sending that write on, the shard is not led here unless a later reading of the record says so.
+// giveShards hands shards over, all with one flush: writes to them are refused, and when everything that was taken is durable and committed, the
+// shard's last write names its next owner. From sending that write on, the shard is not led here unless a later reading of the record says so; until then, it is led on
+// as it was if the bucket takes too long.
 func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]coordinator.LogID) (again bool, err error) {
 	nodes := make(map[coordinator.LogID]int32)
 	for _, m := range a.view.Agents() {
@@ -140,23 +142,23 @@ func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]c
 		return false, nil
 	}
 	start := a.deps.Now()
-	// The long part comes first, while the shards are still led; if the bucket is away, they stay, and others may be taken meanwhile.
-	limited, cancel := context.WithTimeout(ctx, giveFlushMax)
-	err = a.flusher.Flush(limited)
-	cancel()
-	if err != nil {
+	// The long part comes first, while the shards are still led.
+	if err := a.flushSoon(ctx); err != nil {
+		return true, ctx.Err()
+	}
+	for id := range wishes {
+		a.partitions.suspend(id)
+	}
+	if err := a.flushSoon(ctx); err != nil {
+		for id := range wishes {
+			a.partitions.resume(id)
+		}
+		a.log.Warn("shards stay here for now: what they have taken does not get into the bucket", "shards", len(wishes), "after", a.deps.Now().Sub(start), "err", err)
 		return true, ctx.Err()
 	}
 	for id := range wishes {
 		a.partitions.resign(id)
-		a.groups.Resign(id)
-	}
-	// Everything of these shards is in the log before the proof, and in the bucket after the flush.
-	if err := a.wal.Prove(ctx); err != nil {
-		return false, fmt.Errorf("hand shards over: %w", err)
-	}
-	if err := a.flusher.Flush(ctx); err != nil {
-		return false, err
+		a.groups.Resign(id) // their writes are the ledger's, which the last one follows
 	}
 	results := make(chan error, len(wishes))
 	sent := 0
@@ -188,6 +190,16 @@ func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]c
 	}
 	a.log.Info("handed shards over", "shards", sent, "to", slices.Compact(slices.Sorted(maps.Values(wishes))), "took", a.deps.Now().Sub(start))
 	return again, nil
+}
+
+// flushSoon waits, for a while, until everything that was taken is in the bucket.
+func (a *Agent) flushSoon(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, giveFlushMax)
+	defer cancel()
+	if err := a.wal.Prove(ctx); err != nil { // what is not delivered yet is not flushed
+		return err
+	}
+	return a.flusher.Flush(ctx)
 }
 
 // resign stops leading a shard that another agent has taken.

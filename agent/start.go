@@ -30,7 +30,9 @@ import (
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/placement"
 	"github.com/varve-io/varve/objectstore/cache"
+	"github.com/varve-io/varve/objectstore/zone"
 	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/peering"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/peer"
@@ -47,6 +49,9 @@ func (a *Agent) start(run, ctx context.Context) error {
 	}
 	close(a.joined)
 	a.follow(run)
+	if err := a.reachPeers(run); err != nil {
+		return err
+	}
 	if err := a.servePeers(run); err != nil {
 		return err
 	}
@@ -60,9 +65,7 @@ func (a *Agent) start(run, ctx context.Context) error {
 		return err
 	}
 	a.startGroups(run)
-	if err := a.serve(run); err != nil {
-		return err
-	}
+	a.serve(run)
 	if err := a.takePart(run, ctx); err != nil {
 		return err
 	}
@@ -143,17 +146,50 @@ func (a *Agent) follow(run context.Context) {
 	})
 }
 
-// servePeers lets other agents keep copies of their logs on this agent's disk, if there is a place for it.
-func (a *Agent) servePeers(run context.Context) error {
-	a.stores = newStores(a.deps.Disk, a.view, a.clusterID, a.cluster.Secret, a.deps.PeerTLS)
-	context.AfterFunc(run, a.stores.close)
-	if a.deps.PeerListener == nil {
-		return nil
-	}
-	server, err := peer.NewServer(peer.ServerConfig{Store: a.deps.Disk, Credentials: a.stores.credentials, Metrics: a.deps.Metrics, Logger: a.log})
+// peerStoresMax limits connections of other agents to the WAL store: a writer has one for each of its segments, and a few for the rest.
+const peerStoresMax = 256
+
+// reachPeers makes what this agent has of others: their WAL stores, and the blocks of segments that those of its zone have in memory.
+func (a *Agent) reachPeers(run context.Context) error {
+	dialer, err := peering.NewDialer(peering.DialerConfig{Credentials: a.credentials()})
 	if err != nil {
 		return err
 	}
+	a.stores = newStores(a.deps.Disk, a.view, dialer)
+	context.AfterFunc(run, a.stores.close)
+	n := &neighbours{view: a.view, zone: a.cfg.Zone, dialer: dialer}
+	a.source = zone.New(zone.Config{Self: a.node, Homes: n.homes, Dial: n.dial, Log: a.log}, cache.NewBucket(a.deps.Store))
+	a.blocks, err = cache.New(cache.Config{BytesMax: a.cfg.CacheBytesMax}, a.source)
+	if err != nil {
+		return err
+	}
+	context.AfterFunc(run, func() {
+		a.blocks.Close()
+		a.source.Close()
+	})
+	a.zone = zone.NewServer(a.blocks, a.cfg.CacheBytesMax)
+	return nil
+}
+
+// credentials are what this agent and the others know each other by.
+func (a *Agent) credentials() peering.Credentials {
+	return peering.Credentials{Cluster: a.clusterID, Secret: a.cluster.Secret, TLS: a.deps.PeerTLS}
+}
+
+// servePeers lets other agents keep copies of their logs on this agent's disk, and have blocks from its cache, if there is a place for it.
+func (a *Agent) servePeers(run context.Context) error {
+	if a.deps.PeerListener == nil {
+		return nil
+	}
+	server, err := peering.NewServer(peering.ServerConfig{
+		Identity: a.deps.Disk.Identity(), Credentials: a.credentials(), Metrics: a.deps.Metrics, Logger: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	walServer := peer.NewServer(peer.ServerConfig{Store: a.deps.Disk, Metrics: a.deps.Metrics, Logger: a.log})
+	server.Handle(peer.ServiceName, peerStoresMax, walServer.Serve)
+	server.Handle(blocksService, zone.ConnectionsMax, a.zone.Serve)
 	a.spawn(run, "serve peers", func(ctx context.Context) error {
 		defer context.AfterFunc(ctx, func() {
 			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), retry.CallTimeout)
@@ -162,7 +198,7 @@ func (a *Agent) servePeers(run context.Context) error {
 				a.log.Warn("end the peers' connections", "err", err)
 			}
 		})()
-		return server.Serve(a.deps.PeerListener) //nolint:contextcheck // ends by Close
+		return server.Serve(a.deps.PeerListener)
 	})
 	return nil
 }
@@ -435,17 +471,11 @@ func (a *Agent) brokerConfigs() map[string]string {
 }
 
 // serve lets clients in.
-func (a *Agent) serve(run context.Context) error {
-	blocks, err := cache.New(cache.Config{BytesMax: a.cfg.CacheBytesMax}, a.deps.Store)
-	if err != nil {
-		return err
-	}
-	context.AfterFunc(run, blocks.Close)
-	a.measure(blocks)
-	reader := fetch.NewReader(a.index, a.footers, blocks, a.cfg.CacheBytesMax)
+func (a *Agent) serve(run context.Context) {
+	a.measure()
+	reader := fetch.NewReader(a.index, a.footers, a.blocks, a.cfg.CacheBytesMax)
 	handler := a.broker(fetch.New(reader), fetch.NewLookup(a.index, reader, a.cfg.Server.FrameBytesMax),
 		api.Deps{Ingest: ingest.New(a.wal, a.flusher, a.deps.Now)})
 	a.server.Open(handler)
 	a.spawn(run, "forget idle producers", a.expireProducers)
-	return nil
 }

@@ -68,11 +68,7 @@ func newSeveral(t *testing.T, drains bool, disks ...string) *several {
 // begin starts an agent on that disk, and does not wait.
 func (s *several) begin(t *testing.T, disk string) {
 	t.Helper()
-	dir := filepath.Join(s.dir, disk)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	s.agents[disk] = s.launch(t, dir, -1, func(c *agent.Config) {
+	s.agents[disk] = s.launch(t, s.folder(t, disk), -1, func(c *agent.Config) {
 		if c.Copies, c.Shards, c.Zone = 3, 8, "zone-"+disk; s.drains {
 			c.DrainMax = 20 * time.Second
 		}
@@ -80,6 +76,16 @@ func (s *several) begin(t *testing.T, disk string) {
 		c.Flush.SegmentBytes = 16 << 10 // some is flushed, and some is not
 	})
 	s.agents[disk].line.slow.Store(true)
+}
+
+// folder is where a disk is.
+func (s *several) folder(t *testing.T, disk string) string {
+	t.Helper()
+	dir := filepath.Join(s.dir, disk)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 // crash cuts an agent off, and ends it; its lease ends by itself.

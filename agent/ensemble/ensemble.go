@@ -6,7 +6,8 @@
 //
 // The order of a roll, and what counts as durable meanwhile, is wal's; what the next ensemble is, is coordinator/placement's. This room decides when to
 // try: at once when something changed, and again after a pause while it does not succeed. A store that dropped out, or did not take a segment, is left out for
-// a while, unless there is no quorum without it: one that fails as soon as it is used must not make the log roll for ever.
+// a while: one that fails as soon as it is used must not make the log roll for ever. Where there is no quorum without them, those that failed longest ago are asked all the
+// same.
 package ensemble
 
 import (
@@ -139,6 +140,23 @@ func (k *Keeper) candidates() (all []placement.Store, again time.Time) {
 	}), again
 }
 
+// beg adds to candidates as many of those that are left out as a quorum needs, the ones first that failed longest ago: one more that does not take a segment would keep
+// the others from it.
+func (k *Keeper) beg(candidates []placement.Store) []placement.Store {
+	usable := func(s placement.Store) bool { return s.ID != k.cfg.Own.ID && !s.Draining }
+	lacking := k.cfg.Quorum - 1
+	for _, s := range candidates {
+		if usable(s) {
+			lacking--
+		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	left := slices.DeleteFunc(slices.Clone(k.deps.Candidates()), func(s placement.Store) bool { return !usable(s) || k.suspect[s.ID].IsZero() })
+	slices.SortStableFunc(left, func(a, b placement.Store) int { return k.suspect[a.ID].Compare(k.suspect[b.ID]) })
+	return slices.Concat(candidates, left[:max(0, min(lacking, len(left)))])
+}
+
 // Run keeps the log's ensemble until ctx ends, [Keeper.Leave], or the log has failed. writer is the log's.
 func (k *Keeper) Run(ctx context.Context, log *wal.Log, writer *flush.Writer) error {
 	for {
@@ -178,7 +196,7 @@ func (k *Keeper) step(ctx context.Context, log *wal.Log, writer *flush.Writer) (
 		now := k.deps.Now()
 		if now.Sub(k.begged) >= begTime {
 			k.begged = now
-			next, why, err = k.choose(k.deps.Candidates(), open)
+			next, why, err = k.choose(k.beg(candidates), open)
 		}
 		wait = k.begged.Add(begTime).Sub(now)
 	}

@@ -229,6 +229,33 @@ func TestBackAlone(t *testing.T) {
 	})
 }
 
+// TestOneBack: the log needs one of two stores that failed, and one of them is back: the other does not keep it away.
+func TestOneBack(t *testing.T) {
+	for _, back := range []string{"b", "c"} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, zoned("b", 2, "z2"), zoned("c", 3, "z3"))
+			w.change(func() {})
+			w.wants(2, "own", "b", "c")
+			for _, gone := range []string{"c", "b"} {
+				w.mu.Lock()
+				w.fails[gone], w.refuses[gone] = errBroken, errBroken
+				w.mu.Unlock()
+				w.append()
+				time.Sleep(begTime)
+			}
+			w.mu.Lock()
+			delete(w.fails, back)
+			delete(w.refuses, back)
+			w.mu.Unlock()
+			time.Sleep(2*begTime + pauseTime)
+			synctest.Wait()
+			if open := w.writer.Record().Segments; !slices.Equal(open[len(open)-1].Stores, []string{"own", back}) {
+				t.Errorf("%s is back, and the log is on %v", back, open[len(open)-1].Stores)
+			}
+		})
+	}
+}
+
 // TestRefused: a store that does not take a segment is left out, and the number is not used again.
 func TestRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

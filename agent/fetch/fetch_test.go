@@ -39,7 +39,7 @@ func newBucket(t *testing.T, cacheBytes int64) *bucket {
 	t.Helper()
 	b := &bucket{store: fault.New(mem.New()), index: index.New(), stable: 1 << 40}
 	var err error
-	if b.cache, err = cache.New(cache.Config{BytesMax: cacheBytes, BlockBytes: blockBytes, GetBytesMax: 4 * blockBytes}, b.store); err != nil {
+	if b.cache, err = cache.New(cache.Config{BytesMax: cacheBytes, BlockBytes: blockBytes, GetBytesMax: 4 * blockBytes}, cache.NewBucket(b.store)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.cache.Close)
@@ -202,6 +202,37 @@ func TestDamagedBatch(t *testing.T) {
 	r = b.fetch(t, unlimited, Want{Partition: p, BytesMax: 1 << 20})
 	if r.Parts[0].Err != nil || r.Bytes == 0 {
 		t.Errorf("the damage stays in the cache: %v", r.Parts[0].Err)
+	}
+}
+
+// damaging is a source that damages what does not come from the bucket itself.
+type damaging struct{ cache.Source }
+
+func (d damaging) Get(ctx context.Context, o cache.Object, off int64, parts [][]byte) error {
+	err := d.Source.Get(ctx, o, off, parts)
+	if !o.Direct {
+		parts[0][len(parts[0])-1] ^= 1
+	}
+	return err
+}
+
+// TestDamagedByOthers holds that a batch which another agent hands out damaged is read from the bucket, before anybody is told of a damage.
+func TestDamagedByOthers(t *testing.T) {
+	b := newBucket(t, 1<<20)
+	b.add(t, map[int32][][]byte{0: {raw(t, 0, 2000, 1)}})
+	blocks, err := cache.New(cache.Config{BytesMax: 1 << 20, BlockBytes: blockBytes}, damaging{cache.NewBucket(b.store)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(blocks.Close)
+	b.reader.cache = blocks
+	r := b.fetch(t, unlimited, Want{Partition: restored(0, 0, 1), BytesMax: 1 << 20})
+	if r.Parts[0].Err != nil || r.Bytes == 0 {
+		t.Errorf("a batch that is good in the bucket: %v and %d bytes", r.Parts[0].Err, r.Bytes)
+	}
+	found, ok, err := NewLookup(b.index, b.reader, 1<<20).FirstAtOrAfter(t.Context(), restored(0, 0, 1), 1, 1)
+	if err != nil || !ok || found.Offset != 0 {
+		t.Errorf("a lookup in it: %+v, %v, %v", found, ok, err)
 	}
 }
 

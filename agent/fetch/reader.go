@@ -112,13 +112,8 @@ func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Exten
 	if want.wait {
 		get = r.cache.Read
 	}
-	read, err := get(ctx, object(e), pos, n)
+	read, err := r.verified(ctx, get, object(e), s, batches, pos, n)
 	if err != nil {
-		return false, fmt.Errorf("read segment %s: %w", e.Object.Name, err)
-	}
-	if err := verify(s, batches, read.Parts()); err != nil {
-		read.Release()
-		r.cache.Drop(object(e)) // the bucket may yet give the right bytes
 		return false, err
 	}
 	got.Records = append(got.Records, read.Parts()...)
@@ -139,6 +134,30 @@ func (r *Reader) ahead(id partition.ID, e *index.Extent, s *segment.Section, end
 	}
 	if next, ok := r.index.Find(id, e.Next); ok {
 		r.cache.Prefetch(object(&next), next.Pos, min(next.Size, aheadBytes-max(left, 0)))
+	}
+}
+
+// verified reads n bytes from pos of a segment, which are these batches, with one of the cache's methods. What does not pass is read once more, from the
+// bucket itself: another agent may have it wrong. Not even then does what is damaged stay in the cache, as the bucket may yet give the right bytes.
+func (r *Reader) verified(
+	ctx context.Context, get func(context.Context, cache.Object, int64, int64) (*cache.Span, error), o cache.Object,
+	s *segment.Section, batches []segment.Batch, pos, n int64,
+) (*cache.Span, error) {
+	for {
+		read, err := get(ctx, o, pos, n)
+		if err != nil {
+			return nil, fmt.Errorf("read segment %s: %w", o.Name, err)
+		}
+		damage := verify(s, batches, read.Parts())
+		if damage == nil {
+			return read, nil
+		}
+		read.Release()
+		r.cache.Drop(o)
+		if o.Direct {
+			return nil, damage
+		}
+		o.Direct = true
 	}
 }
 
@@ -173,15 +192,11 @@ func verify(s *segment.Section, batches []segment.Batch, slices [][]byte) error 
 
 // batchAt reads one batch, copied out of the cache.
 func (r *Reader) batchAt(ctx context.Context, e *index.Extent, s *segment.Section, b segment.Batch) ([]byte, error) {
-	read, err := r.cache.Read(ctx, object(e), b.Pos, int64(b.Size))
+	read, err := r.verified(ctx, r.cache.Read, object(e), s, []segment.Batch{b}, b.Pos, int64(b.Size))
 	if err != nil {
-		return nil, fmt.Errorf("read segment %s: %w", e.Object.Name, err)
-	}
-	defer read.Release()
-	if err := verify(s, []segment.Batch{b}, read.Parts()); err != nil {
-		r.cache.Drop(object(e))
 		return nil, err
 	}
+	defer read.Release()
 	data := make([]byte, 0, b.Size)
 	for _, part := range read.Parts() {
 		data = append(data, part...)

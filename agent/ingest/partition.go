@@ -167,6 +167,13 @@ func (p *Partition) Close(err error) {
 	}
 }
 
+// Reopen takes a Close back: the partition goes on with all that it had taken.
+func (p *Partition) Reopen() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gone = nil
+}
+
 // Read takes from memory whole batches from the one that holds from on, up to the offset limit, which no batch may
 // pass, as many as fit into bytesMax; with oneMin the first one whatever its size.
 // It appends them to bufs, adds the chunks that they lie in to held, which the caller must release in the end, and returns the offset after

@@ -6,13 +6,17 @@ import (
 	"sync/atomic"
 )
 
-// key names a block.
+// key names a block. The size is part of it because it says how long an object's last block is: should somebody, who may be another
+// agent, have it wrong, then nobody else meets the block.
 type key struct {
 	name  string
+	size  int64
 	index int64
 }
 
-// block is a piece of an object that is ready or loading. Its fields belong to the cache's mutex, except bytes, which
+func (o *Object) key(index int64) key { return key{name: o.Name, size: o.Size, index: index} }
+
+// block is a part of an object that is ready or loading. Its fields belong to the cache's mutex, except bytes, which
 // nobody changes after the flight.
 type block struct {
 	key    key
@@ -176,7 +180,7 @@ func (c *Cache) tryPin(r run) []*block {
 	blocks := make([]*block, r.count)
 	missing := 0
 	for i := range blocks {
-		b := c.blocks[key{r.object.Name, r.first + int64(i)}]
+		b := c.blocks[r.object.key(r.first+int64(i))]
 		if b == nil {
 			missing++
 			continue
@@ -201,10 +205,7 @@ func (c *Cache) tryPin(r run) []*block {
 			}
 			continue
 		}
-		count := 1
-		for count < c.getBlocks && i+count < r.count && blocks[i+count] == nil {
-			count++
-		}
+		count := c.gap(r.object, r.first+int64(i), r.first+int64(r.count)-1)
 		c.stats.Misses += uint64(count)
 		for j, b := range c.depart(run{object: r.object, first: r.first + int64(i), count: count}, false) {
 			c.pinBlock(b)
@@ -219,11 +220,22 @@ func (c *Cache) tryPin(r run) []*block {
 func (c *Cache) missing(r run) int {
 	missing := 0
 	for i := range r.count {
-		if c.blocks[key{r.object.Name, r.first + int64(i)}] == nil {
+		if c.blocks[r.object.key(r.first+int64(i))] == nil {
 			missing++
 		}
 	}
 	return missing
+}
+
+// gap returns how many blocks from the one at index on, which is missing, one flight can bring: up to the one at last, the
+// next that is there, or the end of the piece.
+func (c *Cache) gap(o Object, index, last int64) int {
+	end := min(last, index-index%c.getBlocks+c.getBlocks-1)
+	next := index + 1
+	for next <= end && c.blocks[o.key(next)] == nil {
+		next++
+	}
+	return int(next - index)
 }
 
 // available returns how many buffers can be taken.

@@ -7,7 +7,10 @@
 //
 // A GET is a flight: it belongs to the cache, not to the reader that caused it, so that however many readers wait for a
 // block there is one, and none of them takes it away from the others by giving up. Neighbouring missing blocks share a
-// flight.
+// flight, within one piece: as many blocks as one GET may bring, aligned as they are. So the flights of different caches ask for
+// the same pieces, or for parts of them, and one of several agents can be the one to fetch a piece from the bucket.
+//
+// Where bytes come from is up to the [Source]: the [Bucket], or what stands before it (objectstore/zone).
 //
 // A reader gets the blocks themselves ([Span]), pinned until it releases them; only blocks that nobody has pinned are
 // evicted, the least recently used first. Buffers are reused for ever, as fresh memory costs more than a copy. There are
@@ -23,31 +26,29 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/varve-io/varve/objectstore"
 )
 
 // Config are the limits of a cache.
 type Config struct {
-	// BytesMax bounds the memory of blocks, and so the bytes that all readers together hold. At least one block. Flights
-	// of several blocks use up to flightsMax times GetBytesMax beside it.
+	// BytesMax bounds the memory of blocks, and so the bytes that all readers together hold. At least one block.
 	BytesMax int64
 	// BlockBytes is the size of a block. 0 means 1 MiB: MinIO's ranges below that cost ten times their bytes, and a
 	// request to S3 costs as much as a MiB of traffic.
 	BlockBytes int
-	// GetBytesMax is the most that one GET asks for, rounded down to whole blocks. 0 means 4 MiB.
+	// GetBytesMax is the most that one GET asks for, and so the length of a piece, rounded down to whole blocks. 0 means
+	// GetBytesDefault.
 	GetBytesMax int
 }
 
-const (
-	defaultBlockBytes  = 1 << 20
-	defaultGetBytesMax = 4 << 20
+// GetBytesDefault is the length of a piece, and the most that one GET asks for, unless configured.
+const GetBytesDefault = 4 << 20
 
-	flightsMax    = 8 // GETs at the same time; more wait in line
+const (
+	defaultBlockBytes = 1 << 20
+
 	prefetchesMax = 4 // flights of Prefetch, in line or in the air; more are dropped
-	// flightTime bounds a GET: nobody's context does.
-	flightTime = 30 * time.Second
 )
 
 // ErrBusy says that TryRead would have to wait until another reader releases its span.
@@ -55,16 +56,14 @@ var ErrBusy = errors.New("cache busy: all blocks are in use")
 
 // Cache reads ranges of objects through memory. All methods may be called concurrently.
 type Cache struct {
-	store     objectstore.Store
+	source    Source
 	blockSize int64
-	getBlocks int // most blocks of a flight
+	getBlocks int64 // of a piece
 	blocksMax int
 
 	ctx     context.Context //nolint:containedctx // the life of the cache, and of all flights
 	cancel  context.CancelFunc
 	flights sync.WaitGroup
-	slots   chan struct{} // one token for each GET under way
-	scratch chan []byte   // buffers of GETs of several blocks
 
 	mu         sync.Mutex
 	blocks     map[key]*block
@@ -83,7 +82,7 @@ type Stats struct {
 	Joins  uint64 // blocks that a reader found under way
 	Misses uint64 // blocks that a reader had fetched
 
-	Gets     uint64 // requests to the store, those of prefetches included
+	Gets     uint64 // requests to the source, those of prefetches included
 	GetBytes uint64 // bytes that they brought
 	Failures uint64 // requests that failed
 
@@ -96,26 +95,24 @@ type Stats struct {
 	PinnedBytes int64 // gauge: memory of those that readers and flights hold
 }
 
-// New returns an empty cache over store. Its owner calls Close.
-func New(config Config, store objectstore.Store) (*Cache, error) {
+// New returns an empty cache over source. Its owner calls Close.
+func New(config Config, source Source) (*Cache, error) {
 	if config.BlockBytes == 0 {
 		config.BlockBytes = defaultBlockBytes
 	}
 	if config.GetBytesMax == 0 {
-		config.GetBytesMax = defaultGetBytesMax
+		config.GetBytesMax = GetBytesDefault
 	}
 	if config.BlockBytes < 1 || config.BytesMax < int64(config.BlockBytes) {
 		return nil, fmt.Errorf("new cache: seen %d bytes in blocks of %d, want at least one block", config.BytesMax, config.BlockBytes)
 	}
 	c := &Cache{
-		store:     store,
+		source:    source,
 		blockSize: int64(config.BlockBytes),
 		blocksMax: int(config.BytesMax / int64(config.BlockBytes)),
-		slots:     make(chan struct{}, flightsMax),
-		scratch:   make(chan []byte, flightsMax),
+		getBlocks: int64(max(1, config.GetBytesMax/config.BlockBytes)),
 		blocks:    make(map[key]*block),
 	}
-	c.getBlocks = max(1, config.GetBytesMax/config.BlockBytes)
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c, nil
 }
@@ -152,19 +149,22 @@ func (c *Cache) Stats() Stats {
 type Object struct {
 	Name string
 	Size int64 // bytes
+	// Direct has bytes that are missing come from the bucket itself: for who found those that another agent gave out damaged,
+	// and for who asks on behalf of another agent. It is no part of the object's identity.
+	Direct bool
 }
 
 // Read returns n bytes from offset off of the object, from memory as far as they are there and with as few GETs as
-// possible otherwise. It waits for the store, and for other readers if they hold all memory; see the package's comment
+// possible otherwise. It waits for the source, and for other readers if they hold all memory; see the package's comment
 // for callers that hold another span.
 //
-// Errors are those of the store with their kinds, the context's own, and [objectstore.ErrDenied] for a range that passes
+// Errors are those of the source with their kinds, the context's own, and [objectstore.ErrDenied] for a range that passes
 // the object's end or does not fit into the cache. A failure is not remembered: the next Read asks again.
 func (c *Cache) Read(ctx context.Context, o Object, off, n int64) (*Span, error) {
 	return c.read(ctx, o, off, n, true)
 }
 
-// TryRead is Read, except that it returns ErrBusy at once where Read would wait for memory. It waits for the store.
+// TryRead is Read, except that it returns ErrBusy at once where Read would wait for memory. It waits for the source.
 func (c *Cache) TryRead(ctx context.Context, o Object, off, n int64) (*Span, error) {
 	return c.read(ctx, o, off, n, false)
 }
@@ -212,14 +212,10 @@ func (c *Cache) Prefetch(o Object, off, n int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for index := first; index <= last; index++ {
-		if c.blocks[key{o.Name, index}] != nil {
+		if c.blocks[o.key(index)] != nil {
 			continue
 		}
-		count := 1
-		for count < c.getBlocks && index+int64(count) <= last && c.blocks[key{o.Name, index + int64(count)}] == nil {
-			count++
-		}
-		count = min(count, c.available())
+		count := min(c.gap(o, index, last), c.available())
 		if c.closed || len(c.waiting) > 0 || c.prefetches == prefetchesMax || count == 0 {
 			c.stats.PrefetchesDropped++
 			return
@@ -231,13 +227,13 @@ func (c *Cache) Prefetch(o Object, off, n int64) {
 	}
 }
 
-// Drop forgets the object, so that the next Read asks the store again: for a reader that found its checksum wrong, and
+// Drop forgets the object, so that the next Read asks the source again: for a reader that found its checksum wrong, and
 // for objects that were deleted. Spans of it stay valid.
 func (c *Cache) Drop(o Object) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for index := int64(0); index*c.blockSize < o.Size; index++ {
-		if b := c.blocks[key{o.Name, index}]; b != nil {
+		if b := c.blocks[o.key(index)]; b != nil {
 			c.forget(b)
 		}
 	}

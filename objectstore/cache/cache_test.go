@@ -36,7 +36,7 @@ func newFixture(t *testing.T, blocks int, rules ...fault.Rule) *fixture {
 		t.Fatal(err)
 	}
 	f.store.Add(rules...)
-	c, err := cache.New(cache.Config{BytesMax: int64(blocks * blockBytes), BlockBytes: blockBytes, GetBytesMax: 3 * blockBytes}, f.store)
+	c, err := cache.New(cache.Config{BytesMax: int64(blocks * blockBytes), BlockBytes: blockBytes, GetBytesMax: 3 * blockBytes}, cache.NewBucket(f.store))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,8 +100,20 @@ func TestReadRefuses(t *testing.T) {
 func TestNeighboursShareAGet(t *testing.T) {
 	f := newFixture(t, 10)
 	f.read(t, 45, 1).Release()  // block 4
-	f.read(t, 12, 70).Release() // blocks 1 to 8: GETs for 1-3, 5-7 and 8
-	f.wantStats(t, cache.Stats{Hits: 1, Misses: 8, Gets: 4, GetBytes: 80, BlockBytes: 80})
+	f.read(t, 12, 70).Release() // blocks 1 to 8, in pieces of three: GETs for 1-2, 3, 5 and 6-8
+	f.wantStats(t, cache.Stats{Hits: 1, Misses: 8, Gets: 5, GetBytes: 80, BlockBytes: 80})
+}
+
+// TestSizeTellsObjectsApart reads an object of which somebody believes that it is shorter, in either order: it gets what it asks for, and
+// others theirs.
+func TestSizeTellsObjectsApart(t *testing.T) {
+	for _, sizes := range [][]int64{{92, 95}, {95, 92}} {
+		f := newFixture(t, 10)
+		for _, size := range sizes {
+			f.object.Size = size
+			f.read(t, size-5, 5).Release()
+		}
+	}
 }
 
 func TestOneFlightForAllReaders(t *testing.T) {
@@ -308,16 +320,16 @@ func TestWaiterLeaves(t *testing.T) {
 
 func TestPrefetch(t *testing.T) {
 	f := newFixture(t, 10)
-	f.cache.Prefetch(f.object, 25, 1000) // blocks 2 to 9: three GETs
+	f.cache.Prefetch(f.object, 25, 1000) // blocks 2 to 9, in pieces of three: 2, 3-5, 6-8 and 9
 	f.read(t, 20, 75).Release()
 	stats := f.cache.Stats()
-	if stats.Prefetches != 3 || stats.Gets != 3 || stats.Misses != 0 || stats.GetBytes != 75 || stats.PrefetchesDropped != 0 {
-		t.Errorf("counters are %+v, want three GETs, all of prefetches", stats)
+	if stats.Prefetches != 4 || stats.Gets != 4 || stats.Misses != 0 || stats.GetBytes != 75 || stats.PrefetchesDropped != 0 {
+		t.Errorf("counters are %+v, want four GETs, all of prefetches", stats)
 	}
 	f.cache.Prefetch(f.object, 20, 75)
 	f.cache.Prefetch(f.object, 95, 10)
 	f.cache.Prefetch(f.object, -5, 5)
-	if again := f.cache.Stats(); again.Prefetches != 3 {
+	if again := f.cache.Stats(); again.Prefetches != 4 {
 		t.Errorf("counters are %+v, want no more prefetches of what is there or not in the object", again)
 	}
 }
@@ -382,7 +394,7 @@ func TestClose(t *testing.T) {
 
 func TestConfig(t *testing.T) {
 	for _, config := range []cache.Config{{}, {BytesMax: 9, BlockBytes: 10}, {BytesMax: 100, BlockBytes: -1}} {
-		if _, err := cache.New(config, mem.New()); err == nil {
+		if _, err := cache.New(config, cache.NewBucket(mem.New())); err == nil {
 			t.Errorf("cache of %+v was made", config)
 		}
 	}
@@ -447,7 +459,7 @@ func BenchmarkReadHit(b *testing.B) {
 	if err := store.Put(b.Context(), "a", objectstore.Bytes(make([]byte, o.Size))); err != nil {
 		b.Fatal(err)
 	}
-	c, err := cache.New(cache.Config{BytesMax: 16 << 20}, store)
+	c, err := cache.New(cache.Config{BytesMax: 16 << 20}, cache.NewBucket(store))
 	if err != nil {
 		b.Fatal(err)
 	}

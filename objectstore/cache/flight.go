@@ -9,7 +9,7 @@ import (
 	"github.com/varve-io/varve/objectstore"
 )
 
-// flight is one GET for a run of blocks.
+// flight is one GET for a run of blocks, all of one piece.
 type flight struct {
 	run      run
 	blocks   []*block
@@ -47,7 +47,7 @@ func (c *Cache) depart(r run, prefetch bool) []*block {
 	f := &flight{run: r, prefetch: prefetch, done: make(chan struct{}), blocks: blocks}
 	for i := range blocks {
 		index := r.first + int64(i)
-		b := &block{key: key{r.object.Name, index}, buffer: c.takeBuffer(), flight: f, pins: 1}
+		b := &block{key: r.object.key(index), buffer: c.takeBuffer(), flight: f, pins: 1}
 		b.bytes = b.buffer[:min(c.blockSize, r.object.Size-index*c.blockSize)]
 		c.blocks[b.key] = b
 		blocks[i] = b
@@ -90,55 +90,17 @@ func (c *Cache) land(f *flight) {
 	f.blocks = nil // a block that stays would keep those that go
 }
 
-// fetch fills the flight's blocks with one GET and returns the bytes that it brought.
+// fetch fills the flight's blocks and returns how many bytes that are.
 func (c *Cache) fetch(ctx context.Context, f *flight) (int, error) {
-	select {
-	case c.slots <- struct{}{}:
-		defer func() { <-c.slots }()
-	case <-ctx.Done():
-		return 0, errClosed
+	parts, n := make([][]byte, len(f.blocks)), 0
+	for i, b := range f.blocks {
+		parts[i] = b.bytes
+		n += len(b.bytes)
 	}
-	ctx, cancel := context.WithTimeout(ctx, flightTime)
-	defer cancel()
-
-	off := f.run.first * c.blockSize
-	if len(f.blocks) == 1 {
-		p := f.blocks[0].bytes
-		return len(p), c.get(ctx, f, off, p)
-	}
-	// One range comes as one slice. Copying it costs a tenth of what a second request costs.
-	scratch := c.takeScratch()
-	defer func() { c.scratch <- scratch }()
-	p := scratch[:min(int64(len(f.blocks))*c.blockSize, f.run.object.Size-off)]
-	if err := c.get(ctx, f, off, p); err != nil {
-		return 0, err
-	}
-	n := 0
-	for _, b := range f.blocks {
-		n += copy(b.bytes, p[n:])
-	}
-	return n, nil
-}
-
-func (c *Cache) get(ctx context.Context, f *flight, off int64, p []byte) error {
-	err := c.store.Get(ctx, f.run.object.Name, off, p)
-	if err == nil {
-		return nil
-	}
+	err := c.source.Get(ctx, f.run.object, f.run.first*c.blockSize, parts)
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		// It is the flight's own context that ended, and no reader's.
-		return fmt.Errorf("%w: %v", objectstore.ErrUnavailable, err) //nolint:errorlint // hides it on purpose
+		err = fmt.Errorf("%w: %v", objectstore.ErrUnavailable, err) //nolint:errorlint // hides it on purpose
 	}
-	return err
-}
-
-// takeScratch returns a buffer for a GET of several blocks. Whoever calls it holds a slot, so there is room to put it
-// back.
-func (c *Cache) takeScratch() []byte {
-	select {
-	case scratch := <-c.scratch:
-		return scratch
-	default:
-		return make([]byte, int64(c.getBlocks)*c.blockSize)
-	}
+	return n, err
 }

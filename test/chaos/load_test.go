@@ -79,11 +79,11 @@ func (l *load) find(topic string, partition int32) int {
 	panic("a topic that nobody asked for: " + topic)
 }
 
-// fail notes an error of a client that should have gone on.
+// fail notes an error of a client that should have gone on, and when.
 func (l *load) fail(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.errors = append(l.errors, err)
+	l.errors = append(l.errors, fmt.Errorf("at %s: %w", time.Now().UTC().Format("15:04:05.000"), err))
 }
 
 // writerKinds are the producers of a load.

@@ -22,6 +22,7 @@ var rooms = []Room{
 	{Path: "protocol/crc32c", Pure: true},
 	{Path: "protocol/fields", Pure: true},
 	{Path: "protocol/wire", Pure: true, Libraries: []string{kmsgLibrary}},
+	{Path: "protocol/peering"},
 	{Path: "protocol/batch", Pure: true, Libraries: []string{
 		"github.com/klauspost/compress/gzip", "github.com/klauspost/compress/s2", "github.com/klauspost/compress/zstd",
 		"github.com/pierrec/lz4/v4",
@@ -32,7 +33,7 @@ var rooms = []Room{
 	{Path: "wal", Rooms: []string{"protocol/crc32c"}},
 	{Path: "wal/disk", Rooms: []string{"protocol/crc32c"}},
 	{Path: "wal/disk/disktest"},
-	{Path: "wal/peer", Rooms: []string{"protocol/crc32c"}},
+	{Path: "wal/peer", Rooms: []string{"protocol/crc32c", "protocol/peering"}},
 
 	{Path: "objectstore/segment", Pure: true, Rooms: []string{"protocol/..."}},
 	{Path: "objectstore/manifest", Pure: true, Rooms: []string{"protocol/..."}},
@@ -63,18 +64,18 @@ var homes = map[string][]string{
 	"os/exec":   {},
 	"os/signal": {"."},
 	// Below are sockets, but for three that need less: agent is handed a listener, config takes addresses apart, status puts them together.
-	"net":                               {".", "agent/server", "agent/admin", "objectstore/internal/s3http", "wal/peer", "agent", "agent/config", "agent/status"},
+	"net":                               {".", "agent/server", "agent/admin", "objectstore/internal/s3http", "objectstore/zone", "wal/peer", "protocol/peering", "agent", "agent/config", "agent/status"},
 	"net/netip":                         {"agent/config"},
 	"net/url":                           {"agent/config", "objectstore/bucket", "coordinator", "coordinator/etcd/embedded"},
 	"net/http":                          {"agent/admin", "objectstore/s3", "objectstore/minio", "objectstore/internal/s3http"},
 	"log":                               {},
-	"log/slog":                          {".", "agent/...", "wal/...", "coordinator", "coordinator/etcd/..."},
+	"log/slog":                          {".", "agent/...", "wal/...", "objectstore/zone", "protocol/peering", "coordinator", "coordinator/etcd/..."},
 	"go.etcd.io/etcd":                   {"coordinator/etcd"},
 	"go.etcd.io/etcd/server":            {"coordinator/etcd/embedded"},
 	"google.golang.org/grpc":            {"coordinator/etcd/..."},
 	"github.com/aws":                    {"objectstore/s3"},
 	"github.com/minio":                  {"objectstore/minio"},
-	"github.com/prometheus":             {".", "agent/...", "objectstore/metered", "wal/peer"},
+	"github.com/prometheus":             {".", "agent/...", "objectstore/metered", "wal/peer", "protocol/peering"},
 	"github.com/spf13":                  {".", "agent/config"},
 	"github.com/goccy/go-yaml":          {"agent/config"},
 	"github.com/twmb/franz-go":          {},
@@ -84,11 +85,11 @@ var homes = map[string][]string{
 	"github.com/HdrHistogram":           {},
 	"github.com/cockroachdb/datadriven": {},
 	"testing":                           {"wal/disk/disktest", "objectstore/storetest", "coordinator/coordtest"},
-	"golang.org/x/sys/unix":             {"wal", "wal/disk", "wal/peer", "objectstore/dir", "coordinator/etcd/embedded"},
+	"golang.org/x/sys/unix":             {"wal", "wal/disk", "protocol/peering", "objectstore/dir", "coordinator/etcd/embedded"},
 	"syscall":                           {".", "agent", "objectstore/dir", "objectstore/storetest"},
 	"golang.org/x/net":                  {"agent/admin"},
 	"go.uber.org/zap":                   {"coordinator/etcd/..."},
-	"github.com/google/uuid":            {"agent", "wal/disk", "wal/peer"},
+	"github.com/google/uuid":            {"agent", "wal/disk", "wal/peer", "protocol/peering"},
 }
 
 // pureLibrary is what pure rooms may import of the standard library: nothing that starts, waits, locks or does I/O. Of

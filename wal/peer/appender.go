@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"github.com/varve-io/varve/protocol/peering"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/frame"
 )
@@ -26,7 +27,7 @@ type Appender struct {
 	next   frame.EntryID
 }
 
-// Create is [disk.Store.Create] over there, and opens the connection for what is appended. When it fails with ErrUnreachable, the segment may be there all the
+// Create is [disk.Store.Create] over there, and opens the connection for what is appended. When it fails with peering.ErrUnreachable, the segment may be there all the
 // same, empty.
 func (s *Store) Create(ctx context.Context, id frame.SegmentID, fence frame.Fence, first frame.EntryID) (*Appender, error) {
 	a := &Appender{store: s, id: id}
@@ -118,7 +119,7 @@ func (a *Appender) send() error {
 		return err
 	}
 	if o != opAppended || len(payload) != appendedBytes || frame.EntryID(binary.LittleEndian.Uint64(payload)) != a.next {
-		return fmt.Errorf("%w: acknowledged %x, want entries before %d", ErrProtocol, payload, a.next)
+		return fmt.Errorf("%w: acknowledged %x, want entries before %d", peering.ErrProtocol, payload, a.next)
 	}
 	return nil
 }

@@ -7,7 +7,7 @@ import (
 	"net"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/varve-io/varve/protocol/peering"
 )
 
 const (
@@ -123,7 +123,7 @@ func (c *conn) answer(want op) (op, []byte, error) {
 		c.ended = o != opEntries && o != opListed
 		return o, payload, nil
 	}
-	return 0, nil, fmt.Errorf("%w: answer of type %d, want %d", ErrProtocol, o, want)
+	return 0, nil, fmt.Errorf("%w: answer of type %d, want %d", peering.ErrProtocol, o, want)
 }
 
 // done reads an answer that says nothing else.
@@ -134,36 +134,10 @@ func (c *conn) done() error {
 
 func (c *conn) close() { _ = c.raw.Close() } // what was written is answered, or does not matter any more
 
-// tune sets up a new connection, so that it ends when the other machine has answered nothing for gone. That small messages go out at
-// once (TCP_NODELAY) is Go's default. Keep-alives ask while nothing is under way, TCP_USER_TIMEOUT is how long they and whatever else was sent
-// may be unanswered: without it the kernel sends again what was under way for a quarter of an hour.
-func tune(raw net.Conn, gone time.Duration) error {
-	tcp, ok := raw.(*net.TCPConn)
-	if !ok {
-		return nil
-	}
-	const idle, pause, tries = 2 * time.Second, time.Second, 3
-	if err := tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: idle, Interval: pause, Count: tries}); err != nil {
-		return unreachable(err)
-	}
-	sys, err := tcp.SyscallConn()
-	if err != nil {
-		return unreachable(err)
-	}
-	var refused error
-	err = sys.Control(func(fd uintptr) {
-		refused = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(gone.Milliseconds()))
-	})
-	if err = errors.Join(err, refused); err != nil {
-		return unreachable(err)
-	}
-	return nil
-}
-
 // unreachable makes an error of the connection one, unless it is the protocol's.
 func unreachable(err error) error {
-	if errors.Is(err, ErrProtocol) {
+	if errors.Is(err, peering.ErrProtocol) {
 		return err
 	}
-	return fmt.Errorf("%w: %w", ErrUnreachable, err)
+	return fmt.Errorf("%w: %w", peering.ErrUnreachable, err)
 }

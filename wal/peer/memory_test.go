@@ -53,7 +53,7 @@ func TestMemory(t *testing.T) {
 
 // TestMemoryOfConnections: one that waits for a request has no memory, and after its end neither.
 func TestMemoryOfConnections(t *testing.T) {
-	d, server, s := serveDisk(t)
+	local, s, end := serveDisk(t)
 	c, err := s.connect(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -65,7 +65,7 @@ func TestMemoryOfConnections(t *testing.T) {
 	if _, _, err := c.answer(opAppended); err != nil {
 		t.Fatal(err)
 	}
-	room := server.memory.room
+	room := local.memory.room
 	if !room.TryAcquire(memoryBytesMax) {
 		t.Fatal("a connection without a request has memory")
 	}
@@ -78,7 +78,7 @@ func TestMemoryOfConnections(t *testing.T) {
 		runtime.Gosched()
 	}
 	s.Close()
-	if err := errors.Join(server.Close(t.Context()), d.Close()); err != nil {
+	if err := end(); err != nil {
 		t.Fatal(err)
 	}
 	if !room.TryAcquire(memoryBytesMax) {

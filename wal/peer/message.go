@@ -8,6 +8,7 @@ import (
 	"io"
 
 	"github.com/varve-io/varve/protocol/crc32c"
+	"github.com/varve-io/varve/protocol/peering"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/frame"
 	"github.com/varve-io/varve/wal/quorum"
@@ -100,7 +101,7 @@ func putMessageHeader(b []byte, o op, tail []byte) {
 	binary.LittleEndian.PutUint32(b[8:], crc32c.Update(crc, tail))
 }
 
-// readMessage reads a message. The payload lies in buf, or in new memory if it is longer. The error is ErrProtocol, or in's own.
+// readMessage reads a message. The payload lies in buf, or in new memory if it is longer. The error is peering.ErrProtocol, or in's own.
 func readMessage(in *bufio.Reader, buf []byte, frameBytesMax int64) (op, []byte, error) {
 	header, err := in.Peek(messageHeaderBytes)
 	if err != nil {
@@ -109,7 +110,7 @@ func readMessage(in *bufio.Reader, buf []byte, frameBytesMax int64) (op, []byte,
 	o, n, crc := op(header[0]), binary.LittleEndian.Uint32(header[4:]), binary.LittleEndian.Uint32(header[8:])
 	sum := crc32c.Update(0, header[:8])
 	if limit := o.payloadMax(frameBytesMax); header[1]|header[2]|header[3] != 0 || int64(n) > limit {
-		return 0, buf, fmt.Errorf("%w: message of type %d with %d bytes, want at most %d", ErrProtocol, o, n, limit)
+		return 0, buf, fmt.Errorf("%w: message of type %d with %d bytes, want at most %d", peering.ErrProtocol, o, n, limit)
 	}
 	if _, err := in.Discard(messageHeaderBytes); err != nil {
 		return 0, buf, err
@@ -122,7 +123,7 @@ func readMessage(in *bufio.Reader, buf []byte, frameBytesMax int64) (op, []byte,
 		return 0, buf, cutShort(err)
 	}
 	if crc32c.Update(sum, buf) != crc {
-		return 0, buf, fmt.Errorf("%w: checksum of a message of type %d with %d bytes", ErrProtocol, o, n)
+		return 0, buf, fmt.Errorf("%w: checksum of a message of type %d with %d bytes", peering.ErrProtocol, o, n)
 	}
 	return o, buf, nil
 }
@@ -138,7 +139,7 @@ func cutShort(err error) error {
 // parseRequest reads the payload of any request but an append.
 func parseRequest(o op, b []byte) (request, error) {
 	if o > opSegments || len(b) != requestBytes {
-		return request{}, fmt.Errorf("%w: request of type %d with %d bytes", ErrProtocol, o, len(b))
+		return request{}, fmt.Errorf("%w: request of type %d with %d bytes", peering.ErrProtocol, o, len(b))
 	}
 	return request{
 		op:      o,
@@ -150,7 +151,7 @@ func parseRequest(o op, b []byte) (request, error) {
 
 func parseSealed(b []byte) (quorum.Answer, error) {
 	if len(b) != sealedBytes {
-		return quorum.Answer{}, fmt.Errorf("%w: answer to a seal of %d bytes", ErrProtocol, len(b))
+		return quorum.Answer{}, fmt.Errorf("%w: answer to a seal of %d bytes", peering.ErrProtocol, len(b))
 	}
 	return quorum.Answer{
 		First: frame.EntryID(binary.LittleEndian.Uint64(b)), Last: frame.EntryID(binary.LittleEndian.Uint64(b[8:])),
@@ -161,12 +162,12 @@ func parseSealed(b []byte) (quorum.Answer, error) {
 // one comes back. Whether an error is visit's own is up to visit to know.
 func visitEntries(b []byte, next frame.EntryID, visit func(frame.EntryID, []byte) error) (frame.EntryID, error) {
 	if len(b) < 8 || frame.EntryID(binary.LittleEndian.Uint64(b)) != next {
-		return next, fmt.Errorf("%w: entries do not begin with %d", ErrProtocol, next)
+		return next, fmt.Errorf("%w: entries do not begin with %d", peering.ErrProtocol, next)
 	}
 	b = b[8:]
 	for len(b) > 0 {
 		if len(b) < frame.EntryHeaderBytes || uint64(binary.LittleEndian.Uint32(b)) > uint64(len(b)-frame.EntryHeaderBytes) {
-			return next, fmt.Errorf("%w: entry %d ends behind its message", ErrProtocol, next)
+			return next, fmt.Errorf("%w: entry %d ends behind its message", peering.ErrProtocol, next)
 		}
 		n := frame.EntryHeaderBytes + int(binary.LittleEndian.Uint32(b))
 		if err := visit(next, b[frame.EntryHeaderBytes:n:n]); err != nil {
@@ -192,7 +193,7 @@ func appendListed(b []byte, info *disk.SegmentInfo) []byte {
 
 func parseListed(infos []disk.SegmentInfo, b []byte) ([]disk.SegmentInfo, error) {
 	if len(b)%listedBytes != 0 {
-		return nil, fmt.Errorf("%w: list of segments of %d bytes", ErrProtocol, len(b))
+		return nil, fmt.Errorf("%w: list of segments of %d bytes", peering.ErrProtocol, len(b))
 	}
 	for ; len(b) > 0; b = b[listedBytes:] {
 		infos = append(infos, disk.SegmentInfo{
@@ -230,7 +231,7 @@ func kindOf(kind byte) error {
 	case 7:
 		return disk.ErrClosed
 	case 9:
-		return ErrProtocol
+		return peering.ErrProtocol
 	}
 	return nil
 }
@@ -262,17 +263,17 @@ func appendError(b []byte, err error) []byte {
 	return append(append(b, kind), text[:min(len(text), errorTextBytesMax)]...)
 }
 
-// parseError reads the payload of opFailed. It is the peer's error, or ErrProtocol.
+// parseError reads the payload of opFailed. It is the peer's error, or peering.ErrProtocol.
 func parseError(b []byte) error {
 	if len(b) == 0 {
-		return fmt.Errorf("%w: an error without a kind", ErrProtocol)
+		return fmt.Errorf("%w: an error without a kind", peering.ErrProtocol)
 	}
 	if b[0] != kindCorrupt {
 		return &remoteError{kind: kindOf(b[0]), text: string(b[1:])}
 	}
 	b = b[1:]
 	if len(b) < corruptBytes || int(binary.LittleEndian.Uint16(b[36:])) > len(b)-corruptBytes {
-		return fmt.Errorf("%w: an error of %d bytes", ErrProtocol, len(b))
+		return fmt.Errorf("%w: an error of %d bytes", peering.ErrProtocol, len(b))
 	}
 	texts, n := b[corruptBytes:], binary.LittleEndian.Uint16(b[36:])
 	return &frame.CorruptError{

@@ -15,6 +15,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/varve-io/varve/protocol/crc32c"
+	"github.com/varve-io/varve/protocol/peering"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/disk/disktest"
 	"github.com/varve-io/varve/wal/frame"
@@ -82,17 +83,17 @@ func TestRefusedMessages(t *testing.T) {
 		b    []byte
 		want error
 	}{
-		"flipped bit":               {flipped, ErrProtocol},
-		"no such type":              {message(9, nil), ErrProtocol},
-		"an answer":                 {message(opDone, nil), ErrProtocol},
-		"reserved bytes":            {append([]byte{byte(opSeal), 1}, make([]byte, 10)...), ErrProtocol},
-		"short payload":             {message(opSeal, make([]byte, 20)), ErrProtocol},
-		"huge payload":              {huge, ErrProtocol},
-		"half a header":             {message(opAppend, make([]byte, 30)), ErrProtocol},
-		"no header":                 {message(opAppend, make([]byte, frame.UnplacedBytes)), ErrProtocol},
-		"a frame that is too long":  {long, ErrProtocol},
-		"a round that is too long":  {message(opAppend, bytes.Repeat(slicesOf(appendOf(10), 1, 60<<10), 200)), ErrProtocol},
-		"damaged body, then a body": {damaged(appendOf(10, 20), 12+96+6), ErrProtocol},
+		"flipped bit":               {flipped, peering.ErrProtocol},
+		"no such type":              {message(9, nil), peering.ErrProtocol},
+		"an answer":                 {message(opDone, nil), peering.ErrProtocol},
+		"reserved bytes":            {append([]byte{byte(opSeal), 1}, make([]byte, 10)...), peering.ErrProtocol},
+		"short payload":             {message(opSeal, make([]byte, 20)), peering.ErrProtocol},
+		"huge payload":              {huge, peering.ErrProtocol},
+		"half a header":             {message(opAppend, make([]byte, 30)), peering.ErrProtocol},
+		"no header":                 {message(opAppend, make([]byte, frame.UnplacedBytes)), peering.ErrProtocol},
+		"a frame that is too long":  {long, peering.ErrProtocol},
+		"a round that is too long":  {message(opAppend, bytes.Repeat(slicesOf(appendOf(10), 1, 60<<10), 200)), peering.ErrProtocol},
+		"damaged body, then a body": {damaged(appendOf(10, 20), 12+96+6), peering.ErrProtocol},
 		"cut in a header":           {appendOf(10)[:8], io.ErrUnexpectedEOF},
 		"cut in a payload":          {appendOf(10)[:30], io.ErrUnexpectedEOF},
 		"cut in a body":             {appendOf(1000)[:500], io.ErrUnexpectedEOF},
@@ -121,33 +122,36 @@ func slicesOf(message []byte, n int, bodyBytes uint32) []byte {
 	return headers
 }
 
-// serveDisk serves a disk to another agent.
-func serveDisk(t *testing.T) (*disk.Store, *Server, *Store) {
+// serveDisk serves a disk to another agent, until end is called.
+func serveDisk(t *testing.T) (local *Server, far *Store, end func() error) {
 	t.Helper()
 	d, err := disk.Open(disk.Config{FS: disktest.New(1), FileBytes: testFrameBytesMax})
 	if err != nil {
 		t.Fatal(err)
 	}
-	credentials := Credentials{Cluster: uuid.UUID{1}, Secret: bytes.Repeat([]byte("secret "), 4)}
-	server, err := NewServer(ServerConfig{Store: d, Credentials: credentials, Timeout: 3 * time.Second})
+	credentials := peering.Credentials{Cluster: uuid.UUID{1}, Secret: bytes.Repeat([]byte("secret "), 4)}
+	server, err := peering.NewServer(peering.ServerConfig{Identity: d.Identity(), Credentials: credentials})
 	if err != nil {
 		t.Fatal(err)
 	}
+	local = NewServer(ServerConfig{Store: d, Timeout: 3 * time.Second})
+	server.Handle(ServiceName, 256, local.Serve)
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	go func() { _ = server.Serve(l) }()
-	s, err := NewStore(Config{Address: l.Addr().String(), Identity: d.Identity(), Credentials: credentials})
+	dialer, err := peering.NewDialer(peering.DialerConfig{Credentials: credentials})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return d, server, s
+	far = NewStore(Config{Address: l.Addr().String(), Identity: d.Identity(), Dialer: dialer})
+	return local, far, func() error { return errors.Join(server.Close(t.Context()), d.Close()) }
 }
 
 // TestGarbageFromAPeer: also somebody who knows the secret gets nothing but an error, and the end of the connection.
 func TestGarbageFromAPeer(t *testing.T) {
-	d, server, s := serveDisk(t)
+	local, s, end := serveDisk(t)
 	id := frame.SegmentID{Log: 7, Number: 1}
 	create := request{op: opCreate, segment: id, fence: 5, entry: 1}
 	for name, c := range map[string]struct {
@@ -155,11 +159,11 @@ func TestGarbageFromAPeer(t *testing.T) {
 		b      []byte
 		want   error
 	}{
-		"garbage":               {nil, bytes.Repeat([]byte{0xa5}, 1000), ErrProtocol},
-		"append without create": {nil, appendOf(10), ErrProtocol},
-		"garbage to a writer":   {[]request{create}, bytes.Repeat([]byte{0xa5}, 1000), ErrProtocol},
-		"seal by a writer":      {[]request{{op: opCreate, segment: frame.SegmentID{Log: 8, Number: 1}, fence: 5, entry: 1}}, (&request{op: opSeal, segment: id, fence: 9}).appendTo(nil), ErrProtocol},
-		"half a message":        {nil, appendOf(10)[:30], ErrUnreachable},
+		"garbage":               {nil, bytes.Repeat([]byte{0xa5}, 1000), peering.ErrProtocol},
+		"append without create": {nil, appendOf(10), peering.ErrProtocol},
+		"garbage to a writer":   {[]request{create}, bytes.Repeat([]byte{0xa5}, 1000), peering.ErrProtocol},
+		"seal by a writer":      {[]request{{op: opCreate, segment: frame.SegmentID{Log: 8, Number: 1}, fence: 5, entry: 1}}, (&request{op: opSeal, segment: id, fence: 9}).appendTo(nil), peering.ErrProtocol},
+		"half a message":        {nil, appendOf(10)[:30], peering.ErrUnreachable},
 	} {
 		conn, err := s.connect(t.Context())
 		if err != nil {
@@ -175,7 +179,7 @@ func TestGarbageFromAPeer(t *testing.T) {
 		}
 		if err := conn.done(); !errors.Is(err, c.want) {
 			// What was not read yet resets the connection, which may overtake the answer.
-			if !errors.Is(err, ErrUnreachable) {
+			if !errors.Is(err, peering.ErrUnreachable) {
 				t.Errorf("%s: %v, want %v", name, err, c.want)
 			}
 		}
@@ -184,10 +188,11 @@ func TestGarbageFromAPeer(t *testing.T) {
 		}
 	}
 	s.Close()
-	if err := errors.Join(server.Close(t.Context()), d.Close()); err != nil {
+	fence := local.cfg.Store.(*disk.Store).Fence(7)
+	if err := end(); err != nil {
 		t.Fatal(err)
 	}
-	if d.Fence(7) != 0 {
+	if fence != 0 {
 		t.Error("sealed by a connection with a writer")
 	}
 }
@@ -216,7 +221,7 @@ func FuzzRequests(f *testing.F) {
 			r.release()
 			q, got, err := r.next(t.Context())
 			if err != nil {
-				if !errors.Is(err, ErrProtocol) && !errors.Is(err, io.ErrUnexpectedEOF) {
+				if !errors.Is(err, peering.ErrProtocol) && !errors.Is(err, io.ErrUnexpectedEOF) {
 					t.Fatalf("error %v", err)
 				}
 				return

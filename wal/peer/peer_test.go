@@ -20,6 +20,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/varve-io/varve/protocol/crc32c"
+	"github.com/varve-io/varve/protocol/peering"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/disk/disktest"
 	"github.com/varve-io/varve/wal/frame"
@@ -30,14 +31,14 @@ const fileBytes = 64 << 10
 
 var (
 	segment     = frame.SegmentID{Log: 7, Number: 1}
-	credentials = peer.Credentials{Cluster: uuid.UUID{1, 2, 3}, Secret: []byte("sixteen bytes of secret, and more")}
+	credentials = peering.Credentials{Cluster: uuid.UUID{1, 2, 3}, Secret: []byte("sixteen bytes of secret, and more")}
 )
 
 // remote is an agent with a store that it serves.
 type remote struct {
 	*disk.Store
 	disk    *disktest.Disk
-	server  *peer.Server
+	server  *peering.Server
 	address string
 	log     *lines
 }
@@ -47,7 +48,7 @@ func serve(tb testing.TB, d *disktest.Disk, change func(*disk.Config, *peer.Serv
 	tb.Helper()
 	log := newLines()
 	dc := disk.Config{FS: d, FileBytes: fileBytes}
-	sc := peer.ServerConfig{Credentials: credentials, Logger: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+	sc := peer.ServerConfig{Logger: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	if change != nil {
 		change(&dc, &sc)
 	}
@@ -55,24 +56,40 @@ func serve(tb testing.TB, d *disktest.Disk, change func(*disk.Config, *peer.Serv
 	must(tb, err)
 	sc.Store = s
 	r := &remote{Store: s, disk: d, log: log}
-	r.server, err = peer.NewServer(sc)
-	must(tb, err)
-	r.address = listen(tb, r.server, "127.0.0.1:0")
+	r.server, r.address = listen(tb, s.Identity(), sc)
 	tb.Cleanup(func() { must(tb, r.stop(), s.Close()) })
 	return r
 }
 
-// listen has a server serve an address.
-func listen(tb testing.TB, s *peer.Server, address string) string {
+// listen serves a store at an address, until the server is closed.
+func listen(tb testing.TB, identity uuid.UUID, sc peer.ServerConfig) (*peering.Server, string) {
 	tb.Helper()
-	l, err := new(net.ListenConfig).Listen(tb.Context(), "tcp", address)
+	l, err := new(net.ListenConfig).Listen(tb.Context(), "tcp", "127.0.0.1:0")
 	must(tb, err)
+	s := handle(tb, identity, sc)
 	go func() {
 		if err := s.Serve(l); err != nil {
 			tb.Error(err)
 		}
 	}()
-	return l.Addr().String()
+	return s, l.Addr().String()
+}
+
+// handle makes a server with a store.
+func handle(tb testing.TB, identity uuid.UUID, sc peer.ServerConfig) *peering.Server {
+	tb.Helper()
+	s, err := peering.NewServer(peering.ServerConfig{Identity: identity, Credentials: credentials, Timeout: sc.Timeout, Logger: sc.Logger})
+	must(tb, err)
+	s.Handle(peer.ServiceName, 256, peer.NewServer(sc).Serve)
+	return s
+}
+
+// dialer connects as a test wants it; nil for TCP.
+func dialer(tb testing.TB, connect func(ctx context.Context, address string) (net.Conn, error)) *peering.Dialer {
+	tb.Helper()
+	d, err := peering.NewDialer(peering.DialerConfig{Credentials: credentials, Connect: connect})
+	must(tb, err)
+	return d
 }
 
 // stop closes the server.
@@ -109,12 +126,11 @@ func goroutines() string {
 func (r *remote) dial(tb testing.TB, change func(*peer.Config)) *peer.Store {
 	tb.Helper()
 	// A store that is merely slow, as on a busy machine, is no failure but where a test says so.
-	cfg := peer.Config{Address: r.address, Identity: r.Identity(), Credentials: credentials, Stall: time.Minute}
+	cfg := peer.Config{Address: r.address, Identity: r.Identity(), Dialer: dialer(tb, nil), Stall: time.Minute}
 	if change != nil {
 		change(&cfg)
 	}
-	s, err := peer.NewStore(cfg)
-	must(tb, err)
+	s := peer.NewStore(cfg)
 	tb.Cleanup(s.Close)
 	return s
 }
@@ -233,12 +249,12 @@ func (m *meddler) Write(b []byte) (int, error) {
 }
 
 // through has a store's connections go through write.
-func through(write func(b []byte) []byte) func(*peer.Config) {
+func through(tb testing.TB, write func(b []byte) []byte) func(*peer.Config) {
 	return func(cfg *peer.Config) {
 		cfg.Stall = time.Minute
-		cfg.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+		cfg.Dialer = dialer(tb, func(ctx context.Context, address string) (net.Conn, error) {
 			c, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 			return &meddler{Conn: c, write: write}, err
-		}
+		})
 	}
 }

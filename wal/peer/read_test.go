@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/varve-io/varve/protocol/peering"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/disk/disktest"
 	"github.com/varve-io/varve/wal/frame"
@@ -64,7 +65,7 @@ func (l *laggard) Read(id frame.SegmentID, from frame.EntryID, visit func(frame.
 	})
 }
 
-func (l *laggard) stop(server *peer.Server) error {
+func (l *laggard) stop(server *peering.Server) error {
 	return errors.Join(server.Close(context.Background()), l.Store.Close())
 }
 
@@ -76,13 +77,11 @@ func bubble(t *testing.T, l *laggard, test func(t *testing.T, s *peer.Store)) {
 		var err error
 		l.Store, err = disk.Open(disk.Config{FS: disktest.New(1), FileBytes: fileBytes})
 		must(t, err)
-		server, err := peer.NewServer(peer.ServerConfig{Store: l, Credentials: credentials})
-		must(t, err)
+		server := handle(t, l.Identity(), peer.ServerConfig{Store: l})
 		p := &pipes{conns: make(chan net.Conn), ended: make(chan struct{})}
 		go func() { _ = server.Serve(p) }()
 		t.Cleanup(func() { must(t, l.stop(server)) })
-		s, err := peer.NewStore(peer.Config{Address: "far:1", Identity: l.Identity(), Credentials: credentials, Dial: p.dial})
-		must(t, err)
+		s := peer.NewStore(peer.Config{Address: "far:1", Identity: l.Identity(), Dialer: dialer(t, p.dial)})
 		t.Cleanup(s.Close)
 		a := create(t, s, segment)
 		for id := frame.EntryID(1); id <= laggardEntries; id++ {
@@ -117,7 +116,7 @@ func TestHangingRead(t *testing.T) {
 		for _, from := range []frame.EntryID{1, 10} {
 			began := time.Now()
 			err := s.Read(segment, from, func(frame.EntryID, []byte) error { return nil })
-			wants(t, "read", err, peer.ErrUnreachable)
+			wants(t, "read", err, peering.ErrUnreachable)
 			if took := time.Since(began); took > 30*time.Second {
 				t.Errorf("read from %d ended after %s", from, took)
 			}

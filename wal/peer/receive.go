@@ -7,6 +7,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/varve-io/varve/protocol/peering"
 	"github.com/varve-io/varve/wal/frame"
 )
 
@@ -30,7 +31,7 @@ type round struct {
 	next frame.EntryID
 }
 
-// next reads a request. The error is ErrProtocol, or that of the connection.
+// next reads a request. The error is peering.ErrProtocol, or that of the connection.
 func (r *receiver) next(ctx context.Context) (request, round, error) {
 	o, payload, err := readMessage(r.in, r.payload, r.frameBytesMax)
 	r.payload = payload[:0]
@@ -65,7 +66,7 @@ func (r *receiver) frames(ctx context.Context, payload []byte) (round, error) {
 		}
 		// What follows a damaged body is read all the same, so that the answer finds a sender that listens.
 		if err := frame.CheckBody(h, body); err != nil && damaged == nil {
-			damaged = fmt.Errorf("%w: frame of entry %d of segment %s: %w", ErrProtocol, h.First, h.Segment, err)
+			damaged = fmt.Errorf("%w: frame of entry %d of segment %s: %w", peering.ErrProtocol, h.First, h.Segment, err)
 		}
 		frame.Finish(b, h)
 		at, got.next = at+h.Bytes(), h.Next()
@@ -76,17 +77,17 @@ func (r *receiver) frames(ctx context.Context, payload []byte) (round, error) {
 // parseHeaders fills r.headers, and gives the length of their frames.
 func (r *receiver) parseHeaders(payload []byte) (int64, error) {
 	if len(payload)%frame.UnplacedBytes != 0 {
-		return 0, fmt.Errorf("%w: headers of %d bytes", ErrProtocol, len(payload))
+		return 0, fmt.Errorf("%w: headers of %d bytes", peering.ErrProtocol, len(payload))
 	}
 	r.headers = r.headers[:0]
 	total := int64(0)
 	for ; len(payload) > 0; payload = payload[frame.UnplacedBytes:] {
 		h, err := frame.ParseUnplaced(payload)
 		if err != nil {
-			return 0, fmt.Errorf("%w: %w", ErrProtocol, err)
+			return 0, fmt.Errorf("%w: %w", peering.ErrProtocol, err)
 		}
 		if h.Bytes() > r.frameBytesMax || total > roundBytesMax {
-			return 0, fmt.Errorf("%w: frame of %d bytes after %d, want at most %d after %d", ErrProtocol, h.Bytes(), total, r.frameBytesMax, roundBytesMax)
+			return 0, fmt.Errorf("%w: frame of %d bytes after %d, want at most %d after %d", peering.ErrProtocol, h.Bytes(), total, r.frameBytesMax, roundBytesMax)
 		}
 		total += h.Bytes()
 		r.headers = append(r.headers, h)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/varve-io/varve/protocol/peering"
 	"github.com/varve-io/varve/wal/disk"
 )
 
@@ -48,7 +49,7 @@ func (s *session) run(ctx context.Context) error {
 		}
 		s.conn.wait = patience
 		q, frames, err := s.receiver.next(ctx)
-		if errors.Is(err, ErrProtocol) {
+		if errors.Is(err, peering.ErrProtocol) {
 			return errors.Join(err, s.fail(err))
 		}
 		if err != nil {
@@ -63,7 +64,7 @@ func (s *session) run(ctx context.Context) error {
 // serve does what is asked for and answers. An error ends the connection.
 func (s *session) serve(q *request, frames *round) error {
 	if writing := q.op == opAppend || q.op == opFinish; writing != (s.appender != nil) {
-		err := fmt.Errorf("%w: request of type %d, in a connection with a writer: %t", ErrProtocol, q.op, s.appender != nil)
+		err := fmt.Errorf("%w: request of type %d, in a connection with a writer: %t", peering.ErrProtocol, q.op, s.appender != nil)
 		return errors.Join(err, s.fail(err))
 	}
 	switch q.op {
@@ -96,7 +97,7 @@ func (s *session) serve(q *request, frames *round) error {
 	case opSegments:
 		return s.list()
 	default:
-		return fmt.Errorf("%w: request of type %d", ErrProtocol, q.op)
+		return fmt.Errorf("%w: request of type %d", peering.ErrProtocol, q.op)
 	}
 }
 

@@ -2,15 +2,17 @@ package peer
 
 import (
 	"context"
-	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
 
+	"github.com/varve-io/varve/protocol/peering"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/frame"
 	"github.com/varve-io/varve/wal/quorum"
@@ -21,16 +23,15 @@ type Config struct {
 	// Address is the host and port of the agent's [Server].
 	Address string
 	// Identity is the store that is expected there.
-	Identity    uuid.UUID
-	Credentials Credentials
+	Identity uuid.UUID
+	// Dialer connects to it.
+	Dialer *peering.Dialer
 	// Stall is how long an append may be without progress: a piece of 1 MiB that is not taken, an acknowledgement that does not come; 0 means
 	// 2 s. After it, the store counts as dropped out.
 	Stall time.Duration
 	// Timeout is for connecting as a whole, and the same for all other requests as Stall for an append; 0 means 10 s. A seal of a segment that a
 	// crash left is answered when the store has read it.
 	Timeout time.Duration
-	// Dial connects; nil means by TCP.
-	Dial func(ctx context.Context, address string) (net.Conn, error)
 }
 
 const (
@@ -47,7 +48,7 @@ const (
 // Store is a store of another agent. Its methods may be called concurrently, also when nobody is there: connections are made when they
 // are needed.
 //
-// Errors of the store itself are its own: see [disk.Store]. The others are ErrUnreachable, ErrDenied, ErrProtocol, and [disk.ErrClosed] after Close.
+// Errors of the store itself are its own: see [disk.Store]. The others are peering.ErrUnreachable, peering.ErrDenied, peering.ErrProtocol, and [disk.ErrClosed] after Close.
 type Store struct {
 	cfg      Config
 	requests chan struct{} // those under way, reads aside
@@ -61,31 +62,18 @@ type Store struct {
 }
 
 // NewStore makes a store, without connecting to it.
-func NewStore(cfg Config) (*Store, error) {
-	if err := cfg.Credentials.check(); err != nil {
-		return nil, fmt.Errorf("new WAL peer store: %w", err)
-	}
-	host, _, err := net.SplitHostPort(cfg.Address)
-	if err != nil {
-		return nil, fmt.Errorf("new WAL peer store: %w", err)
-	}
+func NewStore(cfg Config) *Store {
 	if cfg.Stall == 0 {
 		cfg.Stall = stallDefault
 	}
 	if cfg.Timeout == 0 {
 		cfg.Timeout = timeoutDefault
 	}
-	if cfg.Dial == nil {
-		cfg.Dial = func(ctx context.Context, address string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "tcp", address)
-		}
-	}
-	cfg.Credentials = cfg.Credentials.withTLS(host)
 	s := &Store{
 		cfg: cfg, requests: make(chan struct{}, requestsMax), reads: make(chan struct{}, readsMax), conns: make(map[*conn]struct{}),
 	}
 	s.open, s.end = context.WithCancel(context.Background())
-	return s, nil
+	return s
 }
 
 // Identity is the store's.
@@ -139,7 +127,7 @@ func (s *Store) Segments() ([]disk.SegmentInfo, error) {
 				return err
 			}
 			if len(infos) > segmentsMax {
-				return fmt.Errorf("%w: more than %d segments", ErrProtocol, segmentsMax)
+				return fmt.Errorf("%w: more than %d segments", peering.ErrProtocol, segmentsMax)
 			}
 		}
 	})
@@ -178,7 +166,7 @@ func (s *Store) Read(id frame.SegmentID, from frame.EntryID, visit func(frame.En
 		switch {
 		case refused != nil:
 			return refused
-		case next > began && errors.Is(err, ErrUnreachable) && !s.isClosed():
+		case next > began && errors.Is(err, peering.ErrUnreachable) && !s.isClosed():
 			continue
 		}
 		return s.failed("read", id, err)
@@ -193,7 +181,7 @@ func (s *Store) turn(turns chan struct{}) error {
 	case turns <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("%w: %d requests are under way: %w", ErrUnreachable, cap(turns), ctx.Err())
+		return fmt.Errorf("%w: %d requests are under way: %w", peering.ErrUnreachable, cap(turns), ctx.Err())
 	}
 }
 
@@ -234,17 +222,17 @@ func (s *Store) exchange(q request, answer func(*conn) error) error {
 	}
 }
 
-// connect makes a connection and proves to be of the cluster.
+// connect makes a connection.
 func (s *Store) connect(ctx context.Context) (*conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
 	defer context.AfterFunc(s.open, cancel)() //nolint:contextcheck // it ends with the caller's context, and with the store
-	raw, err := s.cfg.Dial(ctx, s.cfg.Address)
+	raw, err := s.cfg.Dialer.Dial(ctx, s.cfg.Address, s.cfg.Identity, ServiceName)
 	if err != nil {
-		return nil, unreachable(err)
+		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
-	c, err := s.handshake(ctx, raw)
+	c, err := begin(raw, s.cfg.Timeout)
 	if !stop() {
 		err = unreachable(ctx.Err())
 	}
@@ -262,23 +250,19 @@ func (s *Store) connect(ctx context.Context) (*conn, error) {
 	return c, nil
 }
 
-func (s *Store) handshake(ctx context.Context, raw net.Conn) (*conn, error) {
-	if err := tune(raw, goneAfter); err != nil {
-		return nil, err
+// begin reads what a server begins with: the length of its store's longest frame.
+func begin(raw net.Conn, wait time.Duration) (*conn, error) {
+	c := newConn(raw, wait, 0)
+	var b [8]byte
+	if _, err := io.ReadFull(c.in, b[:]); err != nil {
+		return nil, unreachable(err)
 	}
-	inner := raw
-	if s.cfg.Credentials.TLS != nil {
-		secured := tls.Client(raw, s.cfg.Credentials.TLS)
-		if err := secured.HandshakeContext(ctx); err != nil {
-			return nil, refusal(err)
-		}
-		inner = secured
+	longest := binary.LittleEndian.Uint64(b[:])
+	if longest < frame.BlockBytes || longest > frameBytesLimit {
+		return nil, fmt.Errorf("%w: frames of at most %d bytes", peering.ErrProtocol, longest)
 	}
-	frameBytesMax, err := greet(inner, &s.cfg.Credentials, s.cfg.Identity)
-	if err != nil {
-		return nil, err
-	}
-	return newConn(inner, s.cfg.Timeout, frameBytesMax), nil
+	c.frameBytesMax = int64(longest)
+	return c, nil
 }
 
 // takeIdle gives a connection that waits for a request, nil if there is none.
@@ -330,7 +314,7 @@ func (s *Store) failed(operation string, id frame.SegmentID, err error) error {
 
 // lost is failed for what is not about a segment.
 func (s *Store) lost(operation string, err error) error {
-	if errors.Is(err, ErrUnreachable) && s.isClosed() {
+	if errors.Is(err, peering.ErrUnreachable) && s.isClosed() {
 		err = fmt.Errorf("%w: %w", disk.ErrClosed, err)
 	}
 	return fmt.Errorf("%s in store %s at %s: %w", operation, s.cfg.Identity, s.cfg.Address, err)

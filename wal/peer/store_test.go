@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/varve-io/varve/protocol/crc32c"
+	"github.com/varve-io/varve/protocol/peering"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/disk/disktest"
@@ -86,7 +87,7 @@ func TestKinds(t *testing.T) {
 	wants(t, "seal what is not there", err, disk.ErrUnknown)
 	_, err = s.Create(t.Context(), frame.SegmentID{Log: 9, Number: 2}, 7, 1)
 	wants(t, "create below the mark", err, disk.ErrFenced)
-	if _, err = s.Create(t.Context(), frame.SegmentID{}, 5, 1); err == nil || errors.Is(err, peer.ErrUnreachable) {
+	if _, err = s.Create(t.Context(), frame.SegmentID{}, 5, 1); err == nil || errors.Is(err, peering.ErrUnreachable) {
 		t.Errorf("create nothing: %v", err)
 	}
 
@@ -215,14 +216,14 @@ func TestStall(t *testing.T) {
 	_, err := s.Seal(frame.SegmentID{Log: 9, Number: 1}, 8)
 	wants(t, "seal of another log", err, disk.ErrUnknown)
 	err = <-appended
-	wants(t, "append", err, peer.ErrUnreachable)
-	wants(t, "append again", a.Append(nil), peer.ErrUnreachable)
+	wants(t, "append", err, peering.ErrUnreachable)
+	wants(t, "append again", a.Append(nil), peering.ErrUnreachable)
 	must(t, a.Close())
 
 	// The seal of this segment waits for the append under way, as it must.
 	hasty := r.dial(t, func(cfg *peer.Config) { cfg.Timeout = 50 * time.Millisecond })
 	_, err = hasty.Seal(segment, 6)
-	wants(t, "seal that waits", err, peer.ErrUnreachable)
+	wants(t, "seal that waits", err, peering.ErrUnreachable)
 	r.disk.Go()
 	answer, err := s.Seal(segment, 6)
 	must(t, err)
@@ -275,11 +276,11 @@ func TestCut(t *testing.T) {
 			return b
 		}
 		r := serve(t, disktest.New(1), nil)
-		s := r.dial(t, through(write))
+		s := r.dial(t, through(t, write))
 		a := create(t, s, segment)
 		must(t, a.Append([][]byte{framed(segment, 1, 10)}))
 		left = whole
-		wants(t, "append", a.Append([][]byte{framed(segment, 2, 5000, 6000)}), peer.ErrUnreachable)
+		wants(t, "append", a.Append([][]byte{framed(segment, 2, 5000, 6000)}), peering.ErrUnreachable)
 		must(t, r.stop())
 		if infos := r.Segments(); infos[0].Live {
 			t.Errorf("cut after %d bytes: the segment has a writer", whole)
@@ -297,7 +298,7 @@ func TestCut(t *testing.T) {
 func TestDamageOnTheWay(t *testing.T) {
 	r := serve(t, disktest.New(1), func(_ *disk.Config, sc *peer.ServerConfig) { sc.Timeout = 5 * time.Second })
 	at, sent := -1, 0
-	s := r.dial(t, through(func(b []byte) []byte {
+	s := r.dial(t, through(t, func(b []byte) []byte {
 		if at >= sent && at < sent+len(b) {
 			b = slices.Clone(b)
 			b[at-sent] ^= 0x10
@@ -312,7 +313,7 @@ func TestDamageOnTheWay(t *testing.T) {
 		a := create(t, s, id)
 		at, sent = i, 0
 		err := a.Append([][]byte{framed(id, 1, 10, 10)})
-		if !errors.Is(err, peer.ErrProtocol) && !errors.Is(err, peer.ErrUnreachable) {
+		if !errors.Is(err, peering.ErrProtocol) && !errors.Is(err, peering.ErrUnreachable) {
 			t.Errorf("byte %d: %v", i, err)
 		}
 		if sent != messageBytes {
@@ -333,13 +334,13 @@ func TestSlowReader(t *testing.T) {
 		dc.FileBytes, sc.Timeout = 2<<20, 3*time.Second
 	})
 	s := r.dial(t, func(cfg *peer.Config) {
-		cfg.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+		cfg.Dialer = dialer(t, func(ctx context.Context, address string) (net.Conn, error) {
 			c, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 			if err == nil {
 				err = c.(*net.TCPConn).SetReadBuffer(64 << 10)
 			}
 			return c, err
-		}
+		})
 	})
 	a := create(t, s, segment)
 	const entries = 16
@@ -372,18 +373,17 @@ func TestRestart(t *testing.T) {
 	address := r.address // and then another: somebody else may have this port by then
 	s := r.dial(t, func(cfg *peer.Config) {
 		cfg.Timeout = 2 * time.Second
-		cfg.Dial = func(ctx context.Context, _ string) (net.Conn, error) {
+		cfg.Dialer = dialer(t, func(ctx context.Context, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", address)
-		}
+		})
 	})
 	a := create(t, s, segment)
 	must(t, s.Trim(segment, 0), r.stop())
-	wants(t, "append", a.Append(nil), peer.ErrUnreachable)
-	server, err := peer.NewServer(peer.ServerConfig{Store: r, Credentials: credentials})
-	must(t, err)
-	address = listen(t, server, "127.0.0.1:0")
+	wants(t, "append", a.Append(nil), peering.ErrUnreachable)
+	server, elsewhere := listen(t, r.Identity(), peer.ServerConfig{Store: r})
+	address = elsewhere
 	must(t, s.Trim(segment, 0), s.Trim(segment, 0), s.Drop(segment), server.Close(t.Context()))
-	wants(t, "segments without a server", func() error { _, err := s.Segments(); return err }(), peer.ErrUnreachable)
+	wants(t, "segments without a server", func() error { _, err := s.Segments(); return err }(), peering.ErrUnreachable)
 }
 
 // TestClose: whatever waits for an answer is told.
@@ -425,11 +425,10 @@ func TestCloseWhileConnecting(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			begun, sealed := make(chan struct{}), make(chan error)
-			s, err := peer.NewStore(peer.Config{
-				Address: "nowhere:1", Credentials: credentials, Timeout: time.Hour,
-				Dial: func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx, func() { close(begun) }) },
+			s := peer.NewStore(peer.Config{
+				Address: "nowhere:1", Timeout: time.Hour,
+				Dialer: dialer(t, func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx, func() { close(begun) }) }),
 			})
-			must(t, err)
 			go func() {
 				_, err := s.Seal(segment, 6)
 				sealed <- err

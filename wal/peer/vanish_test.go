@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/varve-io/varve/protocol/peering"
 	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/disk/disktest"
 	"github.com/varve-io/varve/wal/frame"
@@ -63,7 +64,7 @@ func wired(t *testing.T, patience time.Duration) (*remote, *peer.Store, *wire) {
 	must(t, err)
 	go func() { _ = r.server.Serve(w) }()
 	s := r.dial(t, func(cfg *peer.Config) {
-		cfg.Address, cfg.Dial, cfg.Stall, cfg.Timeout = w.Addr().String(), w.dial, patience, patience
+		cfg.Address, cfg.Dialer, cfg.Stall, cfg.Timeout = w.Addr().String(), dialer(t, w.dial), patience, patience
 	})
 	return r, s, w
 }
@@ -85,7 +86,7 @@ func TestVanishedServer(t *testing.T) {
 		a := create(t, s, segment)
 		w.cut()
 		began := time.Now()
-		wants(t, "append", a.Append([][]byte{framed(segment, 1, 10)}), peer.ErrUnreachable)
+		wants(t, "append", a.Append([][]byte{framed(segment, 1, 10)}), peering.ErrUnreachable)
 		soon(t, "append", began)
 	})
 	t.Run("append over there", func(t *testing.T) {
@@ -99,7 +100,7 @@ func TestVanishedServer(t *testing.T) {
 		r.disk.AwaitHeld(1)
 		w.cut()
 		began := time.Now()
-		wants(t, "append", <-appended, peer.ErrUnreachable)
+		wants(t, "append", <-appended, peering.ErrUnreachable)
 		soon(t, "append", began)
 	})
 	t.Run("seal", func(t *testing.T) {
@@ -120,7 +121,7 @@ func TestVanishedServer(t *testing.T) {
 		}
 		w.cut()
 		began := time.Now()
-		wants(t, "seal", <-sealed, peer.ErrUnreachable)
+		wants(t, "seal", <-sealed, peering.ErrUnreachable)
 		soon(t, "seal", began)
 	})
 }

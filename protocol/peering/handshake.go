@@ -1,4 +1,4 @@
-package peer
+package peering
 
 import (
 	"crypto/hmac"
@@ -10,20 +10,19 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 
 	"github.com/google/uuid"
-
-	"github.com/varve-io/varve/wal/frame"
 )
 
 const (
 	protocolVersion = 1
 
 	nonceBytes     = 32
-	helloBytes     = 8 + 16 + 16 + nonceBytes // magic and version, cluster, store
+	helloBytes     = 8 + 16 + 16 + serviceBytesMax + nonceBytes // magic and version, cluster, agent, service
 	challengeBytes = 8 + nonceBytes
 	proofBytes     = sha256.Size
-	verdictBytes   = 44 // of the welcome, before its proof
+	verdictBytes   = 36 // of the welcome, before its proof
 	welcomeBytes   = verdictBytes + proofBytes
 	sessionBytes   = 32
 )
@@ -38,7 +37,8 @@ const (
 	// verdictSecret: the client does not know the secret. The welcome says nothing else.
 	verdictSecret
 	verdictCluster
-	verdictStore
+	verdictAgent
+	verdictService
 	verdictFull
 )
 
@@ -65,6 +65,13 @@ func (h *handshake) proof(role string, verdict []byte) []byte {
 	mac.Write(h.session)
 	mac.Write(verdict)
 	return mac.Sum(nil)
+}
+
+// What lies where in a hello.
+func (h *handshake) cluster() uuid.UUID  { return uuid.UUID(h.hello[8:24]) }
+func (h *handshake) identity() uuid.UUID { return uuid.UUID(h.hello[24:40]) }
+func (h *handshake) service() Service {
+	return Service(strings.TrimRight(string(h.hello[40:48]), "\x00"))
 }
 
 // bind makes the TLS session a part of what is proved.
@@ -95,62 +102,60 @@ func checkGreeting(b []byte) error {
 	return nil
 }
 
-// greet is the client's side of the handshake with the agent that has store. The caller sets deadlines. It gives the length of the longest frame
-// that the store takes.
-func greet(raw net.Conn, cr *Credentials, store uuid.UUID) (int64, error) {
+// greet is the client's side of the handshake. The caller bounds its time.
+func greet(raw net.Conn, cr *Credentials, identity uuid.UUID, service Service) error {
 	h := handshake{secret: cr.Secret}
 	if c, ok := raw.(*tls.Conn); ok {
 		if err := h.bind(c); err != nil {
-			return 0, err
+			return err
 		}
 	}
 	putGreeting(h.hello[:])
 	copy(h.hello[8:], cr.Cluster[:])
-	copy(h.hello[24:], store[:])
+	copy(h.hello[24:], identity[:])
+	copy(h.hello[40:48], service)
 	if _, err := raw.Write(h.hello[:]); err != nil {
-		return 0, unreachable(err)
+		return unreachable(err)
 	}
 	if _, err := io.ReadFull(raw, h.challenge[:]); err != nil {
-		return 0, fmt.Errorf("no answer to the first bytes of the handshake, does one side use TLS and the other not? %w", refusal(err))
+		return fmt.Errorf("no answer to the first bytes of the handshake, does one side use TLS and the other not? %w", refusal(err))
 	}
 	if err := checkGreeting(h.challenge[:]); err != nil {
-		return 0, err
+		return err
 	}
 	if _, err := raw.Write(h.proof(roleClient, nil)); err != nil {
-		return 0, unreachable(err)
+		return unreachable(err)
 	}
 	var welcome [welcomeBytes]byte
 	if _, err := io.ReadFull(raw, welcome[:]); err != nil {
-		return 0, unreachable(err)
+		return unreachable(err)
 	}
-	return h.judge(welcome[:], cr, store)
+	return h.judge(welcome[:])
 }
 
 // judge reads the welcome on the client's side.
-func (h *handshake) judge(welcome []byte, cr *Credentials, store uuid.UUID) (int64, error) {
+func (h *handshake) judge(welcome []byte) error {
 	what, proof := welcome[:verdictBytes], welcome[verdictBytes:]
 	if verdict(what[0]) == verdictSecret {
-		return 0, fmt.Errorf("%w: it says that it has another cluster secret", ErrDenied)
+		return fmt.Errorf("%w: it says that it has another cluster secret", ErrDenied)
 	}
 	if !hmac.Equal(proof, h.proof(roleServer, what)) {
-		return 0, fmt.Errorf("%w: it does not know the cluster secret", ErrDenied)
+		return fmt.Errorf("%w: it does not know the cluster secret", ErrDenied)
 	}
-	frameBytesMax := binary.LittleEndian.Uint64(what[4:])
 	switch verdict(what[0]) {
 	case verdictWelcome:
+		return nil
 	case verdictCluster:
-		return 0, fmt.Errorf("%w: it is of cluster %s, want %s", ErrDenied, uuid.UUID(what[12:28]), cr.Cluster)
-	case verdictStore:
-		return 0, fmt.Errorf("%w: it has the store %s, want %s", ErrDenied, uuid.UUID(what[28:44]), store)
+		return fmt.Errorf("%w: it is of cluster %s, want %s", ErrDenied, uuid.UUID(what[4:20]), h.cluster())
+	case verdictAgent:
+		return fmt.Errorf("%w: it is the agent with disk %s, want %s", ErrDenied, uuid.UUID(what[20:36]), h.identity())
+	case verdictService:
+		return fmt.Errorf("%w: it has no service %q", ErrUnreachable, h.service())
 	case verdictFull:
-		return 0, fmt.Errorf("%w: it has no room for another connection", ErrUnreachable)
+		return fmt.Errorf("%w: it has no room for another connection to service %q", ErrUnreachable, h.service())
 	default:
-		return 0, fmt.Errorf("%w: verdict %d", ErrProtocol, what[0])
+		return fmt.Errorf("%w: verdict %d", ErrProtocol, what[0])
 	}
-	if frameBytesMax < frame.BlockBytes || frameBytesMax > frameBytesLimit {
-		return 0, fmt.Errorf("%w: frames of at most %d bytes", ErrProtocol, frameBytesMax)
-	}
-	return int64(frameBytesMax), nil
 }
 
 // refusal makes an error of what TLS says of certificates ErrDenied, and of anything else ErrUnreachable.
@@ -164,61 +169,63 @@ func refusal(err error) error {
 	return unreachable(err)
 }
 
-// receive is the server's side of the handshake. The caller sets deadlines. admit says whether there is room for another connection; it is
-// asked when the client has proved itself.
-func receive(raw net.Conn, cr *Credentials, store Local, admit func() bool) error {
+// receive is the server's side of the handshake. The caller bounds its time. admit says what a client that has proved itself gets of the service that it
+// wants: a welcome, or one of verdictService and verdictFull.
+func receive(raw net.Conn, cr *Credentials, identity uuid.UUID, admit func(Service) verdict) (Service, error) {
 	h := handshake{secret: cr.Secret}
 	if c, ok := raw.(*tls.Conn); ok {
 		if err := h.bind(c); err != nil {
-			return err
+			return "", err
 		}
 	}
 	if _, err := io.ReadFull(raw, h.hello[:]); err != nil {
-		return unreachable(err)
+		return "", unreachable(err)
 	}
 	greeting := checkGreeting(h.hello[:])
 	if greeting != nil && [4]byte(h.hello[:]) != handshakeMagic {
-		return greeting
+		return "", greeting
 	}
 	putGreeting(h.challenge[:])
 	if _, err := raw.Write(h.challenge[:]); err != nil || greeting != nil {
-		return errors.Join(greeting, err) // a client of another version learns of this one's
+		return "", errors.Join(greeting, err) // a client of another version learns of this one's
 	}
 	var proof [proofBytes]byte
 	if _, err := io.ReadFull(raw, proof[:]); err != nil {
-		return unreachable(err)
+		return "", unreachable(err)
 	}
 	var welcome [welcomeBytes]byte
 	if !hmac.Equal(proof[:], h.proof(roleClient, nil)) {
 		welcome[0] = byte(verdictSecret)
 		_, err := raw.Write(welcome[:])
-		return errors.Join(fmt.Errorf("%w: it does not know the cluster secret", ErrDenied), err)
+		return "", errors.Join(fmt.Errorf("%w: it does not know the cluster secret", ErrDenied), err)
 	}
-	what, refused := h.decide(welcome[:verdictBytes], cr.Cluster, store, admit)
+	what := welcome[:verdictBytes]
+	copy(what[4:], cr.Cluster[:])
+	copy(what[20:], identity[:])
+	v, refused := h.decide(cr.Cluster, identity, admit)
+	what[0] = byte(v)
 	copy(welcome[verdictBytes:], h.proof(roleServer, what))
 	if _, err := raw.Write(welcome[:]); err != nil {
-		return unreachable(err)
+		return "", unreachable(err)
 	}
-	return refused
+	return h.service(), refused
 }
 
-// decide fills in the verdict on a client that proved itself.
-func (h *handshake) decide(b []byte, cluster uuid.UUID, store Local, admit func() bool) ([]byte, error) {
-	identity := store.Identity()
-	binary.LittleEndian.PutUint64(b[4:], uint64(store.FrameBytesMax()))
-	copy(b[12:], cluster[:])
-	copy(b[28:], identity[:])
-	wantCluster, wantStore := uuid.UUID(h.hello[8:24]), uuid.UUID(h.hello[24:40])
-	switch {
-	case wantCluster != cluster:
-		b[0] = byte(verdictCluster)
-		return b, fmt.Errorf("%w: it wants cluster %s, this is %s", ErrDenied, wantCluster, cluster)
-	case wantStore != identity:
-		b[0] = byte(verdictStore)
-		return b, fmt.Errorf("%w: it wants the store %s, this is %s", ErrDenied, wantStore, identity)
-	case !admit():
-		b[0] = byte(verdictFull)
-		return b, fmt.Errorf("%w: no room for another connection", ErrUnreachable)
+// decide gives the verdict on a client that proved itself.
+func (h *handshake) decide(cluster, identity uuid.UUID, admit func(Service) verdict) (verdict, error) {
+	if h.cluster() != cluster {
+		return verdictCluster, fmt.Errorf("%w: it wants cluster %s, this is %s", ErrDenied, h.cluster(), cluster)
 	}
-	return b, nil
+	if h.identity() != identity {
+		return verdictAgent, fmt.Errorf("%w: it wants the agent with disk %s, this is %s", ErrDenied, h.identity(), identity)
+	}
+	v := admit(h.service())
+	switch v {
+	case verdictService:
+		return v, fmt.Errorf("%w: it wants service %q, which is not there", ErrDenied, h.service())
+	case verdictFull:
+		return v, fmt.Errorf("%w: no room for another connection to service %q", ErrUnreachable, h.service())
+	default:
+		return v, nil
+	}
 }
