@@ -43,10 +43,10 @@ func (a *Agent) put(ctx context.Context, op coordinator.Op) error {
 // unflushedPause is how often the agent tells how much of its log is not flushed.
 const unflushedPause = 5 * time.Second
 
-// tellUnflushed tells whoever looks after the cluster (package status) how much of the log is not in the bucket yet.
+// tellUnflushed tells whoever looks after the cluster (package status) how much of the log is not in the bucket yet, and what the bucket has lost.
 func (a *Agent) tellUnflushed(ctx context.Context) error {
 	return a.tell(ctx, coordinator.KeyUnflushed(a.node), unflushedPause, func() any {
-		u := coordinator.Unflushed{Log: a.id, Bytes: a.wal.Stats().UnflushedBytes}
+		u := coordinator.Unflushed{Log: a.id, Bytes: a.wal.Stats().UnflushedBytes, Damaged: a.damaged.list()}
 		if oldest := a.flusher.Stats().Oldest; !oldest.IsZero() {
 			u.OldestMs = a.deps.Now().Sub(oldest).Milliseconds()
 		}

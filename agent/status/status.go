@@ -175,6 +175,9 @@ func (m *maker) agents() {
 		if u, ok := m.records.Unflushed[a.Node]; ok && u.Log == a.Log {
 			oldest := time.Duration(u.OldestMs) * time.Millisecond
 			row.UnflushedBytes, row.OldestSeconds = &u.Bytes, new(oldest.Seconds())
+			if len(u.Damaged) > 0 {
+				m.problem("node %d cannot lead %d shards, of which something is damaged or missing in the bucket: %s", a.Node, len(u.Damaged), ranges(u.Damaged))
+			}
 			if oldest > flushLate {
 				m.problem("node %d could not flush for %v: %s wait for the bucket or for etcd", a.Node, oldest.Round(time.Second), size(u.Bytes))
 			}
@@ -272,7 +275,7 @@ func (s *Segment) living() int {
 }
 
 // ranges prints ascending numbers, with ranges of them as 3-7.
-func ranges(numbers []uint32) string {
+func ranges[N ~uint32](numbers []N) string {
 	var parts []string
 	for i := 0; i < len(numbers); {
 		first := i

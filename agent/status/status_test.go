@@ -96,6 +96,11 @@ func TestProblems(t *testing.T) {
 		}, []string{
 			"node 2 could not flush for 1m1s: 5.0 MiB wait for the bucket or for etcd",
 		}},
+		{"damage in the bucket", func(r *status.Records) {
+			r.Unflushed[3] = coordinator.Unflushed{Log: 3, Damaged: []coordinator.ShardID{4, 5}}
+		}, []string{
+			"node 3 cannot lead 2 shards, of which something is damaged or missing in the bucket: 4-5",
+		}},
 		{"no flush of an earlier incarnation", func(r *status.Records) { r.Unflushed[2] = coordinator.Unflushed{Log: 1, OldestMs: 61_000} }, nil},
 		{"scaled to zero", func(r *status.Records) {
 			r.Agents, r.Logs = nil, []coordinator.Log{{ID: 1, Closed: true}}
