@@ -128,6 +128,7 @@ type Agent struct {
 	blocks     *cache.Cache
 	zone       *zone.Server
 	partitions *Partitions
+	damaged    damage
 	ledger     *ledger.Ledger
 	starts     *upkeep.Starts
 	groups     *groups.Coordinator

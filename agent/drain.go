@@ -20,10 +20,14 @@ func (a *Agent) drain(run context.Context) error {
 	ctx, cancel := context.WithTimeout(run, a.cfg.DrainMax)
 	defer cancel()
 	a.draining.Store(true)
-	if err := a.registration.become(ctx, coordinator.AgentDraining); err != nil {
-		a.log.Warn("drain: the others do not know", "err", err)
+	// Without etcd nobody hears of it, and nobody takes the shards; clients should be answered all the same, and etcd may be back for the close.
+	tell, enough := context.WithTimeout(ctx, a.cfg.DrainMax/3)
+	err := a.registration.become(tell, coordinator.AgentDraining)
+	enough()
+	if err == nil {
+		err = a.handOverAll(ctx)
 	}
-	if err := a.handOverAll(ctx); err != nil {
+	if err != nil {
 		a.log.Warn("drain: recovery will move the shards that are left", "err", err)
 	}
 	a.leading.stop()
@@ -38,6 +42,7 @@ func (a *Agent) drain(run context.Context) error {
 	case <-ctx.Done():
 	}
 	a.keeping.stop()
+	a.log.Info("drain: flushing what is left, and closing the WAL log", "unflushed", a.wal.Stats().UnflushedBytes, "left", a.cfg.DrainMax-a.deps.Now().Sub(start))
 	if err := a.closeLog(ctx); err != nil {
 		return fmt.Errorf("drain: WAL log %s stays open, and recovery closes it: %w", a.id, err)
 	}

@@ -78,6 +78,7 @@ func (a *Agent) takePart(run, ctx context.Context) error {
 	a.spawn(run, "recover WAL logs of others", a.succeed)
 	a.spawn(run, "look after the WAL store", a.sweepStore)
 	a.spawn(run, "tell what is not flushed", a.tellUnflushed)
+	a.spawn(run, "tell the load", a.tellLoad)
 	a.spawn(run, "keep a quorum", a.guardQuorum)
 	c := controller.New(controller.Deps{
 		KV: a.deps.KV, View: a.view, Node: a.node, Log: a.id, Kick: a.members.subscribe(), Logger: a.log,
