@@ -341,7 +341,7 @@ func (p *process) readPeerTLS() (*tls.Config, error) {
 func (p *process) agentConfig(s *seat) agent.Config {
 	c := agent.Defaults()
 	at := s.advertised()
-	c.AdvertiseHost, c.AdvertisePort = at.Host, int32(at.Port)
+	c.AdvertiseHost, c.AdvertisePort, c.Balancer = at.Host, int32(at.Port), p.cfg.Balancer
 	switch {
 	case p.dev && s.peers != nil:
 		c.PeerAdvertise = s.peers.Addr().String()

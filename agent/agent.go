@@ -46,7 +46,10 @@ type Config struct {
 	Zone          string // empty for none
 	AdvertiseHost string // where clients are sent
 	AdvertisePort int32
-	PeerAdvertise string // host:port at which other agents reach the WAL store; empty if they do not
+	// Balancer says that AdvertiseHost and AdvertisePort are those of a load balancer in front of all agents: clients are told of one broker there, and whichever
+	// agent they get answers everything.
+	Balancer      bool
+	PeerAdvertise string // host:port at which other agents reach this one; empty if they do not
 	Copies        int    // stores that hold each entry of the WAL; more than half of them acknowledge it
 	Shards        uint32 // of a cluster that this agent creates
 	Topics        topics.Config
@@ -246,6 +249,10 @@ func (a *Agent) broker(fetcher *fetch.Fetcher, lookup *fetch.Lookup, deps api.De
 	deps.Prove, deps.Draining = a.prove, a.draining.Load
 	deps.ProducerIDs = &producerIDs{kv: a.deps.KV}
 	deps.Now, deps.Log = a.deps.Now, a.log
-	a.api = api.New(api.Config{Node: a.node, Zone: a.cfg.Zone, AutoCreate: a.cfg.AutoCreate}, deps)
+	cfg := api.Config{Node: a.node, Zone: a.cfg.Zone, AutoCreate: a.cfg.AutoCreate}
+	if a.cfg.Balancer {
+		cfg.Balancer = coordinator.Agent{Node: balancerNode, Host: a.cfg.AdvertiseHost, Port: a.cfg.AdvertisePort}
+	}
+	a.api = api.New(cfg, deps)
 	return a.api
 }

@@ -41,11 +41,16 @@ func (n *neighbours) dial(ctx context.Context, node int32) (net.Conn, error) {
 		if a.Node != node {
 			continue
 		}
-		identity, err := uuid.Parse(a.Store)
-		if err != nil {
-			return nil, fmt.Errorf("node %d has store %s: %w", node, a.Store, err)
-		}
-		return n.network.Dial(ctx, a.Peer, identity, blocksService)
+		return dial(ctx, n.network, a, blocksService)
 	}
 	return nil, fmt.Errorf("node %d: %w: it is not registered", node, peering.ErrUnreachable)
+}
+
+// dial connects to a service of another agent.
+func dial(ctx context.Context, through Peers, a coordinator.Agent, service peering.Service) (net.Conn, error) {
+	identity, err := uuid.Parse(a.Store)
+	if err != nil {
+		return nil, fmt.Errorf("node %d has store %s: %w", a.Node, a.Store, err)
+	}
+	return through.Dial(ctx, a.Peer, identity, service)
 }

@@ -39,10 +39,30 @@ type PeerStore interface {
 }
 
 // network is what agents reach each other through, unless a test has one of its own.
-type network struct{ *peering.Dialer }
+type network struct {
+	dialer *peering.Dialer
+	// patient is for requests that are forwarded: what an agent whose WAL is full does not take has to wait; that it is gone is known by its registration.
+	patient *peering.Dialer
+}
+
+func newNetwork(c peering.Credentials) (network, error) {
+	dialer, err := peering.NewDialer(peering.DialerConfig{Credentials: c})
+	if err != nil {
+		return network{}, err
+	}
+	patient, err := peering.NewDialer(peering.DialerConfig{Credentials: c, Patient: true})
+	return network{dialer, patient}, err
+}
 
 func (n network) Store(place string, identity uuid.UUID) PeerStore {
-	return peerStore{peer.NewStore(peer.Config{Address: place, Identity: identity, Dialer: n.Dialer})}
+	return peerStore{peer.NewStore(peer.Config{Address: place, Identity: identity, Dialer: n.dialer})}
+}
+
+func (n network) Dial(ctx context.Context, place string, identity uuid.UUID, service peering.Service) (net.Conn, error) {
+	if service == forwarding {
+		return n.patient.Dial(ctx, place, identity, service)
+	}
+	return n.dialer.Dial(ctx, place, identity, service)
 }
 
 type peerStore struct{ *peer.Store }

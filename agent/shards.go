@@ -123,9 +123,9 @@ func (a *Agent) logStart(id partition.ID) protocol.Offset {
 	return a.starts.Start(t.ShardOf(id.Partition, a.cluster.Shards), id)
 }
 
-// giveFlushMax is how long the bucket may take for what shards that are handed over have taken: once while they are still led, and once while nobody leads them. If
-// it takes longer, they stay.
-const giveFlushMax = 3 * time.Second
+// giveMax is how long it may take until what shards that are handed over have taken is in the bucket, once while they are still led and once while nobody leads them, and
+// until their manifests are. If it takes longer, they stay.
+const giveMax = 3 * time.Second
 
 // giveShards hands shards over, all with one flush: writes to them are refused, and when everything that was taken is durable and committed, the
 // shard's last write names its next owner. From sending that write on, the shard is not led here unless a later reading of the record says so; until then, it is led on
@@ -146,28 +146,21 @@ func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]c
 	if err := a.flushSoon(ctx); err != nil {
 		return true, ctx.Err()
 	}
-	for id := range wishes {
-		a.partitions.suspend(id)
-	}
-	if err := a.flushSoon(ctx); err != nil {
-		for id := range wishes {
-			a.partitions.resume(id)
-		}
+	shards := slices.Sorted(maps.Keys(wishes))
+	records, err := a.settleShards(ctx, shards)
+	if err != nil {
 		a.log.Warn("shards stay here for now: what they have taken does not get into the bucket", "shards", len(wishes), "after", a.deps.Now().Sub(start), "err", err)
 		return true, ctx.Err()
 	}
-	shards := slices.Sorted(maps.Keys(wishes))
 	for _, id := range shards {
 		a.partitions.resign(id)
 		a.groups.Resign(id) // their writes are the ledger's, which the last one follows
+		a.starts.Resign(id)
 	}
 	results := make(chan error, len(wishes))
 	sent := 0
 	for _, id := range shards {
-		record, ok, err := a.starts.Release(ctx, id)
-		if err != nil {
-			return false, err
-		}
+		record, ok := records[id]
 		if !ok {
 			continue // lost meanwhile
 		}
@@ -194,9 +187,45 @@ func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]c
 	return again, nil
 }
 
+// settleShards suspends shards, and returns the records of those that were not lost meanwhile, once everything that they have taken is in the bucket and no new manifest is
+// under way, nor will be. After an error they are led on as they were.
+func (a *Agent) settleShards(ctx context.Context, shards []coordinator.ShardID) (records map[coordinator.ShardID]coordinator.Shard, err error) {
+	for _, id := range shards {
+		a.partitions.suspend(id)
+	}
+	var back []func()
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, release := range back {
+			release()
+		}
+		for _, id := range shards {
+			a.partitions.resume(id)
+		}
+	}()
+	if err := a.flushSoon(ctx); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, giveMax)
+	defer cancel()
+	records = make(map[coordinator.ShardID]coordinator.Shard)
+	for _, id := range shards {
+		record, release, ok, err := a.starts.Hold(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			records[id], back = record, append(back, release)
+		}
+	}
+	return records, nil
+}
+
 // flushSoon waits, for a while, until everything that was taken is in the bucket.
 func (a *Agent) flushSoon(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, giveFlushMax)
+	ctx, cancel := context.WithTimeout(ctx, giveMax)
 	defer cancel()
 	if err := a.wal.Prove(ctx); err != nil { // what is not delivered yet is not flushed
 		return err

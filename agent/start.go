@@ -151,18 +151,16 @@ const peerStoresMax = 256
 // reachPeers makes what this agent has of others: their WAL stores, and the blocks of segments that those of its zone have in memory.
 func (a *Agent) reachPeers(run context.Context) error {
 	peers := a.deps.Peers
+	var err error
 	if peers == nil {
-		dialer, err := peering.NewDialer(peering.DialerConfig{Credentials: a.credentials()})
-		if err != nil {
+		if peers, err = newNetwork(a.credentials()); err != nil {
 			return err
 		}
-		peers = network{dialer}
 	}
 	a.stores = newStores(a.deps.Disk, a.view, peers)
 	context.AfterFunc(run, a.stores.close)
 	n := &neighbours{view: a.view, zone: a.cfg.Zone, network: peers}
 	a.source = zone.New(zone.Config{Self: a.node, Homes: n.homes, Dial: n.dial, Log: a.log}, cache.NewBucket(a.deps.Store))
-	var err error
 	if a.blocks, err = cache.New(cache.Config{BytesMax: a.cfg.CacheBytesMax}, a.source); err != nil {
 		return err
 	}
@@ -179,7 +177,7 @@ func (a *Agent) credentials() peering.Credentials {
 	return peering.Credentials{Cluster: a.clusterID, Secret: a.cluster.Secret, TLS: a.deps.PeerTLS}
 }
 
-// servePeers lets other agents keep copies of their logs on this agent's disk, and have blocks from its cache, if there is a place for it.
+// servePeers lets other agents keep copies of their logs on this agent's disk, have blocks from its cache, and forward requests to it, if there is a place for it.
 func (a *Agent) servePeers(run context.Context) error {
 	if a.deps.PeerListener == nil {
 		return nil
@@ -192,6 +190,7 @@ func (a *Agent) servePeers(run context.Context) error {
 	}
 	walServer := peer.NewServer(peer.ServerConfig{Store: a.deps.Disk, Metrics: a.deps.Metrics, Logger: a.log})
 	server.Handle(peer.ServiceName, peerStoresMax, walServer.Serve)
+	server.Handle(forwarding, a.cfg.Server.ConnectionsMax, a.server.ServeAgent)
 	server.Handle(blocksService, zone.ConnectionsMax, a.zone.Serve)
 	a.spawn(run, "serve peers", func(ctx context.Context) error {
 		defer context.AfterFunc(ctx, func() {
@@ -448,7 +447,7 @@ func (a *Agent) startGroups(run context.Context) {
 	topic.Replication = int16(a.cfg.Copies)
 	a.topics = topics.New(topic, topics.Deps{
 		KV: a.deps.KV, View: a.view, Now: a.deps.Now, Log: a.log, NewID: func() protocol.TopicID { return newID() },
-		Deleted: a.groups.TopicDeleted, Node: a.node, Broker: a.brokerConfigs(),
+		Deleted: a.groups.TopicDeleted, Node: a.shownNode(), Broker: a.brokerConfigs(),
 	})
 	a.spawn(run, "delete offsets of topics", a.dropOffsets)
 	a.spawn(run, "coordinate groups", func(ctx context.Context) error {
@@ -479,6 +478,6 @@ func (a *Agent) serve(run context.Context) {
 	reader := fetch.NewReader(a.index, a.footers, a.blocks, a.cfg.CacheBytesMax)
 	handler := a.broker(fetch.New(reader), fetch.NewLookup(a.index, reader, a.cfg.Server.FrameBytesMax),
 		api.Deps{Ingest: ingest.New(a.wal, a.flusher, a.deps.Now)})
-	a.server.Open(handler)
+	a.server.Open(a.balanced(run, handler))
 	a.spawn(run, "forget idle producers", a.expireProducers)
 }

@@ -142,15 +142,11 @@ func (s *several) owners(t *testing.T) map[coordinator.LogID]int {
 // open returns the logs that are not closed.
 func (s *several) open(t *testing.T) (open []coordinator.Log) {
 	t.Helper()
-	items, _, err := s.kv.List(t.Context(), coordinator.PrefixLogs, 0)
+	logs, err := coordinator.ListLogs(t.Context(), s.kv, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, it := range items {
-		l, err := coordinator.Decode[coordinator.Log](it)
-		if err != nil {
-			t.Fatal(err)
-		}
+	for _, l := range logs.Records {
 		if !l.Closed {
 			open = append(open, l)
 		}

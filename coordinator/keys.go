@@ -44,7 +44,7 @@ const (
 	KeyNextNode     = "next/node"
 	KeyNextLog      = "next/log"
 	KeyNextPID      = "next/producer"
-	KeyPastLog      = "past/log"
+	KeyPastLog      = "logs/past"
 )
 
 // ErrFenced: another writer has taken over the guard; whatever this writer believed to own, it does not.

@@ -23,17 +23,19 @@ type Logs struct {
 
 // ListLogs returns the logs as of a revision; 0 is the newest.
 func ListLogs(ctx context.Context, kv KV, revision int64) (Logs, error) {
-	// The mark comes first: it only rises, so that it cannot be ahead of the records.
-	var l Logs
-	var err error
-	if l.mark, l.marked, err = readMark(ctx, kv, revision); err != nil {
-		return Logs{}, err
-	}
 	items, _, err := kv.List(ctx, PrefixLogs, revision)
 	if err != nil {
 		return Logs{}, fmt.Errorf("list WAL logs: %w", err)
 	}
+	var l Logs
 	for _, item := range items {
+		if item.Key == KeyPastLog {
+			if l.mark, err = Decode[LogID](item); err != nil {
+				return Logs{}, err
+			}
+			l.marked = item.ModRevision
+			continue
+		}
 		record, err := Decode[Log](item)
 		if err != nil {
 			return Logs{}, err
@@ -42,18 +44,6 @@ func ListLogs(ctx context.Context, kv KV, revision int64) (Logs, error) {
 		l.revisions = append(l.revisions, item.ModRevision)
 	}
 	return l, nil
-}
-
-func readMark(ctx context.Context, kv KV, revision int64) (mark LogID, marked int64, err error) {
-	items, _, err := kv.List(ctx, KeyPastLog, revision)
-	if err != nil {
-		return 0, 0, fmt.Errorf("read which WAL logs are past: %w", err)
-	}
-	if len(items) == 0 {
-		return 0, 0, nil
-	}
-	mark, err = Decode[LogID](items[0])
-	return mark, items[0].ModRevision, err
 }
 
 // find returns where a log's record is.
@@ -129,7 +119,7 @@ func (l *Logs) Forget(ctx context.Context, kv KV, ids []LogID) error {
 func OpenLog(ctx context.Context, kv KV, record Log) (revision int64, err error) {
 	own := Guard{Key: KeyLog(record.ID), Next: Encode(record)}
 	for {
-		mark, marked, err := readMark(ctx, kv, 0)
+		mark, marked, err := readMark(ctx, kv)
 		if err != nil {
 			return 0, err
 		}
@@ -153,4 +143,16 @@ func OpenLog(ctx context.Context, kv KV, record Log) (revision int64, err error)
 			return 0, fmt.Errorf("open WAL log %s: %w", record.ID, err)
 		}
 	}
+}
+
+func readMark(ctx context.Context, kv KV) (mark LogID, marked int64, err error) {
+	item, _, err := kv.Get(ctx, KeyPastLog)
+	if err != nil {
+		return 0, 0, fmt.Errorf("read which WAL logs are past: %w", err)
+	}
+	if item.ModRevision == 0 {
+		return 0, 0, nil
+	}
+	mark, err = Decode[LogID](item)
+	return mark, item.ModRevision, err
 }

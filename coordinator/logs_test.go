@@ -149,6 +149,38 @@ func TestForgetRace(t *testing.T) {
 	w.wants(ids{2, 4}, ids{4, 6, 7, 8, 9})
 }
 
+// TestListWhileForgotten: who lists the logs while one of them is forgotten sees its record or the mark, and never neither.
+func TestListWhileForgotten(t *testing.T) {
+	w := newLogs(t)
+	w.close(1)
+	kv := &forgettingKV{Store: w.kv, after: func() {
+		if err := w.forget(1); err != nil {
+			t.Error(err)
+		}
+	}}
+	for range 2 {
+		if all, err := coordinator.ListLogs(t.Context(), kv, 0); err != nil || !all.Closed(1) {
+			t.Errorf("log 1 does not count as closed: %+v, %v", all, err)
+		}
+	}
+	w.wants(nil, ids{2, 3, 4, 5, 6, 7, 8, 9})
+}
+
+// forgettingKV lets something happen after the first listing.
+type forgettingKV struct {
+	*mem.Store
+	after func()
+}
+
+func (k *forgettingKV) List(ctx context.Context, prefix string, revision int64) ([]coordinator.Item, int64, error) {
+	items, at, err := k.Store.List(ctx, prefix, revision)
+	if after := k.after; after != nil {
+		k.after = nil
+		after()
+	}
+	return items, at, err
+}
+
 // TestOpenInDoubt: a log whose opening has an unknown outcome is open once, and not again once it was closed and forgotten, when its first transaction applies late.
 func TestOpenInDoubt(t *testing.T) {
 	for name, kind := range map[string]mem.FaultKind{"applied": mem.UnknownApplied, "late": mem.UnknownLate, "lost": mem.UnknownLost} {

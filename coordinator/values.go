@@ -24,7 +24,7 @@ type Agent struct {
 	Host  string     `json:"host"`  // advertised to clients
 	Port  int32      `json:"port"`  // advertised to clients
 	Store string     `json:"store"` // its disk
-	Peer  string     `json:"peer"`  // host:port at which other agents reach the store; empty if they do not
+	Peer  string     `json:"peer"`  // host:port at which other agents reach it; empty if they do not
 	Zone  string     `json:"zone"`  // empty if none is set
 	State AgentState `json:"state"`
 

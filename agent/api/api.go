@@ -55,6 +55,8 @@ type Config struct {
 	Node       int32
 	Zone       string // empty for none
 	AutoCreate bool   // auto.create.topics.enable
+	// Balancer is the one broker that clients are told of if they reach the agents through a load balancer; its node id is 0 if they choose the agent.
+	Balancer coordinator.Agent
 }
 
 // Deps is what the handlers work with.

@@ -99,6 +99,9 @@ type fetched struct {
 	result *fetch.Result // nil if the session was refused
 }
 
+// Response returns the answer, which refers to records until Release.
+func (a *fetched) Response() *wire.FetchResponse { return &a.resp }
+
 // Ready implements [server.Answer].
 func (a *fetched) Ready() <-chan struct{} { return nil }
 

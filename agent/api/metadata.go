@@ -50,8 +50,12 @@ func (b *Broker) metadata(ctx context.Context, req *kmsg.MetadataRequest) *kmsg.
 	return resp
 }
 
-// agents returns those that clients may use: they serve, or drain and still lead something.
+// agents returns those that clients may use: they serve, or drain and still lead something. Behind a load balancer it is one for all, which leads and
+// coordinates everything.
 func (b *Broker) agents() []coordinator.Agent {
+	if b.cfg.Balancer.Node != 0 {
+		return []coordinator.Agent{b.cfg.Balancer}
+	}
 	leads := make(map[coordinator.LogID]bool)
 	for _, s := range b.deps.View.Shards() {
 		leads[s.Owner] = true
@@ -133,7 +137,7 @@ func (b *Broker) describePartition(t *coordinator.Topic, number int32, agents []
 	p.Replicas = replicas(p.Leader, agents, t.Replication, number)
 	p.ISR = p.Replicas
 	p.OfflineReplicas = []int32{}
-	if shard.Node == 0 {
+	if shard.Node == 0 && b.cfg.Balancer.Node == 0 {
 		p.Leader = -1
 		p.ErrorCode = int16(protocol.LeaderNotAvailable)
 	}
@@ -232,6 +236,9 @@ func (b *Broker) coordinator(kind int8, key string) (coordinator.Agent, error) {
 		return coordinator.Agent{}, protocol.TransactionalIDAuthorizationFailed.Errorf("transactions are not supported")
 	default:
 		return coordinator.Agent{}, protocol.InvalidRequest.Errorf("unknown coordinator type %d", kind)
+	}
+	if b.cfg.Balancer.Node != 0 {
+		return b.cfg.Balancer, nil
 	}
 	shard, _ := b.deps.View.Shard(coordinator.ShardOfName(key, b.deps.View.Cluster().Shards))
 	for _, a := range b.agents() {

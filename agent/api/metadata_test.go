@@ -24,6 +24,36 @@ func metadataRequest(names ...string) *kmsg.MetadataRequest {
 	return req
 }
 
+// TestBalancer: behind a load balancer, clients are told of one broker at its address, which leads and coordinates everything.
+func TestBalancer(t *testing.T) {
+	w := start(t, func(c *agent.Config) {
+		c.Balancer, c.AdvertiseHost, c.AdvertisePort = true, "balancer.example.com", 9092
+	})
+	p := w.dial(t)
+	p.create("t", 3)
+	got := ask[*kmsg.MetadataResponse](p, 12, metadataRequest("t"))
+	if len(got.Brokers) != 1 || got.Brokers[0].Host != "balancer.example.com" || got.Brokers[0].Port != 9092 {
+		t.Fatalf("brokers %+v, want the load balancer", got.Brokers)
+	}
+	node := got.Brokers[0].NodeID
+	if got.ControllerID != node || node == 1 {
+		t.Errorf("controller %d, node %d: want one that no agent has", got.ControllerID, node)
+	}
+	for _, part := range got.Topics[0].Partitions {
+		if part.Leader != node || part.ErrorCode != 0 || !slices.Equal(part.Replicas, []int32{node}) {
+			t.Errorf("partition %+v, want node %d for everything", part, node)
+		}
+	}
+	cluster := ask[*kmsg.DescribeClusterResponse](p, 1, &kmsg.DescribeClusterRequest{EndpointType: 1})
+	if len(cluster.Brokers) != 1 || cluster.Brokers[0].NodeID != node || cluster.ControllerID != node {
+		t.Errorf("cluster %+v, want node %d", cluster, node)
+	}
+	found := ask[*kmsg.FindCoordinatorResponse](p, 4, &kmsg.FindCoordinatorRequest{CoordinatorKeys: []string{"g"}})
+	if c := found.Coordinators[0]; c.NodeID != node || c.Host != "balancer.example.com" || c.Port != 9092 {
+		t.Errorf("coordinator %+v, want node %d", c, node)
+	}
+}
+
 func TestMetadataEveryVersion(t *testing.T) {
 	w := start(t, nil)
 	p := w.dial(t)

@@ -45,7 +45,9 @@ type Config struct {
 	Listen Address
 	// Advertise is what clients are told to connect to; zero means the address that Listen became.
 	Advertise Address
-	// PeerListen is where other agents reach this agent's WAL store, and PeerAdvertise what they are told to connect to; zero means the address that
+	// Balancer says that Advertise is the address of a load balancer in front of all agents.
+	Balancer bool
+	// PeerListen is where other agents reach this agent, and PeerAdvertise what they are told to connect to; zero means the address that
 	// PeerListen became. Both are zero if there is one copy only and no other agent's is taken.
 	PeerListen    Address
 	PeerAdvertise Address

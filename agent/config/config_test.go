@@ -174,6 +174,8 @@ func TestRefusesValues(t *testing.T) {
 		{"listen", "[::]:9092", "--advertise"},
 		{"advertise", "0.0.0.0:9092", "not a wildcard"},
 		{"advertise", "h:0", "above 0"},
+		{"advertise-mode", "both", "direct or balancer"},
+		{"advertise-mode", "balancer", "--advertise host:port"},
 		{"peer-listen", "x", "host:port"},
 		{"peer-listen", ":9093", "--peer-advertise"},
 		{"peer-advertise", "0.0.0.0:9093", "not a wildcard"},
@@ -222,6 +224,16 @@ func checkError(t *testing.T, what string, err error, place, want string) {
 	case strings.ContainsAny(err.Error(), "\r\n"):
 		t.Errorf("%s: message of several lines: %v", what, err)
 	}
+}
+
+func TestBalancer(t *testing.T) {
+	args := []string{"--etcd", "http://h:2379", "--bucket", "mem://", "--wal-copies", "1", "--peer-listen", "h:9093", "--advertise-mode", "balancer", "--advertise", "lb:9092"}
+	c, err := read(t, config.Agent, args, nil, "")
+	if err != nil || !c.Balancer || c.Advertise.String() != "lb:9092" {
+		t.Errorf("balancer %v at %s, %v, want one at lb:9092", c.Balancer, c.Advertise, err)
+	}
+	_, err = read(t, config.Agent, slices.DeleteFunc(slices.Clone(args), func(a string) bool { return a == "--peer-listen" || a == "h:9093" }), nil, "")
+	checkError(t, "no way from agent to agent", err, "--advertise-mode: seen", "--peer-listen")
 }
 
 func TestRequired(t *testing.T) {

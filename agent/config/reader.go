@@ -125,6 +125,18 @@ func (c *Config) check() error {
 			Want: "--advertise host:port, which clients are told to connect to when --listen names no address of its own",
 		}
 	}
+	if c.Balancer && c.Advertise == (Address{}) {
+		return &Error{
+			Place: c.Place("advertise-mode"), Seen: "balancer without --advertise",
+			Want: "--advertise host:port, at which clients reach the load balancer",
+		}
+	}
+	if c.Balancer && c.PeerListen == (Address{}) {
+		return &Error{
+			Place: c.Place("advertise-mode"), Seen: "balancer without --peer-listen",
+			Want: "--peer-listen host:port, where agents pass each other the requests of clients",
+		}
+	}
 	if c.WALCopies > 1 && c.PeerListen == (Address{}) {
 		return &Error{
 			Place: c.Place("wal-copies"), Seen: strconv.Itoa(c.WALCopies) + " without --peer-listen",

@@ -61,7 +61,7 @@ func envName(name string) string {
 
 // settings lists all there are, in the order in which they are checked.
 func settings() []setting {
-	return append(placeSettings(), behaviourSettings()...)
+	return slices.Concat(placeSettings(), addressSettings(), behaviourSettings())
 }
 
 // placeSettings say where things are.
@@ -85,39 +85,6 @@ func placeSettings() []setting {
 				c.Cluster, err = parsePattern(clusterPattern, v, "1 to 63 letters, digits and ._- that begin with a letter or digit")
 				return err
 			},
-		},
-		{
-			name: "listen", value: "127.0.0.1:9092",
-			usage: "`host:port` to serve Kafka clients on; there is no authentication yet",
-			parse: func(c *Config, v string) (err error) { c.Listen, err = parseAddress(v); return err },
-		},
-		{
-			name:  "advertise",
-			usage: "`host:port` that clients are told to connect to (default: where --listen listens, which must then not be a wildcard)",
-			parse: func(c *Config, v string) (err error) { c.Advertise, err = parsePublicAddress(v); return err },
-		},
-		{
-			name: "peer-listen", of: []Command{Agent},
-			usage: "`host:port` to serve other agents on, which keep copies of their write-ahead logs on this agent's disk; needed but with --wal-copies 1",
-			parse: func(c *Config, v string) (err error) { c.PeerListen, err = parseAddress(v); return err },
-		},
-		{
-			name: "peer-advertise", of: []Command{Agent},
-			usage: "`host:port` that other agents connect to (default: where --peer-listen listens, which must then not be a wildcard)",
-			parse: func(c *Config, v string) (err error) { c.PeerAdvertise, err = parsePublicAddress(v); return err },
-		},
-		{
-			name: "peer-tls", of: []Command{Agent},
-			usage: "`folder` with ca.pem, cert.pem and key.pem, for mutual TLS between agents; without it, a secret of the cluster in etcd keeps strangers out",
-			parse: func(c *Config, v string) error {
-				c.PeerTLS = v
-				return nil
-			},
-		},
-		{
-			name: "http", value: "127.0.0.1:9080",
-			usage: "`host:port` to serve health, metrics and profiles on",
-			parse: func(c *Config, v string) (err error) { c.HTTP, err = parseAddress(v); return err },
 		},
 		{
 			name: "data", value: "./varve-data", of: []Command{Dev, Agent, Status},
@@ -154,6 +121,57 @@ func placeSettings() []setting {
 				c.Zone, err = parsePattern(zonePattern, v, errZone)
 				return err
 			},
+		},
+	}
+}
+
+// addressSettings say where to listen, and what others are told of that.
+func addressSettings() []setting {
+	return []setting{
+		{
+			name: "listen", value: "127.0.0.1:9092",
+			usage: "`host:port` to serve Kafka clients on; there is no authentication yet",
+			parse: func(c *Config, v string) (err error) { c.Listen, err = parseAddress(v); return err },
+		},
+		{
+			name:  "advertise",
+			usage: "`host:port` that clients are told to connect to (default: where --listen listens, which must then not be a wildcard)",
+			parse: func(c *Config, v string) (err error) { c.Advertise, err = parsePublicAddress(v); return err },
+		},
+		{
+			name: "advertise-mode", value: "direct", of: []Command{Agent},
+			usage: "`direct|balancer`: clients are told of each agent at its own --advertise, or of one broker at --advertise, which is then a load balancer's address " +
+				"and the same for all agents; whichever agent a connection lands on answers everything",
+			parse: func(c *Config, v string) error {
+				if v != "direct" && v != "balancer" {
+					return want("direct or balancer")
+				}
+				c.Balancer = v == "balancer"
+				return nil
+			},
+		},
+		{
+			name: "peer-listen", of: []Command{Agent},
+			usage: "`host:port` to serve other agents on, which keep copies of their write-ahead logs on this agent's disk, and pass requests on; needed but with --wal-copies 1",
+			parse: func(c *Config, v string) (err error) { c.PeerListen, err = parseAddress(v); return err },
+		},
+		{
+			name: "peer-advertise", of: []Command{Agent},
+			usage: "`host:port` that other agents connect to (default: where --peer-listen listens, which must then not be a wildcard)",
+			parse: func(c *Config, v string) (err error) { c.PeerAdvertise, err = parsePublicAddress(v); return err },
+		},
+		{
+			name: "peer-tls", of: []Command{Agent},
+			usage: "`folder` with ca.pem, cert.pem and key.pem, for mutual TLS between agents; without it, a secret of the cluster in etcd keeps strangers out",
+			parse: func(c *Config, v string) error {
+				c.PeerTLS = v
+				return nil
+			},
+		},
+		{
+			name: "http", value: "127.0.0.1:9080",
+			usage: "`host:port` to serve health, metrics and profiles on",
+			parse: func(c *Config, v string) (err error) { c.HTTP, err = parseAddress(v); return err },
 		},
 	}
 }

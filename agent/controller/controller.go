@@ -55,7 +55,7 @@ type Deps struct {
 type Controller struct {
 	deps    Deps
 	elected bool
-	closed  map[coordinator.LogID]time.Time // logs that are, and since when it has been seen
+	closed  map[coordinator.LogID]time.Time // logs that are, and since when that has been seen, as [Controller.forget] reckons
 	moved   int64                           // revision of the last change to the log of an owner that is absent
 	since   time.Time                       // when moved was seen first, or the view last told of something
 }

@@ -23,6 +23,9 @@ func (c *Controller) forget(ctx context.Context, logs coordinator.Logs) time.Dur
 	}
 	if err := logs.Forget(ctx, c.deps.KV, due); err != nil {
 		c.deps.Logger.Warn("records of closed WAL logs could not be deleted; trying again later", "err", err)
+		for _, id := range due { // not at the next plan, which may be soon
+			c.closed[id] = time.Now().Add(forgetPause - closedKeep)
+		}
 		return forgetPause
 	}
 	c.deps.Logger.Info("deleted the records of closed WAL logs", "logs", len(due))

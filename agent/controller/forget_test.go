@@ -88,20 +88,28 @@ func TestForgottenOwner(t *testing.T) {
 	})
 }
 
-// TestForgetFails: records that could not be deleted are deleted later.
+// TestForgetFails: records that could not be deleted are deleted later, and not tried again with each plan while there is another reason to plan.
 func TestForgetFails(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.log(coordinator.Log{ID: 1, Closed: true})
-		w.register(2, coordinator.AgentServing)
-		w.run(2)
-		time.Sleep(closedKeep - time.Second)
-		w.kv.Inject(mem.Fault{Call: mem.CallTxn, Kind: mem.UnknownLost})
-		time.Sleep(2 * time.Second)
-		w.records(2, 1)
-		time.Sleep(forgetPause)
-		w.records(1, 1)
-	})
+	for name, absent := range map[string]bool{"all are there": false, "an owner is absent": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.log(coordinator.Log{ID: 1, Closed: true})
+				w.register(2, coordinator.AgentServing)
+				w.register(3, coordinator.AgentServing)
+				w.run(2)
+				if absent {
+					w.gone(3)
+				}
+				time.Sleep(closedKeep - time.Second)
+				w.kv.Inject(mem.Fault{Call: mem.CallTxn, Kind: mem.UnknownLost})
+				time.Sleep(forgetPause - time.Second)
+				w.records(3, 1)
+				time.Sleep(4 * time.Second)
+				w.records(2, 1)
+			})
+		})
+	}
 }
 
 // TestRest: while an owner is absent the logs are listed often, and after some seconds in which nothing changed less so.

@@ -28,6 +28,8 @@ type conn struct {
 	line   chan answer        // in order of requests; closed by the reader
 	sent   chan struct{}      // has capacity 1: the writer has written an answer that mutes
 	broken chan struct{}      // closed by the writer if it cannot write
+	agent  bool               // another agent's
+	state  any                // the handler's
 
 	mu       sync.Mutex
 	idle     bool // between requests
@@ -181,10 +183,13 @@ func (c *conn) request(ctx context.Context, size int) error {
 		return fmt.Errorf("read frame: %w", err)
 	}
 	key := protocol.Key(binary.BigEndian.Uint16(prefix[:]))
-	// Produce has bytes of its own: while the WAL is full its requests stand here, and must not keep consumers and groups from being served.
-	bytes := s.otherBytes
+	budget := s.clients
+	if c.agent {
+		budget = s.agents
+	}
+	bytes := budget.other
 	if key == protocol.KeyProduce {
-		bytes = s.produceBytes
+		bytes = budget.produce
 	}
 	if err := bytes.Acquire(ctx, int64(size)); err != nil {
 		return err
@@ -193,8 +198,8 @@ func (c *conn) request(ctx context.Context, size int) error {
 	var frame []byte
 	if key == protocol.KeyProduce { // the only large ones, and nothing of them is kept
 		var pooled *[]byte
-		pooled, frame = s.buffers.get(size)
-		defer s.buffers.put(pooled)
+		pooled, frame = s.buffers.Get(size)
+		defer s.buffers.Put(pooled)
 	} else {
 		frame = make([]byte, size)
 	}
@@ -215,8 +220,12 @@ func (c *conn) serve(ctx context.Context, frame []byte) error {
 	if err != nil {
 		return err
 	}
+	r := &Request{Header: h, Body: body, Client: c.client, Leave: s.leave, Forwarded: c.agent, State: &c.state}
+	if c.agent {
+		r.origin()
+	}
 	start := time.Now()
-	a, err := s.handler.Serve(ctx, &Request{Header: h, Body: body, Client: c.client, Leave: s.leave})
+	a, err := s.handler.Serve(ctx, r)
 	s.metrics.request(h.Key, time.Since(start))
 	if err != nil {
 		return fmt.Errorf("%v version %d: %w", h.Key, h.Version, err)

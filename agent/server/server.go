@@ -36,7 +36,7 @@ type Config struct {
 	ConnectionsMax      int           // all together
 	ConnectionsPerIPMax int           // from one address
 	FrameBytesMax       int           // of one request (socket.request.max.bytes)
-	InFlightBytesMax    int64         // of frames that are read or served, over all connections: once for Produce, once for all others
+	InFlightBytesMax    int64         // of frames that are read or served, over all connections: once for Produce, once for all others; and again for other agents'
 	PipelineMax         int           // answers in line per connection
 	IdleMax             time.Duration // without a request (connections.max.idle.ms)
 	StallMax            time.Duration // in the middle of a frame, or while an answer is written
@@ -60,6 +60,10 @@ type Request struct {
 	Client Client
 	// Leave is closed when the server drains: what only waits for news should answer now.
 	Leave <-chan struct{}
+	// Forwarded says that another agent passed the request on, to the one that it takes for the right one. Client is who it came from.
+	Forwarded bool
+	// State is the connection's, for what the handler keeps from one request to the next; nil if there is no connection.
+	State *any
 }
 
 // Client tells who is at the other end.
@@ -91,15 +95,16 @@ type Server struct {
 	cfg     Config
 	log     *slog.Logger
 	metrics *metrics
-	buffers buffers
+	buffers Buffers
 	opened  chan struct{} // closed by Open, after which handler stays as it is
 	leave   chan struct{} // closed when the server drains
 
-	produceBytes, otherBytes *semaphore.Weighted // of frames that are read or served
+	clients, agents budget // of frames that are read or served
 
 	handler Handler // nil until opened is closed
 
 	mu        sync.Mutex
+	changed   *sync.Cond // a connection ended
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
 	perIP     map[string]int
@@ -107,14 +112,23 @@ type Server struct {
 	wg        sync.WaitGroup
 }
 
+// budget bounds bytes of frames. Produce has bytes of its own: while the WAL is full its requests wait, and must not keep consumers and groups from being served.
+type budget struct{ produce, other *semaphore.Weighted }
+
+func newBudget(bytes int64) budget {
+	return budget{semaphore.NewWeighted(bytes), semaphore.NewWeighted(bytes)}
+}
+
 // New returns a server that lets connections wait until [Server.Open].
 func New(cfg Config, log *slog.Logger, reg Registerer) *Server {
-	return &Server{
+	s := &Server{
 		cfg: cfg, log: log, metrics: newMetrics(reg),
 		opened: make(chan struct{}), leave: make(chan struct{}),
-		produceBytes: semaphore.NewWeighted(cfg.InFlightBytesMax), otherBytes: semaphore.NewWeighted(cfg.InFlightBytesMax),
+		clients: newBudget(cfg.InFlightBytesMax), agents: newBudget(cfg.InFlightBytesMax),
 		listeners: make(map[net.Listener]struct{}), conns: make(map[*conn]struct{}), perIP: make(map[string]int),
 	}
+	s.changed = sync.NewCond(&s.mu)
+	return s
 }
 
 // Open has handler serve the connections, those that wait already and those to come. It is called once.
@@ -196,24 +210,14 @@ func (s *Server) admit(ctx context.Context, nc net.Conn) {
 			delete(s.perIP, ip)
 		}
 		s.metrics.connections.Dec()
+		s.changed.Broadcast()
 	})
 }
 
 // Drain stops accepting, lets each connection finish the request that it is at and write the answers in line, and closes it; one that is held is closed
-// at once. When ctx ends, what is left is cut off. It returns when no connection is left.
+// at once. Other agents' connections go last: while clients are answered, those agents learn that this one leads nothing any more, and end of
+// themselves. When ctx ends, what is left is cut off. It returns when no connection is left.
 func (s *Server) Drain(ctx context.Context) {
-	s.mu.Lock()
-	if !s.draining {
-		close(s.leave)
-	}
-	s.draining = true
-	for l := range s.listeners {
-		_ = l.Close()
-	}
-	for c := range s.conns {
-		c.drain()
-	}
-	s.mu.Unlock()
 	stop := context.AfterFunc(ctx, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -222,5 +226,33 @@ func (s *Server) Drain(ctx context.Context) {
 		}
 	})
 	defer stop()
+	s.mu.Lock()
+	if !s.draining {
+		close(s.leave)
+	}
+	s.draining = true
+	for l := range s.listeners {
+		_ = l.Close()
+	}
+	s.drainAll(func(c *conn) bool { return !c.agent })
+	s.drainAll(func(*conn) bool { return true })
+	s.mu.Unlock()
 	s.wg.Wait()
+}
+
+// drainAll drains those connections, and waits until they are gone. The caller holds the mutex.
+func (s *Server) drainAll(which func(*conn) bool) {
+	for {
+		left := 0
+		for c := range s.conns {
+			if which(c) {
+				c.drain()
+				left++
+			}
+		}
+		if left == 0 {
+			return
+		}
+		s.changed.Wait()
+	}
 }

@@ -58,6 +58,7 @@ func (r *Records) add(item coordinator.Item) (err error) {
 		var a coordinator.Agent
 		a, err = coordinator.Decode[coordinator.Agent](item)
 		r.Agents = append(r.Agents, a)
+	case item.Key == coordinator.KeyPastLog: // of logs that need nothing any more
 	case under(coordinator.PrefixLogs):
 		var l coordinator.Log
 		l, err = coordinator.Decode[coordinator.Log](item)

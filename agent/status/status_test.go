@@ -163,6 +163,7 @@ func TestRead(t *testing.T) {
 		{Key: coordinator.KeyMove(3), Value: coordinator.Encode(coordinator.Move{To: 1})},
 		{Key: coordinator.KeyCommit(1, 1), Value: []byte("not looked at")},
 		{Key: coordinator.KeyTopic("lake"), Value: []byte("not looked at")},
+		{Key: coordinator.KeyPastLog, Value: []byte("not looked at")},
 	}
 	for _, a := range records.Agents {
 		ops = append(ops, coordinator.Op{Key: coordinator.KeyAgent(a.Node), Value: coordinator.Encode(a)},

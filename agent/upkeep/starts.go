@@ -75,20 +75,19 @@ func (s *Starts) Resign(id coordinator.ShardID) {
 	delete(s.shards, id)
 }
 
-// Release forgets a shard that is to be handed over, once no new manifest of it is under way, and returns its record as it is then. ok is false if the shard
-// was not adopted.
-func (s *Starts) Release(ctx context.Context, id coordinator.ShardID) (record coordinator.Shard, ok bool, err error) {
+// Hold waits until no new manifest of a shard is under way, and returns the shard's record. It stays as it is until release is called, or for ever if Resign is: the
+// shard is to be handed over. ok is false if the shard was not adopted.
+func (s *Starts) Hold(ctx context.Context, id coordinator.ShardID) (record coordinator.Shard, release func(), ok bool, err error) {
 	sh := s.shard(id)
 	if sh == nil {
-		return coordinator.Shard{}, false, nil
+		return coordinator.Shard{}, nil, false, nil
 	}
 	select {
-	case sh.turn <- struct{}{}: // for ever: nobody else finds the shard
+	case sh.turn <- struct{}{}:
+		return sh.record, func() { <-sh.turn }, true, nil
 	case <-ctx.Done():
-		return coordinator.Shard{}, false, ctx.Err()
+		return coordinator.Shard{}, nil, false, fmt.Errorf("wait for the manifest of shard %d: %w", id, ctx.Err())
 	}
-	s.Resign(id)
-	return sh.record, true, nil
 }
 
 // Start returns the log start offset of a partition of a shard that was adopted; 0 if none was ever set.

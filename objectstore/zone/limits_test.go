@@ -64,7 +64,7 @@ func TestSlowHomes(t *testing.T) {
 	}
 }
 
-// TestSlowBucket holds that who asks does not wait longer for a home whose bucket is slow than for one that is frozen, and that the home
+// TestSlowBucket holds that who asks waits less for a home whose bucket is slow than for one that is frozen, and does not think badly of it, and that the home
 // keeps what came.
 func TestSlowBucket(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -74,10 +74,56 @@ func TestSlowBucket(t *testing.T) {
 		store := fault.New(w.bucket.Store)
 		store.Add(fault.Rule{Op: fault.Get, Gate: gate})
 		w.bucket.Store = store
-		waits(t, "the read", beginMax, func() { w.read(other, 0, 10).Release() })
+		waits(t, "the read", readMax, func() { w.read(other, 0, 10).Release() })
 		gate.Open()
 		w.read(home, 0, 10).Release()
 		w.wantGets(map[string]int{"a 0+1048576": 2})
+		w.read(other, 1<<20, 10).Release()
+		w.wantStats(other, Stats{Answers: 1, Bytes: 1 << 20, Fallbacks: 1})
+	})
+}
+
+// TestFrozenBucket holds that a home whose bucket does not answer pins no more than its share for others, however many ask and give up.
+func TestFrozenBucket(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const share = 2 // pieces
+		w := newWorld(t, 1, 32<<20, share*pinnedShare*cache.GetBytesDefault)
+		a := w.agents[0]
+		gate := fault.NewGate()
+		store := fault.New(w.bucket.Store)
+		store.Add(fault.Rule{Op: fault.Get, Times: fault.Always, Gate: gate})
+		w.bucket.Store = store
+		here, there := net.Pipe()
+		w.links = append(w.links, there)
+		go a.server.Serve(t.Context(), there)
+		const asked = share + 2
+		ask := func(piece int64, want status) {
+			t.Helper()
+			r := request{object: w.object, off: piece * cache.GetBytesDefault, n: cache.GetBytesDefault}
+			if _, err := here.Write(r.append(nil)); err != nil {
+				t.Fatal(err)
+			}
+			st := make([]byte, 1)
+			if _, err := io.ReadFull(here, st); err != nil || status(st[0]) != want {
+				t.Fatalf("piece %d: %d, %v, want %d", piece, st, err, want)
+			}
+			if want == statusHere {
+				_, _ = io.CopyN(io.Discard, here, r.n)
+			}
+		}
+		for piece := range int64(asked) {
+			ask(piece, statusRefused)
+		}
+		synctest.Wait()
+		if got := a.cache.Stats().PinnedBytes; got != share*cache.GetBytesDefault {
+			t.Errorf("%d bytes are pinned for those who have given up, want %d", got, share*cache.GetBytesDefault)
+		}
+		gate.Open()
+		synctest.Wait()
+		if got := a.cache.Stats().PinnedBytes; got != 0 {
+			t.Errorf("%d bytes are pinned when the bucket has answered", got)
+		}
+		ask(asked, statusHere)
 	})
 }
 

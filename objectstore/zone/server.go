@@ -72,22 +72,33 @@ func (s *Server) answer(ctx context.Context, conn net.Conn, r *request) error {
 
 // read returns what was asked for, nil if it cannot be had as long as the one that asked waits for it, and what lets go of it.
 func (s *Server) read(ctx context.Context, r *request) (span *cache.Span, release func()) {
-	ctx, cancel := context.WithTimeout(ctx, beginMax)
+	early, cancel := context.WithTimeout(ctx, readMax)
 	defer cancel()
 	select {
 	case s.slots <- struct{}{}:
-	case <-ctx.Done():
+	case <-early.Done():
 		return nil, func() {}
 	}
 	free := func() { <-s.slots }
 	object := r.object
 	object.Direct = true
-	span, err := s.blocks.TryRead(ctx, object, r.off, r.n)
-	if err != nil {
+	span, err := s.blocks.TryRead(early, object, r.off, r.n)
+	switch {
+	case err == nil:
+		return span, func() {
+			span.Release()
+			free()
+		}
+	case early.Err() == nil:
 		return nil, free
 	}
-	return span, func() {
-		span.Release()
-		free()
+	// What was begun goes on, and holds its memory until it has come, or the cache closes.
+	return nil, func() {
+		go func() {
+			defer free()
+			if late, err := s.blocks.TryRead(context.WithoutCancel(ctx), object, r.off, r.n); err == nil {
+				late.Release()
+			}
+		}()
 	}
 }

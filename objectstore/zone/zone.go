@@ -14,9 +14,9 @@
 // times.
 //
 // All of this is about saving GETs. Whatever goes wrong, the one that asked goes to the bucket itself: a home that cannot be
-// reached, has no memory to spare, does not find the object, or has not begun to answer within a second, in which a bucket
-// answers all but a few GETs. A home that did not answer as it should is left out for ten seconds, and the next in the order of
-// hashes is asked instead; nothing else is concluded from it. Bytes are not believed for where they come from: batches have
+// reached, has no memory to spare, does not find the object, or does not have it within three quarters of a second, in which a bucket
+// answers all but a few GETs. Then it says so. A home that says nothing within a second, or did not answer as it should, is left out for ten seconds, and the
+// next in the order of hashes is asked instead; nothing else is concluded from it. Bytes are not believed for where they come from: batches have
 // checksums, and who finds one wrong asks again with [cache.Object.Direct].
 //
 // A home never asks others for what it is asked for: it goes to the bucket, whether or not it believes to be the home. Agents that
@@ -43,7 +43,7 @@
 // # Limits
 //
 // An agent has four requests to each home under way, and more wait in line, up to the same second. A home answers sixteen at a time, or fewer
-// if these could pin more than a quarter of its cache, and takes no memory from a cache of which all is held. The answer must be taken, and must
+// if these could pin more than a quarter of its cache, and takes no memory from a cache of which all is held. A GET that comes too late for who asked counts until it has come. The answer must be taken, and must
 // come, within five seconds, so that nobody holds the other's memory for longer.
 package zone
 
@@ -64,6 +64,8 @@ import (
 const (
 	// beginMax is how long a home may take until it begins to answer: for the connection, and for its own GET.
 	beginMax = time.Second
+	// readMax is how long a home reads for another agent until it refuses: so much less that a bucket which is slow is not taken for a home which is.
+	readMax = beginMax * 3 / 4
 	// answerMax is how long the rest of an answer may take: below a megabyte per second the bucket is faster.
 	answerMax = 5 * time.Second
 	// leftOutFor is how long a home that failed is not asked.

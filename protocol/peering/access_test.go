@@ -21,6 +21,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"github.com/varve-io/varve/protocol/peering"
 )
@@ -307,6 +308,26 @@ func TestUnreachable(t *testing.T) {
 	must(t, l.Close())
 	_, err = d.Dial(t.Context(), l.Addr().String(), here, echo)
 	wants(t, "dial without a listener", err, peering.ErrUnreachable)
+}
+
+// TestPatient: a connection ends when the server takes nothing for five seconds, but for a patient one.
+func TestPatient(t *testing.T) {
+	r := serve(t, 2, nil)
+	for want, patient := range map[int]bool{5000: false, 0: true} {
+		d, err := peering.NewDialer(peering.DialerConfig{Credentials: credentials, Patient: patient})
+		must(t, err)
+		c, err := d.Dial(t.Context(), r.address, here, echo)
+		must(t, err)
+		t.Cleanup(func() { _ = c.Close() })
+		raw, err := c.(*net.TCPConn).SyscallConn()
+		must(t, err)
+		var got int
+		err = raw.Control(func(fd uintptr) { got, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT) })
+		must(t, err)
+		if got != want {
+			t.Errorf("patient %v: the connection ends after %d ms, want %d", patient, got, want)
+		}
+	}
 }
 
 // authority signs certificates.

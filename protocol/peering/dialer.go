@@ -13,6 +13,9 @@ import (
 // DialerConfig says how other agents are connected to.
 type DialerConfig struct {
 	Credentials Credentials
+	// Patient connections do not end because the server takes nothing for a while, nor because its machine does not answer while something is under way: who has
+	// them learns otherwise that it is gone.
+	Patient bool
 	// Connect connects; nil means by TCP.
 	Connect func(ctx context.Context, address string) (net.Conn, error)
 }
@@ -37,7 +40,8 @@ func NewDialer(cfg DialerConfig) (*Dialer, error) {
 }
 
 // Dial connects to a service of the agent that is expected at an address, host and port, and returns when both sides have proved themselves. ctx is for that
-// alone. The error is ErrUnreachable, ErrDenied or ErrProtocol. A connection ends by itself when the other machine has not answered for five seconds.
+// alone. The error is ErrUnreachable, ErrDenied or ErrProtocol, but for a name that is no service's. A connection ends by itself when the other machine has not
+// answered for five seconds, unless it is patient.
 func (d *Dialer) Dial(ctx context.Context, address string, identity uuid.UUID, service Service) (net.Conn, error) {
 	if err := service.check(); err != nil {
 		return nil, err
@@ -63,7 +67,11 @@ func (d *Dialer) Dial(ctx context.Context, address string, identity uuid.UUID, s
 }
 
 func (d *Dialer) handshake(ctx context.Context, raw net.Conn, host string, identity uuid.UUID, service Service) (net.Conn, error) {
-	if err := tune(raw, goneAfter); err != nil {
+	gone := goneAfter
+	if d.cfg.Patient {
+		gone = 0
+	}
+	if err := tune(raw, gone); err != nil {
 		return nil, err
 	}
 	inner := raw

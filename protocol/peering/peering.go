@@ -96,7 +96,8 @@ func (c *Credentials) tlsFor(host string) *tls.Config {
 	return t
 }
 
-// tune sets up a new connection, so that it ends when the other machine has answered nothing for gone. That small messages go out at
+// tune sets up a new connection, so that it ends when the other machine has answered or taken nothing for gone; with 0, when it has answered nothing while
+// nothing was under way. That small messages go out at
 // once (TCP_NODELAY) is Go's default. Keep-alives ask while nothing is under way, TCP_USER_TIMEOUT is how long they and whatever else was sent
 // may be unanswered: without it the kernel sends again what was under way for a quarter of an hour.
 func tune(raw net.Conn, gone time.Duration) error {
@@ -107,6 +108,9 @@ func tune(raw net.Conn, gone time.Duration) error {
 	const idle, pause, tries = 2 * time.Second, time.Second, 3
 	if err := tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: idle, Interval: pause, Count: tries}); err != nil {
 		return unreachable(err)
+	}
+	if gone == 0 {
+		return nil
 	}
 	sys, err := tcp.SyscallConn()
 	if err != nil {

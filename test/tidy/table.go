@@ -63,8 +63,8 @@ var homes = map[string][]string{
 	"os":        {".", "wal/disk", "objectstore/dir", "coordinator/etcd/embedded", "agent/server"},
 	"os/exec":   {},
 	"os/signal": {"."},
-	// Below are sockets, but for three that need less: agent is handed a listener, config takes addresses apart, status puts them together.
-	"net":                               {".", "agent/server", "agent/admin", "objectstore/internal/s3http", "objectstore/zone", "wal/peer", "protocol/peering", "agent", "agent/config", "agent/status"},
+	// Below are sockets, but for four that need less: agent is handed a listener and forward connections, config takes addresses apart, status puts them together.
+	"net":                               {".", "agent/server", "agent/forward", "agent/admin", "objectstore/internal/s3http", "objectstore/zone", "wal/peer", "protocol/peering", "agent", "agent/config", "agent/status"},
 	"net/netip":                         {"agent/config"},
 	"net/url":                           {"agent/config", "objectstore/bucket", "coordinator", "coordinator/etcd/embedded"},
 	"net/http":                          {"agent/admin", "objectstore/s3", "objectstore/minio", "objectstore/internal/s3http"},

@@ -3,7 +3,7 @@
 //	server := peer.NewServer(peer.ServerConfig{Store: diskStore})
 //	peers.Handle(peer.ServiceName, 256, server.Serve)         // this agent's store, for the others
 //
-//	store, err := peer.NewStore(peer.Config{Address: "10.0.0.2:9095", Identity: id, Dialer: dialer})
+//	store := peer.NewStore(peer.Config{Address: "10.0.0.2:9095", Identity: id, Dialer: dialer})
 //	appender, err := store.Create(ctx, segment, fence, 1)
 //	err = appender.Append(frames)                   // durable over there when it returns
 //	answer, err := store.Seal(segment, higherFence)

@@ -42,7 +42,7 @@ class Confluent(driver.Client):
             "group.id": self.job.group or "unused",
             "auto.offset.reset": "earliest",
             "enable.auto.commit": False,
-            "session.timeout.ms": 10000,
+            "session.timeout.ms": self.job.session,
             "heartbeat.interval.ms": 500,
         })
 

@@ -82,6 +82,7 @@ def main(client):
     parser.add_argument("--codec", default="none")
     parser.add_argument("--idempotent", default="false")
     parser.add_argument("--group")
+    parser.add_argument("--session", type=int, default=10000)  # milliseconds
     parser.add_argument("--max", type=int, default=0)
     parser.add_argument("--timestamp", type=int, default=0)
     job = parser.parse_args()

@@ -27,7 +27,7 @@ class KafkaPython(driver.Client):
             group_id=self.job.group,
             auto_offset_reset="earliest",
             enable_auto_commit=False,
-            session_timeout_ms=10000,
+            session_timeout_ms=self.job.session,
             heartbeat_interval_ms=500,
         )
 
