@@ -101,7 +101,7 @@ type Store struct {
 	nextName   uint64
 	uses       uint32 // of files since the store was opened
 	closing    bool
-	leaving    bool // it takes no new segments
+	leaving    bool          // it takes no new segments
 	kept       chan struct{} // closed when the keeper has ended
 }
 
