@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/varve-io/varve/agent/recovery"
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/wal"
@@ -105,12 +106,14 @@ func (a *Agent) awaitReaders(ctx context.Context) {
 // standByPause is how often an agent that is about to leave looks whether its store is still needed.
 const standByPause = 50 * time.Millisecond
 
-// standBy waits until no log that is open has a copy on this agent's disk that is not flushed, and no other agent writes one there, which it may be about to list.
+// standBy waits until no log that is open has a copy on this agent's disk that is not flushed, or one that another agent may be about to list. It takes no new ones.
 func (a *Agent) standBy(ctx context.Context) error {
+	a.deps.Disk.Leave()
 	store := a.deps.Disk.Identity().String()
 	for {
-		needs := coordinator.LogID(0)
+		var needs coordinator.LogID
 		err := retry.Coordinator(ctx, a.log, "list WAL logs", func(ctx context.Context) error {
+			needs = 0
 			logs, err := coordinator.ListLogs(ctx, a.deps.KV, 0)
 			for _, l := range logs.Records {
 				here := slices.ContainsFunc(l.Segments, func(s coordinator.WALSegment) bool { return slices.Contains(s.Stores, store) })
@@ -118,18 +121,15 @@ func (a *Agent) standBy(ctx context.Context) error {
 					needs = l.ID
 				}
 			}
+			for _, s := range a.deps.Disk.Segments() {
+				if id := coordinator.LogID(s.ID.Log); id != a.id && (s.Live || recovery.Needed(logs, s)) {
+					needs = id
+				}
+			}
 			return err
 		})
-		if err != nil {
+		if err != nil || needs == 0 {
 			return err
-		}
-		for _, s := range a.deps.Disk.Segments() {
-			if id := coordinator.LogID(s.ID.Log); s.Live && id != a.id {
-				needs = id
-			}
-		}
-		if needs == 0 {
-			return nil
 		}
 		select {
 		case <-time.After(standByPause):

@@ -295,6 +295,12 @@ func CheckUnlisted(d *disk.Store, unlisted []disk.SegmentInfo) error {
 	return nil
 }
 
+// Needed reports whether a segment on a disk is of a log that has a record and is open, and may hold what is not flushed, or be listed yet.
+func Needed(logs coordinator.Logs, s disk.SegmentInfo) bool {
+	l := logs.Record(coordinator.LogID(s.ID.Log))
+	return l != nil && needed(l, s.ID.Number)
+}
+
 // needed reports whether a segment of a log may hold what is not flushed. One above the newest that is listed is about to be.
 func needed(l *coordinator.Log, number uint32) bool {
 	if l.Closed {

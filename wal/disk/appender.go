@@ -24,7 +24,7 @@ type Appender struct {
 }
 
 // Create begins a segment whose first entry will be first. It fails with ErrFenced if the log has a mark above fence,
-// and with ErrExists if the segment was begun before, in whatever run: what is there is only ever sealed and read. When
+// and with ErrExists if the segment was begun before, in whatever run: what is there is only ever sealed and read; with ErrClosed after Leave. When
 // Create returns, the segment is durably in the store, empty.
 func (s *Store) Create(id frame.SegmentID, fence frame.Fence, first frame.EntryID) (*Appender, error) {
 	if id.Log == 0 || id.Number == 0 || fence == 0 || first == 0 {
@@ -51,7 +51,7 @@ func (a *Appender) create() error {
 	if s.segments[a.seg.id] != nil {
 		err = ErrExists
 	}
-	if err == nil && s.closing {
+	if err == nil && (s.closing || s.leaving) {
 		err = ErrClosed
 	}
 	if err != nil {

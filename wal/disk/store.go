@@ -101,6 +101,7 @@ type Store struct {
 	nextName   uint64
 	uses       uint32 // of files since the store was opened
 	closing    bool
+	leaving    bool          // it takes no new segments
 	kept       chan struct{} // closed when the keeper has ended
 }
 
@@ -422,6 +423,13 @@ func (s *Store) saveState() error {
 		return s.stateErr
 	}
 	return ErrClosed
+}
+
+// Leave makes the store take no new segments. Those that it has go on.
+func (s *Store) Leave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leaving = true
 }
 
 // Close ends the store: it waits for an append under way, and later calls fail with ErrClosed. Segments stay as they
