@@ -33,14 +33,6 @@ func (d *damage) add(now time.Time, given lead.Given) {
 	d.shards[given.ID] = damaged{given: given, again: now.Add(damagedPause)}
 }
 
-// get returns what was given; ok is false if the shard is not there.
-func (d *damage) get(id coordinator.ShardID) (given lead.Given, ok bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	was, ok := d.shards[id]
-	return was.given, ok
-}
-
 // remove forgets a shard, which was restored, or goes to another agent, and returns what was given; ok is false if it was not there.
 func (d *damage) remove(id coordinator.ShardID) (given lead.Given, ok bool) {
 	d.mu.Lock()

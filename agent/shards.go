@@ -101,6 +101,7 @@ func (a *Agent) takeShards(ctx context.Context) error {
 		if _, leads := a.partitions.Leads(g.ID); leads || a.damaged.waits(a.deps.Now(), g.ID, g.Shard.Epoch) {
 			continue
 		}
+		a.ledger.Adopt(g.ID, g.Write, g.Revision)
 		err := retry.Bucket(ctx, a.log, "read manifests", func() error { return a.starts.Adopt(ctx, g.ID, g.Shard) })
 		switch {
 		case err == nil:
@@ -145,7 +146,6 @@ func (a *Agent) restore(ctx context.Context, take []lead.Given) error {
 		return err
 	}
 	for _, g := range take {
-		a.ledger.Adopt(g.ID, g.Write, g.Revision)
 		a.damaged.remove(g.ID)
 	}
 	a.partitions.adopt(epochs, logs)
@@ -201,8 +201,8 @@ func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]c
 		a.partitions.resign(id)
 		a.groups.Resign(id) // their writes are the ledger's, which the last one follows
 		a.starts.Resign(id)
-		if given, ok := a.damaged.remove(id); ok {
-			a.ledger.Adopt(id, given.Write, given.Revision)
+		if given, ok := a.damaged.remove(id); ok { // it was never led here, so that nobody has changed its record
+			records[id] = given.Shard
 		}
 	}
 	results := make(chan error, len(wishes))
@@ -260,10 +260,6 @@ func (a *Agent) settleShards(ctx context.Context, shards []coordinator.ShardID) 
 	defer cancel()
 	records = make(map[coordinator.ShardID]coordinator.Shard)
 	for _, id := range shards {
-		if given, ok := a.damaged.get(id); ok { // it could never be led here, so that nobody has changed it
-			records[id] = given.Shard
-			continue
-		}
 		record, release, ok, err := a.starts.Hold(ctx, id)
 		if err != nil {
 			return nil, err

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,6 +30,9 @@ const (
 //     and not answered; never at an earlier one, which would repeat what was done, nor beyond, which would leave something out;
 //   - from there on it is given every offset, once;
 //   - what anybody is told of the committed offsets agrees with that, at any time.
+//
+// A commit that was sent and not answered may be served long after a later one, though its client has closed the connection: the kernel sends what was written again
+// when a cut link is mended. It is so with Apache Kafka too. Therefore what was committed may go back to just the offset of such a commit.
 type group struct {
 	name string
 	load *load
@@ -39,8 +44,9 @@ type group struct {
 // groupLog is what is known of a group's commits for one log. Offsets are those of the next record to read.
 type groupLog struct {
 	mu    sync.Mutex
-	acked int64 // highest that was acknowledged
-	tried int64 // highest that was tried
+	acked int64   // highest that was acknowledged
+	tried int64   // highest that was tried
+	stray []int64 // that were sent and not answered
 }
 
 // addGroup adds a group to a load that has not started.
@@ -61,7 +67,7 @@ func (g *group) fits(log int, offset, floor int64) error {
 	h := &g.logs[log]
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if offset < floor || offset > h.tried {
+	if offset > h.tried || offset < floor && !slices.Contains(h.stray, offset) {
 		return fmt.Errorf("%s in %s is at offset %d, but %d was committed before, and nothing above %d was tried",
 			g.name, g.load.name(log), offset, floor, h.tried)
 	}
@@ -74,6 +80,19 @@ type member struct {
 
 	mu        sync.Mutex
 	positions map[int]*position // by log
+	trying    map[int]int64     // by log: what the commit that is under way commits
+}
+
+// OnBrokerDisconnect implements kgo.HookBrokerDisconnect: if a commit is under way, it may have been sent on that connection.
+func (m *member) OnBrokerDisconnect(kgo.BrokerMetadata, net.Conn) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for log, offset := range m.trying {
+		h := &m.group.logs[log]
+		h.mu.Lock()
+		h.stray = append(h.stray, offset)
+		h.mu.Unlock()
+	}
 }
 
 // position is where a member is in a log that it was given.
@@ -91,9 +110,7 @@ func (g *group) take(ctx context.Context) error {
 		kgo.ConsumerGroup(g.name), kgo.ConsumeTopics(g.load.topics...),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(200*time.Millisecond),
 		kgo.SessionTimeout(10*time.Second), kgo.HeartbeatInterval(time.Second), kgo.RebalanceTimeout(15*time.Second),
-		// A commit is given up in this way alone, with its connection. One that its context ended might be served after a later one, which
-		// went to the broker on another connection.
-		kgo.RetryTimeout(commitWithin),
+		kgo.RetryTimeout(commitWithin), kgo.WithHooks(m),
 		kgo.DisableAutoCommit(), kgo.BlockRebalanceOnPoll(),
 		kgo.OnPartitionsAssigned(m.given), kgo.OnPartitionsRevoked(m.taken), kgo.OnPartitionsLost(m.taken),
 	)
@@ -163,6 +180,7 @@ func (m *member) read(fetches *kgo.Fetches) {
 func (m *member) commit(ctx context.Context, client *kgo.Client) {
 	offsets := make(map[string]map[int32]kgo.EpochOffset)
 	m.mu.Lock()
+	m.trying = make(map[int]int64)
 	for log, at := range m.positions {
 		if !at.began || at.due == at.committed {
 			continue
@@ -172,7 +190,7 @@ func (m *member) commit(ctx context.Context, client *kgo.Client) {
 			offsets[topic] = make(map[int32]kgo.EpochOffset)
 		}
 		offsets[topic][partition] = kgo.EpochOffset{Epoch: -1, Offset: at.due}
-		at.committed = at.due
+		at.committed, m.trying[log] = at.due, at.due
 		h := &m.group.logs[log]
 		h.mu.Lock()
 		h.tried = max(h.tried, at.due)
@@ -182,6 +200,11 @@ func (m *member) commit(ctx context.Context, client *kgo.Client) {
 	if len(offsets) == 0 {
 		return
 	}
+	defer func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.trying = nil
+	}()
 	client.CommitOffsetsSync(ctx, offsets, func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, response *kmsg.OffsetCommitResponse, err error) {
 		if err == nil {
 			m.acknowledged(offsets, response)
