@@ -37,7 +37,6 @@ import (
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/cache"
 	"github.com/varve-io/varve/objectstore/zone"
-	"github.com/varve-io/varve/protocol/peering"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
 )
@@ -92,9 +91,11 @@ type Deps struct {
 	// PeerListener is where other agents reach the disk; nil if they do not. PeerTLS is for both directions; nil for none.
 	PeerListener net.Listener
 	PeerTLS      *tls.Config
-	Metrics      prometheus.Registerer
-	Log          *slog.Logger
-	Now          func() time.Time
+	// Peers reaches other agents; nil for protocol/peering over TCP.
+	Peers   Peers
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
+	Now     func() time.Time
 }
 
 // Agent is one incarnation. It runs once.
@@ -126,8 +127,8 @@ type Agent struct {
 	source     *zone.Source // of blocks
 	blocks     *cache.Cache
 	zone       *zone.Server
-	patient    *peering.Dialer // of connections to forward requests on
 	partitions *Partitions
+	damaged    damage
 	ledger     *ledger.Ledger
 	starts     *upkeep.Starts
 	groups     *groups.Coordinator
@@ -175,8 +176,8 @@ func (a *Agent) Node() int32 { return a.node }
 var errStopped = errors.New("stopped")
 
 // Run joins the cluster, serves, and, when ctx ends, drains: it answers what it has, flushes the WAL, closes its log and leaves. It returns
-// nil after that, and otherwise what ended the incarnation, or kept it from draining in time: a disk that failed, a log that another agent has claimed, a
-// broken invariant. Whatever it leaves behind then, the next incarnation recovers.
+// nil after that, when nothing on its disk is needed any more, and otherwise what ended the incarnation, or kept it from draining in time: a disk that failed, a
+// log that another agent has claimed, a broken invariant. Whatever it leaves behind then, the next incarnation recovers.
 func (a *Agent) Run(ctx context.Context) error {
 	// What runs outlives ctx until it is drained.
 	run, fatal := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -196,7 +197,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	} else if ctx.Err() == nil {
 		return fmt.Errorf("start agent: %w", err)
 	} else if a.wal == nil {
-		return nil // told to leave before it had a log, which others would have to close
+		return a.leaveEarly(run)
 	}
 	select {
 	case <-ctx.Done():

@@ -168,3 +168,22 @@ func TestReadsFromBucket(t *testing.T) {
 		t.Errorf("end offset is %d, %v, want 3000", o.Offset, o.Err)
 	}
 }
+
+// TestLoad: an agent tells how much is written to it and read from it.
+func TestLoad(t *testing.T) {
+	w := newWorld(t)
+	r := w.start(t, nil)
+	produce(t, r, "t", 0, 1000)
+	consume(t, r, "t", 1000)
+	eventually(t, "the load is told", func() bool {
+		item, _, err := w.kv.Get(t.Context(), coordinator.KeyLoad(1))
+		if err != nil || item.ModRevision == 0 {
+			return false
+		}
+		l, err := coordinator.Decode[coordinator.Load](item)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l.Log == 1 && l.Produced > 0 && l.Consumed >= l.Produced
+	})
+}

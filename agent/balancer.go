@@ -33,7 +33,7 @@ func (a *Agent) balanced(run context.Context, local server.Handler) server.Handl
 	f := forward.New(forward.Config{Self: a.id, BytesMax: a.cfg.Server.InFlightBytesMax}, forward.Deps{
 		View: a.view, Local: local, Kick: a.members.subscribe(), Now: a.deps.Now, Log: a.log, Metrics: a.deps.Metrics,
 		Dial: func(ctx context.Context, to coordinator.Agent) (net.Conn, error) {
-			return dial(ctx, a.patient, to, forwarding)
+			return dial(ctx, a.stores.network, to, forwarding)
 		},
 	})
 	a.spawn(run, "forward requests", f.Run)

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -19,10 +20,14 @@ func (a *Agent) drain(run context.Context) error {
 	ctx, cancel := context.WithTimeout(run, a.cfg.DrainMax)
 	defer cancel()
 	a.draining.Store(true)
-	if err := a.registration.become(ctx, coordinator.AgentDraining); err != nil {
-		a.log.Warn("drain: the others do not know", "err", err)
+	// Without etcd nobody hears of it, and nobody takes the shards; clients should be answered all the same, and etcd may be back for the close.
+	tell, enough := context.WithTimeout(ctx, a.cfg.DrainMax/3)
+	err := a.registration.become(tell, coordinator.AgentDraining)
+	enough()
+	if err == nil {
+		err = a.handOverAll(ctx)
 	}
-	if err := a.handOverAll(ctx); err != nil {
+	if err != nil {
 		a.log.Warn("drain: recovery will move the shards that are left", "err", err)
 	}
 	a.leading.stop()
@@ -37,6 +42,7 @@ func (a *Agent) drain(run context.Context) error {
 	case <-ctx.Done():
 	}
 	a.keeping.stop()
+	a.log.Info("drain: flushing what is left, and closing the WAL log", "unflushed", a.wal.Stats().UnflushedBytes, "left", a.cfg.DrainMax-a.deps.Now().Sub(start))
 	if err := a.closeLog(ctx); err != nil {
 		return fmt.Errorf("drain: WAL log %s stays open, and recovery closes it: %w", a.id, err)
 	}
@@ -45,6 +51,29 @@ func (a *Agent) drain(run context.Context) error {
 	}
 	a.lease.stop()
 	a.log.Info("drained", "took", a.deps.Now().Sub(start).Round(time.Millisecond))
+	return nil
+}
+
+// errEarly: the agent was told to leave before others knew it, and could take their copies away.
+var errEarly = errors.New("told to leave before it had joined, and its disk holds WAL segments that others may need")
+
+// leaveEarly is the drain of an agent that was told to leave before it had a log: its disk may have copies of other agents' logs, of this incarnation's time or of earlier ones.
+func (a *Agent) leaveEarly(run context.Context) error {
+	if a.lease.done == nil {
+		if len(a.deps.Disk.Segments()) > 0 {
+			return errEarly
+		}
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(run, a.cfg.DrainMax)
+	defer cancel()
+	a.draining.Store(true)
+	if err := a.registration.become(ctx, coordinator.AgentDraining); err != nil {
+		a.log.Warn("drain: the others do not know", "err", err)
+	}
+	if err := a.standBy(ctx); err != nil {
+		return fmt.Errorf("drain: %w", err)
+	}
 	return nil
 }
 
@@ -76,7 +105,7 @@ func (a *Agent) awaitReaders(ctx context.Context) {
 // standByPause is how often an agent that is about to leave looks whether its store is still needed.
 const standByPause = 50 * time.Millisecond
 
-// standBy waits until no log that is open has a copy on this agent's disk that is not flushed.
+// standBy waits until no log that is open has a copy on this agent's disk that is not flushed, and no other agent writes one there, which it may be about to list.
 func (a *Agent) standBy(ctx context.Context) error {
 	store := a.deps.Disk.Identity().String()
 	for {
@@ -91,8 +120,16 @@ func (a *Agent) standBy(ctx context.Context) error {
 			}
 			return err
 		})
-		if err != nil || needs == 0 {
+		if err != nil {
 			return err
+		}
+		for _, s := range a.deps.Disk.Segments() {
+			if id := coordinator.LogID(s.ID.Log); s.Live && id != a.id {
+				needs = id
+			}
+		}
+		if needs == 0 {
+			return nil
 		}
 		select {
 		case <-time.After(standByPause):

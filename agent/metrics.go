@@ -69,6 +69,8 @@ func (a *Agent) measure() {
 	counter("varve_zone_refused_total", "Requests for blocks by others of the zone that this agent refused: no memory, or the bucket did not answer in time.",
 		func() float64 { return float64(a.zone.Served().Refusals) })
 
+	gauge("varve_damaged_shards", "Shards that were given to this agent and have no leader, because what the bucket has of them is damaged or missing.",
+		func() float64 { return float64(len(a.damaged.list())) })
 	gauge("varve_partitions", "Partitions that this agent leads and that were used since it started.",
 		func() float64 { return float64(a.partitions.Len()) })
 }

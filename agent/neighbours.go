@@ -16,9 +16,9 @@ const blocksService peering.Service = "blocks"
 
 // neighbours are the agents of a zone, as objectstore/zone wants to know them. They may be used concurrently.
 type neighbours struct {
-	view   *coordinator.View
-	zone   string // those that have none are in one
-	dialer *peering.Dialer
+	view    *coordinator.View
+	zone    string // those that have none are in one
+	network Peers
 }
 
 // homes are those that may be asked.
@@ -41,16 +41,16 @@ func (n *neighbours) dial(ctx context.Context, node int32) (net.Conn, error) {
 		if a.Node != node {
 			continue
 		}
-		return dial(ctx, n.dialer, a, blocksService)
+		return dial(ctx, n.network, a, blocksService)
 	}
 	return nil, fmt.Errorf("node %d: %w: it is not registered", node, peering.ErrUnreachable)
 }
 
 // dial connects to a service of another agent.
-func dial(ctx context.Context, dialer *peering.Dialer, a coordinator.Agent, service peering.Service) (net.Conn, error) {
+func dial(ctx context.Context, through Peers, a coordinator.Agent, service peering.Service) (net.Conn, error) {
 	identity, err := uuid.Parse(a.Store)
 	if err != nil {
 		return nil, fmt.Errorf("node %d has store %s: %w", a.Node, a.Store, err)
 	}
-	return dialer.Dial(ctx, a.Peer, identity, service)
+	return through.Dial(ctx, a.Peer, identity, service)
 }

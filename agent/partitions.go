@@ -93,6 +93,22 @@ func (p *Partitions) All() []*ingest.Partition {
 	return all
 }
 
+// traffic returns what went through each shard that is led since it was called last.
+func (p *Partitions) traffic() map[coordinator.ShardID]traffic {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	by := make(map[coordinator.ShardID]traffic, len(p.epochs))
+	for id := range p.epochs {
+		by[id] = traffic{}
+	}
+	for _, live := range p.live {
+		t := by[live.Shard]
+		produced, consumed := live.Traffic()
+		by[live.Shard] = traffic{t.produced + produced, t.consumed + consumed}
+	}
+	return by
+}
+
 // Len returns how many partitions are live.
 func (p *Partitions) Len() int {
 	p.mu.RLock()

@@ -2,8 +2,12 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"sync"
+	"syscall"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -15,19 +19,84 @@ import (
 	"github.com/varve-io/varve/wal/peer"
 )
 
-// stores are the WAL stores that this agent can reach: its own, and those of agents that are registered. They may be used concurrently.
-type stores struct {
-	own    *disk.Store
-	view   *coordinator.View
-	dialer *peering.Dialer
-
-	mu     sync.Mutex
-	peers  map[string]*peer.Store // by identity
-	places map[string]string      // where each of them was found
+// Peers reaches other agents, above all their WAL stores. Its methods may be called concurrently.
+type Peers interface {
+	// Store is the store of that identity, which an agent serves at a place. It does not connect yet.
+	Store(place string, identity uuid.UUID) PeerStore
+	// Dial connects to another service of the agent that has that store.
+	Dial(ctx context.Context, place string, identity uuid.UUID, service peering.Service) (net.Conn, error)
+	// Refuses reports whether the machine at the place says that nobody serves there. It waits for some 100 ms at most.
+	Refuses(ctx context.Context, place string) bool
 }
 
-func newStores(own *disk.Store, view *coordinator.View, dialer *peering.Dialer) *stores {
-	return &stores{own: own, view: view, dialer: dialer, peers: make(map[string]*peer.Store), places: make(map[string]string)}
+// PeerStore is another agent's store.
+type PeerStore interface {
+	wal.Sealer
+	// Create begins a segment whose first entry will be first, as [disk.Store.Create] does.
+	Create(ctx context.Context, id wal.SegmentID, fence wal.Fence, first wal.EntryID) (wal.Store, error)
+	// Close ends all connections.
+	Close()
+}
+
+// network is what agents reach each other through, unless a test has one of its own.
+type network struct {
+	dialer *peering.Dialer
+	// patient is for requests that are forwarded: what an agent whose WAL is full does not take has to wait; that it is gone is known by its registration.
+	patient *peering.Dialer
+}
+
+func newNetwork(c peering.Credentials) (network, error) {
+	dialer, err := peering.NewDialer(peering.DialerConfig{Credentials: c})
+	if err != nil {
+		return network{}, err
+	}
+	patient, err := peering.NewDialer(peering.DialerConfig{Credentials: c, Patient: true})
+	return network{dialer, patient}, err
+}
+
+func (n network) Store(place string, identity uuid.UUID) PeerStore {
+	return peerStore{peer.NewStore(peer.Config{Address: place, Identity: identity, Dialer: n.dialer})}
+}
+
+func (n network) Dial(ctx context.Context, place string, identity uuid.UUID, service peering.Service) (net.Conn, error) {
+	if service == forwarding {
+		return n.patient.Dial(ctx, place, identity, service)
+	}
+	return n.dialer.Dial(ctx, place, identity, service)
+}
+
+type peerStore struct{ *peer.Store }
+
+func (p peerStore) Create(ctx context.Context, id wal.SegmentID, fence wal.Fence, first wal.EntryID) (wal.Store, error) {
+	return asStore(p.Store.Create(ctx, id, fence, first))
+}
+
+// probeMax bounds the look at whether a machine refuses connections.
+const probeMax = 300 * time.Millisecond
+
+func (n network) Refuses(ctx context.Context, place string) bool {
+	ctx, cancel := context.WithTimeout(ctx, probeMax)
+	defer cancel()
+	c, err := new(net.Dialer).DialContext(ctx, "tcp", place)
+	if err == nil {
+		_ = c.Close()
+	}
+	return errors.Is(err, syscall.ECONNREFUSED)
+}
+
+// stores are the WAL stores that this agent can reach: its own, and those of agents that are registered. They may be used concurrently.
+type stores struct {
+	own     *disk.Store
+	view    *coordinator.View
+	network Peers
+
+	mu     sync.Mutex
+	peers  map[string]PeerStore // by identity
+	places map[string]string    // where each of them was found
+}
+
+func newStores(own *disk.Store, view *coordinator.View, network Peers) *stores {
+	return &stores{own: own, view: view, network: network, peers: make(map[string]PeerStore), places: make(map[string]string)}
 }
 
 // reach reports whether the store is this agent's, or of one that is registered.
@@ -46,7 +115,7 @@ func (s *stores) place(id string) string {
 }
 
 // peer returns another agent's store.
-func (s *stores) peer(id string) (*peer.Store, error) {
+func (s *stores) peer(id string) (PeerStore, error) {
 	place := s.place(id)
 	if place == "" {
 		return nil, fmt.Errorf("WAL store %s: %w: no agent that has it is registered", id, peering.ErrUnreachable)
@@ -63,7 +132,7 @@ func (s *stores) peer(id string) (*peer.Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("WAL store %s: %w", id, err)
 	}
-	p := peer.NewStore(peer.Config{Address: place, Identity: identity, Dialer: s.dialer})
+	p := s.network.Store(place, identity)
 	s.peers[id], s.places[id] = p, place
 	return p, nil
 }
@@ -89,7 +158,7 @@ func (s *stores) create(ctx context.Context, id string, segment wal.SegmentID, f
 	if err != nil {
 		return nil, err
 	}
-	return asStore(p.Create(ctx, segment, fence, first))
+	return p.Create(ctx, segment, fence, first)
 }
 
 // asStore avoids an interface that holds a nil pointer.

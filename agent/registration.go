@@ -24,7 +24,7 @@ type registration struct {
 	log     *slog.Logger
 	now     func() time.Time
 
-	writing sync.Mutex // one write at a time, so that the last state wins
+	writing chan struct{} // has capacity 1: one write at a time, so that the last state wins
 
 	mu    sync.Mutex
 	me    coordinator.Agent
@@ -80,8 +80,12 @@ func (r *registration) become(ctx context.Context, state coordinator.AgentState)
 }
 
 func (r *registration) write(ctx context.Context) (int64, error) {
-	r.writing.Lock()
-	defer r.writing.Unlock()
+	select {
+	case r.writing <- struct{}{}:
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	defer func() { <-r.writing }()
 	r.mu.Lock()
 	me, lease := r.me, r.lease
 	r.mu.Unlock()

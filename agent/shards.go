@@ -30,8 +30,13 @@ func (a *Agent) leadShards(ctx context.Context) error {
 			}
 			continue
 		}
+		var timer <-chan time.Time
+		if at, ok := a.damaged.next(); ok {
+			timer = time.After(at.Sub(a.deps.Now()))
+		}
 		select {
 		case <-kick:
+		case <-timer:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -48,7 +53,11 @@ func (a *Agent) stepShards(ctx context.Context) (again bool, err error) {
 			a.resign(coordinator.ShardID(id))
 			leads = false
 		}
-		missing = missing || mine && !leads
+		if !mine || leads {
+			a.damaged.remove(coordinator.ShardID(id)) // another agent has it, or this one has been given it anew since
+			continue
+		}
+		missing = missing || !a.damaged.waits(a.deps.Now(), coordinator.ShardID(id), s.Epoch)
 	}
 	if missing {
 		if err := a.takeShards(ctx); err != nil {
@@ -58,7 +67,7 @@ func (a *Agent) stepShards(ctx context.Context) (again bool, err error) {
 	}
 	wishes := make(map[coordinator.ShardID]coordinator.LogID)
 	for id, m := range a.view.Moves() {
-		if _, leads := a.partitions.Leads(id); leads && m.To != a.id {
+		if _, leads := a.partitions.Leads(id); (leads || a.damaged.has(id, 0)) && m.To != a.id {
 			wishes[id] = m.To
 		}
 	}
@@ -68,7 +77,8 @@ func (a *Agent) stepShards(ctx context.Context) (again bool, err error) {
 	return a.giveShards(ctx, wishes)
 }
 
-// takeShards begins to lead every shard that belongs to this agent's log and that it does not lead yet.
+// takeShards begins to lead every shard that belongs to this agent's log and that it does not lead yet. One of which the bucket has something damaged, or lacks something, stays
+// without a leader, and is tried again later: it would be so on any other agent.
 func (a *Agent) takeShards(ctx context.Context) error {
 	var given []lead.Given
 	var seen int64
@@ -86,32 +96,67 @@ func (a *Agent) takeShards(ctx context.Context) error {
 	if err := a.follower.Wait(ctx); err != nil {
 		return err
 	}
-	epochs := make(map[coordinator.ShardID]protocol.LeaderEpoch)
+	var take []lead.Given
 	for _, g := range given {
-		if _, leads := a.partitions.Leads(g.ID); leads {
+		if _, leads := a.partitions.Leads(g.ID); leads || a.damaged.waits(a.deps.Now(), g.ID, g.Shard.Epoch) {
 			continue
 		}
-		epochs[g.ID] = protocol.LeaderEpoch(g.Shard.Epoch)
-		a.ledger.Adopt(g.ID, g.Write, g.Revision)
-		if err := retry.Bucket(ctx, a.log, "read manifests", func() error { return a.starts.Adopt(ctx, g.ID, g.Shard) }); err != nil {
-			return err
+		err := retry.Bucket(ctx, a.log, "read manifests", func() error { return a.starts.Adopt(ctx, g.ID, g.Shard) })
+		switch {
+		case err == nil:
+			take = append(take, g)
+		case ctx.Err() != nil:
+			return ctx.Err()
+		default:
+			a.cannotLead(g, err)
 		}
 	}
-	if len(epochs) == 0 {
+	err = a.restore(ctx, take)
+	if err == nil || ctx.Err() != nil {
+		return ctx.Err()
+	}
+	for _, g := range take { // one by one, to find those for which it does not work
+		if err := a.restore(ctx, []lead.Given{g}); ctx.Err() != nil {
+			return ctx.Err()
+		} else if err != nil {
+			a.starts.Resign(g.ID)
+			a.cannotLead(g, err)
+		}
+	}
+	return nil
+}
+
+// restore begins to lead shards, or none of them if one cannot be restored.
+func (a *Agent) restore(ctx context.Context, take []lead.Given) error {
+	if len(take) == 0 {
 		return nil
+	}
+	epochs := make(map[coordinator.ShardID]protocol.LeaderEpoch)
+	for _, g := range take {
+		epochs[g.ID] = protocol.LeaderEpoch(g.Shard.Epoch)
 	}
 	r := &lead.Restorer{Index: a.index, Footers: a.footers, Now: a.deps.Now, ProducerIdle: a.cfg.ProducerIdleMax}
 	var logs map[partition.ID]*partition.Log
-	err = retry.Bucket(ctx, a.log, "restore partitions", func() (err error) {
+	err := retry.Bucket(ctx, a.log, "restore partitions", func() (err error) {
 		logs, err = r.Run(ctx, epochs, a.logStart)
 		return err
 	})
 	if err != nil {
 		return err
 	}
+	for _, g := range take {
+		a.ledger.Adopt(g.ID, g.Write, g.Revision)
+		a.damaged.remove(g.ID)
+	}
 	a.partitions.adopt(epochs, logs)
 	a.log.Info("leads shards", "shards", len(epochs), "partitions with records", len(logs))
 	return nil
+}
+
+// cannotLead leaves a shard that was given to this agent without a leader.
+func (a *Agent) cannotLead(g lead.Given, err error) {
+	a.damaged.add(a.deps.Now(), g)
+	a.log.Error("a shard has no leader: what the bucket has of it is damaged, or something is missing; it is tried again", "shard", g.ID, "in", damagedPause, "err", err)
 }
 
 // logStart returns a partition's log start offset.
@@ -146,19 +191,27 @@ func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]c
 	if err := a.flushSoon(ctx); err != nil {
 		return true, ctx.Err()
 	}
-	records, err := a.settleShards(ctx, wishes)
+	shards := slices.Sorted(maps.Keys(wishes))
+	records, err := a.settleShards(ctx, shards)
 	if err != nil {
 		a.log.Warn("shards stay here for now: what they have taken does not get into the bucket", "shards", len(wishes), "after", a.deps.Now().Sub(start), "err", err)
 		return true, ctx.Err()
 	}
-	for id := range wishes {
+	for _, id := range shards {
 		a.partitions.resign(id)
 		a.groups.Resign(id) // their writes are the ledger's, which the last one follows
 		a.starts.Resign(id)
+		if given, ok := a.damaged.remove(id); ok {
+			a.ledger.Adopt(id, given.Write, given.Revision)
+		}
 	}
 	results := make(chan error, len(wishes))
 	sent := 0
-	for id, record := range records {
+	for _, id := range shards {
+		record, ok := records[id]
+		if !ok {
+			continue // lost meanwhile
+		}
 		to := wishes[id]
 		record.Owner, record.Node = to, nodes[to]
 		record.Epoch++
@@ -184,8 +237,8 @@ func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]c
 
 // settleShards suspends shards, and returns the records of those that were not lost meanwhile, once everything that they have taken is in the bucket and no new manifest is
 // under way, nor will be. After an error they are led on as they were.
-func (a *Agent) settleShards(ctx context.Context, wishes map[coordinator.ShardID]coordinator.LogID) (records map[coordinator.ShardID]coordinator.Shard, err error) {
-	for id := range wishes {
+func (a *Agent) settleShards(ctx context.Context, shards []coordinator.ShardID) (records map[coordinator.ShardID]coordinator.Shard, err error) {
+	for _, id := range shards {
 		a.partitions.suspend(id)
 	}
 	var back []func()
@@ -196,7 +249,7 @@ func (a *Agent) settleShards(ctx context.Context, wishes map[coordinator.ShardID
 		for _, release := range back {
 			release()
 		}
-		for id := range wishes {
+		for _, id := range shards {
 			a.partitions.resume(id)
 		}
 	}()
@@ -206,7 +259,11 @@ func (a *Agent) settleShards(ctx context.Context, wishes map[coordinator.ShardID
 	ctx, cancel := context.WithTimeout(ctx, giveMax)
 	defer cancel()
 	records = make(map[coordinator.ShardID]coordinator.Shard)
-	for id := range wishes {
+	for _, id := range shards {
+		if given, ok := a.damaged.get(id); ok { // it could never be led here, so that nobody has changed it
+			records[id] = given.Shard
+			continue
+		}
 		record, release, ok, err := a.starts.Hold(ctx, id)
 		if err != nil {
 			return nil, err
@@ -236,7 +293,7 @@ func (a *Agent) resign(id coordinator.ShardID) {
 	a.starts.Resign(id)
 }
 
-// awaitLeaders waits until every shard has a leader that is registered, and those that are to be this agent's are led.
+// awaitLeaders waits until every shard has a leader that is registered, and those that are to be this agent's are led, unless they are damaged.
 func (a *Agent) awaitLeaders(ctx context.Context) error {
 	kick := a.members.subscribe()
 	for !a.allLed() {
@@ -260,7 +317,8 @@ func (a *Agent) allLed() bool {
 	}
 	for id, s := range shards {
 		epoch, leads := a.partitions.Leads(coordinator.ShardID(id))
-		if !live[s.Owner] || s.Owner == a.id && (!leads || epoch != s.Epoch) {
+		led := leads && epoch == s.Epoch || a.damaged.has(coordinator.ShardID(id), s.Epoch)
+		if !live[s.Owner] || s.Owner == a.id && !led {
 			return false
 		}
 	}

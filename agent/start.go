@@ -78,6 +78,7 @@ func (a *Agent) takePart(run, ctx context.Context) error {
 	a.spawn(run, "recover WAL logs of others", a.succeed)
 	a.spawn(run, "look after the WAL store", a.sweepStore)
 	a.spawn(run, "tell what is not flushed", a.tellUnflushed)
+	a.spawn(run, "tell the load", a.tellLoad)
 	a.spawn(run, "keep a quorum", a.guardQuorum)
 	c := controller.New(controller.Deps{
 		KV: a.deps.KV, View: a.view, Node: a.node, Log: a.id, Kick: a.members.subscribe(), Logger: a.log,
@@ -150,21 +151,18 @@ const peerStoresMax = 256
 
 // reachPeers makes what this agent has of others: their WAL stores, and the blocks of segments that those of its zone have in memory.
 func (a *Agent) reachPeers(run context.Context) error {
-	dialer, err := peering.NewDialer(peering.DialerConfig{Credentials: a.credentials()})
-	if err != nil {
-		return err
+	peers := a.deps.Peers
+	var err error
+	if peers == nil {
+		if peers, err = newNetwork(a.credentials()); err != nil {
+			return err
+		}
 	}
-	a.stores = newStores(a.deps.Disk, a.view, dialer)
+	a.stores = newStores(a.deps.Disk, a.view, peers)
 	context.AfterFunc(run, a.stores.close)
-	// What an agent whose WAL is full does not take has to wait; that it is gone is known by its registration.
-	a.patient, err = peering.NewDialer(peering.DialerConfig{Credentials: a.credentials(), Patient: true})
-	if err != nil {
-		return err
-	}
-	n := &neighbours{view: a.view, zone: a.cfg.Zone, dialer: dialer}
+	n := &neighbours{view: a.view, zone: a.cfg.Zone, network: peers}
 	a.source = zone.New(zone.Config{Self: a.node, Homes: n.homes, Dial: n.dial, Log: a.log}, cache.NewBucket(a.deps.Store))
-	a.blocks, err = cache.New(cache.Config{BytesMax: a.cfg.CacheBytesMax}, a.source)
-	if err != nil {
+	if a.blocks, err = cache.New(cache.Config{BytesMax: a.cfg.CacheBytesMax}, a.source); err != nil {
 		return err
 	}
 	context.AfterFunc(run, func() {
@@ -210,7 +208,7 @@ func (a *Agent) servePeers(run context.Context) error {
 
 // register makes the agent known, which others may then give copies of their logs, and waits until the view has seen that, and all that was there before.
 func (a *Agent) register(run, ctx context.Context, store string) error {
-	a.registration = &registration{kv: a.deps.KV, view: a.view, changed: a.members.subscribe(), log: a.log, now: a.deps.Now, me: coordinator.Agent{
+	a.registration = &registration{writing: make(chan struct{}, 1), kv: a.deps.KV, view: a.view, changed: a.members.subscribe(), log: a.log, now: a.deps.Now, me: coordinator.Agent{
 		Node: a.node, Log: a.id, Host: a.cfg.AdvertiseHost, Port: a.cfg.AdvertisePort,
 		Store: store, Peer: a.cfg.PeerAdvertise, Zone: a.cfg.Zone, State: coordinator.AgentStarting,
 		Copies: a.cfg.Copies,

@@ -8,9 +8,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"maps"
-	"net"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/varve-io/varve/agent/recovery"
@@ -28,8 +26,6 @@ const (
 	progressMax = 20 * time.Second
 	// failedPause is the wait before a recovery that failed is tried again.
 	failedPause = 3 * time.Second
-	// probeMax bounds the look at whether an agent's machine refuses connections.
-	probeMax = 300 * time.Millisecond
 )
 
 // absence is what this agent knows of a log that is open while its agent is not registered.
@@ -73,15 +69,22 @@ func (a *Agent) succeed(ctx context.Context) error {
 		if wait > 0 {
 			timer = time.After(wait)
 		}
+		var r result
 		select {
-		case <-kick:
-		case <-timer:
-		case r := <-s.ended:
-			if err := s.end(r); err != nil {
-				return err
+		case r = <-s.ended: // first, so that what happens does not depend on chance
+		default:
+			select {
+			case <-kick:
+				continue
+			case <-timer:
+				continue
+			case r = <-s.ended:
+			case <-ctx.Done():
+				return ctx.Err()
 			}
-		case <-ctx.Done():
-			return ctx.Err()
+		}
+		if err := s.end(r); err != nil {
+			return err
 		}
 	}
 }
@@ -102,7 +105,8 @@ func (s *succession) step(ctx context.Context) (time.Duration, error) {
 	s.notice(ctx, logs.Records)
 	now := s.a.deps.Now()
 	wait := time.Duration(0)
-	for id, ab := range s.absent {
+	for _, id := range slices.Sorted(maps.Keys(s.absent)) {
+		ab := s.absent[id]
 		if ab.running {
 			continue
 		}
@@ -155,7 +159,7 @@ func (s *succession) notice(ctx context.Context, logs []coordinator.Log) {
 		claimed := l.Claimer != s.a.id && live[l.Claimer]
 		switch {
 		case ab == nil:
-			ab = &absence{refused: l.Node == s.a.node || refuses(ctx, s.peers[l.ID])}
+			ab = &absence{refused: l.Node == s.a.node || s.refuses(ctx, l.ID)}
 			s.absent[l.ID] = ab
 		case l.Claimer == s.a.id: // by a recovery of ours, whose end says when to try again
 			ab.record = l
@@ -172,6 +176,12 @@ func (s *succession) notice(ctx context.Context, logs []coordinator.Log) {
 			delete(s.absent, id)
 		}
 	}
+}
+
+// refuses reports whether the machine of a log's agent says that the agent is gone.
+func (s *succession) refuses(ctx context.Context, log coordinator.LogID) bool {
+	place := s.peers[log]
+	return place != "" && s.a.stores.network.Refuses(ctx, place)
 }
 
 // due is when this agent may claim a log that has just been found absent, or that somebody has just claimed or brought forward, or whose claimer is gone.
@@ -232,20 +242,6 @@ func (s *succession) end(r result) error {
 	}
 	ab.due = s.a.deps.Now().Add(failedPause)
 	return nil
-}
-
-// refuses reports whether nobody listens at the place, and the machine says so.
-func refuses(ctx context.Context, place string) bool {
-	if place == "" {
-		return false
-	}
-	ctx, cancel := context.WithTimeout(ctx, probeMax)
-	defer cancel()
-	c, err := new(net.Dialer).DialContext(ctx, "tcp", place)
-	if err == nil {
-		_ = c.Close()
-	}
-	return errors.Is(err, syscall.ECONNREFUSED)
 }
 
 // recovery returns a recoverer that reaches the stores which this agent reaches.

@@ -37,6 +37,7 @@ const (
 	PrefixCommits   = "meta/commits/"
 	PrefixLogs      = "logs/"
 	PrefixUnflushed = "unflushed/"
+	PrefixLoads     = "loads/"
 	PrefixStores    = "stores/"
 	PrefixWrites    = "writes/"
 	PrefixGroups    = "groups/"
@@ -114,6 +115,9 @@ func ParseKeyCommit(key string) (LogID, uint64, error) {
 
 // KeyUnflushed is what an agent says of its own WAL log, under the lease of its registration.
 func KeyUnflushed(node int32) string { return PrefixUnflushed + strconv.Itoa(int(node)) }
+
+// KeyLoad is what an agent says of the load of its shards, under the lease of its registration.
+func KeyLoad(node int32) string { return PrefixLoads + strconv.Itoa(int(node)) }
 
 // KeyStore binds a disk to the node id of the agent that has it, so that an agent keeps its id as long as its disk.
 func KeyStore(store string) string { return PrefixStores + store }

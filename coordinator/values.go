@@ -31,11 +31,22 @@ type Agent struct {
 	Copies int `json:"copies"` // how many stores each entry of its log should be on
 }
 
-// Unflushed is what an agent says at intervals, for those who watch over the cluster: how much of its log is not in the bucket yet.
+// Unflushed is what an agent says at intervals, for those who watch over the cluster: how much of its log is not in the bucket yet, and what it
+// misses there.
 type Unflushed struct {
 	Log      LogID `json:"log"`
 	Bytes    int64 `json:"bytes"`
 	OldestMs int64 `json:"oldest_ms"` // how long the oldest batch of it has waited; 0 if none does
+	// Damaged are shards that it should lead and cannot, because what the bucket has of them is damaged or missing.
+	Damaged []ShardID `json:"damaged,omitempty"`
+}
+
+// Load is what an agent says at intervals of what goes through the shards that it leads, in bytes per second, averaged over a minute or so.
+type Load struct {
+	Log      LogID             `json:"log"`
+	Produced int64             `json:"produced"` // by clients
+	Consumed int64             `json:"consumed"` // by clients
+	Shards   map[ShardID]int64 `json:"shards"`   // of each, both together; one that is not there has not been measured yet
 }
 
 // AgentState says what may be asked of an agent.

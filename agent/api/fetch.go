@@ -37,6 +37,11 @@ func (b *Broker) fetch(ctx context.Context, r *server.Request, req *kmsg.FetchRe
 		Leave: r.Leave,
 	}
 	result := b.deps.Fetcher.Fetch(ctx, wants, limits)
+	for i := range wants {
+		if p := wants[i].Partition; p != nil {
+			p.Consumed(result.Parts[i].Bytes)
+		}
+	}
 	b.proveRanges(ctx, wants, result)
 	a := &fetched{result: result}
 	a.resp = wire.FetchResponse{CorrelationID: r.CorrelationID, Version: req.Version, SessionID: s.id}

@@ -1,11 +1,11 @@
 // Package controller has one agent of the cluster plan who leads which shard.
 //
-//	agents, shards, wishes, logs -> placement.Leaders -> assignments, wishes
+//	agents, shards, wishes, logs, loads -> placement.Balancer -> assignments, wishes
 //
 // The agent that has put its name into the coordinator under its lease is the controller; when the lease ends, another one is. It is a matter of economy, not of
 // safety: two controllers at once, which a lease cannot rule out, compare the shards' guards and the controller's key, and one of them fails.
 //
-// A plan is made when agents, shards or wishes change, and while a shard's owner is not registered, drains, or has lost its log: until the log is closed, which does not
+// A plan is made when agents, shards or wishes change, at intervals because of the loads, which agents measure and tell, and while a shard's owner is not registered, drains, or has lost its log: until the log is closed, which does not
 // show in what agents follow.
 package controller
 
@@ -31,9 +31,13 @@ const (
 	absentPause = 100 * time.Millisecond
 	restPause   = time.Second
 	restAfter   = 5 * time.Second
-	// shardLoad is what a shard weighs beside its partitions, each of which weighs 1: its groups, and topics to come. The planner moves the heaviest shards first;
-	// one that has a partition more than others is not to be among them, or a newcomer would get all of a small topic.
-	shardLoad = 4
+	// loadPause is how often loads are read.
+	loadPause = 10 * time.Second
+	// shardLoad is what a shard weighs without a byte, and partitionLoad what each of its partitions adds, in bytes per second: groups, and what may come. They
+	// are such that a cluster which is hardly used is balanced by counts. The planner moves the heaviest shards first; one that has a partition more than others is not
+	// to be among them, or a newcomer would get all of a small topic.
+	shardLoad     = 256 << 10
+	partitionLoad = 64 << 10
 	// retryPause is the wait after a plan that could not be carried out.
 	retryPause = 200 * time.Millisecond
 )
@@ -58,6 +62,10 @@ type Controller struct {
 	closed  map[coordinator.LogID]time.Time // logs that are, and since when that has been seen, as [Controller.forget] reckons
 	moved   int64                           // revision of the last change to the log of an owner that is absent
 	since   time.Time                       // when moved was seen first, or the view last told of something
+
+	balancer placement.Balancer
+	rates    map[coordinator.ShardID]int64 // bytes per second of shards, as their owners told last
+	rated    time.Time                     // when rates were read
 }
 
 // New returns a controller; [Controller.Run] makes it work.
@@ -104,6 +112,7 @@ func (c *Controller) step(ctx context.Context) (time.Duration, error) {
 		c.deps.Logger.Info("controller of the cluster", "elected", elected, "controller", holder.Node)
 	}
 	if !elected {
+		c.balancer, c.rates, c.rated = placement.Balancer{}, nil, time.Time{}
 		return 0, nil
 	}
 	return c.plan(ctx, revision)
@@ -132,8 +141,11 @@ func (c *Controller) plan(ctx context.Context, revision int64) (time.Duration, e
 	if err != nil {
 		return 0, err
 	}
+	if err := c.readLoads(ctx); err != nil {
+		return 0, err
+	}
 	now := c.survey(logs)
-	plan := placement.Leaders(now.cluster)
+	plan := c.balancer.Plan(time.Now(), now.cluster)
 	if !plan.Empty() {
 		c.deps.Logger.Info("shards to lead", "assigned", len(plan.Assign), "to move", len(plan.Wish), "to stay", len(plan.Withdraw))
 	}
@@ -154,7 +166,39 @@ func (c *Controller) plan(ctx context.Context, revision int64) (time.Duration, e
 	if now.absent {
 		return c.absentWait(now.moved), nil
 	}
+	if wait == 0 || wait > loadPause {
+		wait = loadPause
+	}
 	return wait, nil
+}
+
+// readLoads reads what agents tell of the load of their shards, from time to time. A shard whose owner has not measured it yet keeps the load that it had.
+func (c *Controller) readLoads(ctx context.Context) error {
+	now := time.Now()
+	if now.Sub(c.rated) < loadPause {
+		return nil
+	}
+	items, _, err := c.deps.KV.List(ctx, coordinator.PrefixLoads, 0)
+	if err != nil {
+		return fmt.Errorf("read the load of shards: %w", err)
+	}
+	if c.rates == nil {
+		c.rates = make(map[coordinator.ShardID]int64)
+	}
+	shards := c.deps.View.Shards()
+	for _, item := range items {
+		load, err := coordinator.Decode[coordinator.Load](item)
+		if err != nil {
+			return err
+		}
+		for id, rate := range load.Shards {
+			if int(id) < len(shards) && shards[id].Owner == load.Log {
+				c.rates[id] = rate
+			}
+		}
+	}
+	c.rated = now
+	return nil
 }
 
 // absentWait returns after how long to look again whether an absent owner's log is closed. moved is the revision of the last change to such a log.
@@ -222,7 +266,7 @@ func (c *Controller) survey(logs coordinator.Logs) survey {
 	moves := v.Moves()
 	for id, shard := range v.Shards() {
 		p := &s.cluster.Shards[id]
-		p.Load = shardLoad
+		p.Load = shardLoad + c.rates[coordinator.ShardID(id)]
 		p.Owner, p.Wish = placement.LogID(shard.Owner), placement.LogID(moves[coordinator.ShardID(id)].To)
 		s.cluster.Closed[p.Owner] = logs.Closed(shard.Owner)
 		if !keeps[shard.Owner] {
@@ -232,7 +276,7 @@ func (c *Controller) survey(logs coordinator.Logs) survey {
 	}
 	for _, t := range v.Topics() {
 		for n := range t.Partitions {
-			s.cluster.Shards[t.ShardOf(n, v.Cluster().Shards)].Load++
+			s.cluster.Shards[t.ShardOf(n, v.Cluster().Shards)].Load += partitionLoad
 		}
 	}
 	return s

@@ -395,3 +395,36 @@ func TestUnavailable(t *testing.T) {
 		w.wants("1:8", "")
 	})
 }
+
+// TestLoads: shards move for the load that their owners tell, if it is uneven for a minute; what others tell of them does not count, and a shard that has just moved keeps its load.
+func TestLoads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.register(1, coordinator.AgentServing)
+		w.register(2, coordinator.AgentServing)
+		w.run(1)
+		w.wants("1:4 2:4", "")
+		load := func(of coordinator.LogID, rate int64) {
+			l := coordinator.Load{Log: of, Shards: make(map[coordinator.ShardID]int64)}
+			for id := range coordinator.ShardID(shards) {
+				if s, _ := w.shard(id); s.Owner == of || of == 9 {
+					l.Shards[id] = rate
+				}
+			}
+			w.put(coordinator.KeyLoad(int32(of)), l)
+		}
+		load(9, 1<<30)
+		time.Sleep(10 * time.Minute)
+		w.wants("1:4 2:4", "")
+		load(2, 0)
+		load(1, 10<<20)
+		time.Sleep(time.Minute)
+		w.wants("1:4 2:4", "")
+		time.Sleep(2 * loadPause)
+		synctest.Wait()
+		w.wants("1:4 2:4", "2:1")
+		w.carryOut()
+		time.Sleep(10 * time.Minute)
+		w.wants("1:3 2:5", "")
+	})
+}

@@ -162,6 +162,7 @@ func (in *Ingest) append(nowMs int64, b *Batch) {
 		return
 	}
 	b.wait.ref = ref
+	p.produced.Add(int64(len(b.Bytes)))
 	p.push(tailBatch{base: placed.Base, next: placed.Last + 1, maxTs: b.Header.MaxTimestamp, ref: ref})
 	p.mu.Unlock()
 }

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sort"
 	"sync"
+	"sync/atomic"
 
 	"github.com/varve-io/varve/agent/partition"
 	"github.com/varve-io/varve/coordinator"
@@ -26,6 +27,8 @@ type Partition struct {
 	watchers []*Watcher
 	repeats  []repeat
 	gone     error // why the partition is not led any more
+
+	produced, consumed atomic.Int64 // bytes since the last Traffic
 }
 
 // tailBatch is a batch in the WAL's memory.
@@ -60,6 +63,14 @@ func (w *Watcher) wake() {
 	case w.C <- struct{}{}:
 	default:
 	}
+}
+
+// Consumed counts bytes of the partition that a consumer was given.
+func (p *Partition) Consumed(bytes int) { p.consumed.Add(int64(bytes)) }
+
+// Traffic returns how many bytes were produced and consumed since it was called last.
+func (p *Partition) Traffic() (produced, consumed int64) {
+	return p.produced.Swap(0), p.consumed.Swap(0)
 }
 
 // Watch lets w know of changes until Unwatch. A change that happened before the call is not told: watch first, look then.

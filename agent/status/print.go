@@ -25,13 +25,13 @@ func (r *Report) WriteTable(w io.Writer) error {
 	line("shards " + r.shards())
 	line(fmt.Sprintf("etcd %s of %s in use, revision %d, %s", size(r.Etcd.UsedBytes), size(r.Etcd.SizeBytes), r.Revision, count(r.Etcd.Commits, "commit")))
 	line()
-	line("NODE", "STATE", "ZONE", "SHARDS", "UNFLUSHED", "OLDEST", "KAFKA", "PEERS")
+	line("NODE", "STATE", "ZONE", "SHARDS", "PRODUCED", "CONSUMED", "UNFLUSHED", "OLDEST", "KAFKA", "PEERS")
 	for _, a := range r.Agents {
 		unflushed, oldest := "-", "-"
 		if a.UnflushedBytes != nil && a.OldestSeconds != nil {
 			unflushed, oldest = size(*a.UnflushedBytes), age(*a.OldestSeconds)
 		}
-		line(node(a.Node), a.State, orDash(a.Zone), strconv.Itoa(a.Shards), unflushed, oldest, a.Kafka, orDash(a.Peer))
+		line(node(a.Node), a.State, orDash(a.Zone), strconv.Itoa(a.Shards), rate(a.ProducedBytesPerSecond), rate(a.ConsumedBytesPerSecond), unflushed, oldest, a.Kafka, orDash(a.Peer))
 	}
 	line()
 	line("WAL LOG", "NODE", "STATE", "SEGMENT", "ENTRIES", "ON NODES", "ACK QUORUM", "FLUSHED")
@@ -110,6 +110,14 @@ func age(seconds float64) string {
 		return "-"
 	}
 	return time.Duration(seconds * float64(time.Second)).Round(100 * time.Millisecond).String()
+}
+
+// rate prints bytes per second, if they are known.
+func rate(bytes *int64) string {
+	if bytes == nil {
+		return "-"
+	}
+	return size(*bytes) + "/s"
 }
 
 // size prints a number of bytes.

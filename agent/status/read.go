@@ -17,9 +17,10 @@ var ErrNoCluster = errors.New("no agent has ever created this cluster")
 // bytes each.
 func Read(ctx context.Context, kv coordinator.KV) (Records, error) {
 	r := Records{
-		Shards: make(map[coordinator.ShardID]coordinator.Shard), Unflushed: make(map[int32]coordinator.Unflushed), Nodes: make(map[string]int32),
+		Shards: make(map[coordinator.ShardID]coordinator.Shard), Unflushed: make(map[int32]coordinator.Unflushed),
+		Loads: make(map[int32]coordinator.Load), Nodes: make(map[string]int32),
 	}
-	for _, prefix := range []string{coordinator.PrefixMeta, coordinator.PrefixLogs, coordinator.PrefixUnflushed, coordinator.PrefixStores} {
+	for _, prefix := range []string{coordinator.PrefixMeta, coordinator.PrefixLogs, coordinator.PrefixUnflushed, coordinator.PrefixLoads, coordinator.PrefixStores} {
 		items, revision, err := kv.List(ctx, prefix, r.Revision)
 		if err != nil {
 			return r, fmt.Errorf("read %s: %w", prefix, err)
@@ -70,13 +71,21 @@ func (r *Records) add(item coordinator.Item) (err error) {
 		}
 		r.Shards[coordinator.ShardID(id)], err = coordinator.Decode[coordinator.Shard](item)
 	case under(coordinator.PrefixUnflushed):
-		var node int64
-		if node, err = strconv.ParseInt(strings.TrimPrefix(item.Key, coordinator.PrefixUnflushed), 10, 32); err != nil {
-			return fmt.Errorf("parse key %q: %w", item.Key, err)
-		}
-		r.Unflushed[int32(node)], err = coordinator.Decode[coordinator.Unflushed](item)
+		err = ofNode(item, coordinator.PrefixUnflushed, r.Unflushed)
+	case under(coordinator.PrefixLoads):
+		err = ofNode(item, coordinator.PrefixLoads, r.Loads)
 	case under(coordinator.PrefixStores):
 		r.Nodes[strings.TrimPrefix(item.Key, coordinator.PrefixStores)], err = coordinator.Decode[int32](item)
 	}
+	return err
+}
+
+// ofNode takes in what an agent says of itself.
+func ofNode[T any](item coordinator.Item, prefix string, into map[int32]T) error {
+	node, err := strconv.ParseInt(strings.TrimPrefix(item.Key, prefix), 10, 32)
+	if err != nil {
+		return fmt.Errorf("parse key %q: %w", item.Key, err)
+	}
+	into[int32(node)], err = coordinator.Decode[T](item)
 	return err
 }

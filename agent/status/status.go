@@ -5,9 +5,9 @@
 //	report := Make(name, records)    // pure
 //	report.WriteTable(os.Stdout)
 //
-// Everything comes from the coordinator, what is not flushed too: each agent writes it there every few seconds, under the lease of its registration. Asking the agents' HTTP servers
+// Everything comes from the coordinator, what is not flushed and how busy agents are too: each agent writes it there every few seconds, under the lease of its registration. Asking the agents' HTTP servers
 // instead would give newer figures, but those listen where only their own machine's operators reach them, and their addresses would have to be registered,
-// advertised and configured; whoever reaches etcd sees all. The price is a write of a hundred bytes each five seconds for each agent that is written to, beside commits as often.
+// advertised and configured; whoever reaches etcd sees all. The price is a write of a hundred bytes each five seconds for each agent that is written to, beside commits as often, and one of the loads that the controller needs anyway.
 package status
 
 import (
@@ -36,6 +36,7 @@ type Records struct {
 	Moves      int                             // shards that are to be handed over
 	Logs       []coordinator.Log               // all
 	Unflushed  map[int32]coordinator.Unflushed // by node
+	Loads      map[int32]coordinator.Load      // by node
 	Nodes      map[string]int32                // of every store that ever joined
 	Commits    int
 	SizeBytes  int64 // of the coordinator's database
@@ -78,6 +79,10 @@ type Agent struct {
 	// UnflushedBytes and OldestSeconds are null until the agent has told them. They are some seconds old.
 	UnflushedBytes *int64   `json:"unflushed_bytes"`
 	OldestSeconds  *float64 `json:"oldest_seconds"` // that the oldest batch has waited; 0 for none
+	// ProducedBytesPerSecond and ConsumedBytesPerSecond are what clients write to and read from the shards that it leads, averaged over a minute or so; null until
+	// the agent has told them.
+	ProducedBytesPerSecond *int64 `json:"produced_bytes_per_second"`
+	ConsumedBytesPerSecond *int64 `json:"consumed_bytes_per_second"`
 }
 
 // Log is a WAL log that is not closed.
@@ -170,9 +175,15 @@ func (m *maker) agents() {
 		if u, ok := m.records.Unflushed[a.Node]; ok && u.Log == a.Log {
 			oldest := time.Duration(u.OldestMs) * time.Millisecond
 			row.UnflushedBytes, row.OldestSeconds = &u.Bytes, new(oldest.Seconds())
+			if len(u.Damaged) > 0 {
+				m.problem("node %d cannot lead %d shards, of which something is damaged or missing in the bucket: %s", a.Node, len(u.Damaged), ranges(u.Damaged))
+			}
 			if oldest > flushLate {
 				m.problem("node %d could not flush for %v: %s wait for the bucket or for etcd", a.Node, oldest.Round(time.Second), size(u.Bytes))
 			}
+		}
+		if l, ok := m.records.Loads[a.Node]; ok && l.Log == a.Log {
+			row.ProducedBytesPerSecond, row.ConsumedBytesPerSecond = &l.Produced, &l.Consumed
 		}
 		m.report.Agents = append(m.report.Agents, row)
 	}
@@ -264,7 +275,7 @@ func (s *Segment) living() int {
 }
 
 // ranges prints ascending numbers, with ranges of them as 3-7.
-func ranges(numbers []uint32) string {
+func ranges[N ~uint32](numbers []N) string {
 	var parts []string
 	for i := 0; i < len(numbers); {
 		first := i

@@ -17,7 +17,8 @@ import (
 func well() status.Records {
 	r := status.Records{
 		Revision: 70, Cluster: coordinator.Cluster{ID: "id", Shards: 6}, Controller: coordinator.Controller{Log: 2, Node: 2},
-		Shards: make(map[coordinator.ShardID]coordinator.Shard), Unflushed: make(map[int32]coordinator.Unflushed), Nodes: make(map[string]int32),
+		Shards: make(map[coordinator.ShardID]coordinator.Shard), Unflushed: make(map[int32]coordinator.Unflushed),
+		Loads: make(map[int32]coordinator.Load), Nodes: make(map[string]int32),
 		Commits: 12, SizeBytes: 3 << 20, UsedBytes: 1 << 20,
 	}
 	for n := range int32(3) {
@@ -31,6 +32,7 @@ func well() status.Records {
 			Segments: []coordinator.WALSegment{{Number: 1, First: 1, Last: -1, Stores: []string{"s1", "s2", "s3"}, Quorum: 2}},
 		})
 		r.Unflushed[node] = coordinator.Unflushed{Log: log, Bytes: 1536, OldestMs: 2500}
+		r.Loads[node] = coordinator.Load{Log: log, Produced: 3 << 20, Consumed: 5 << 19, Shards: map[coordinator.ShardID]int64{coordinator.ShardID(n): 7}}
 		for shard := range coordinator.ShardID(2) {
 			r.Shards[coordinator.ShardID(2*n)+shard] = coordinator.Shard{Owner: log, Node: node, Epoch: 1}
 		}
@@ -94,6 +96,11 @@ func TestProblems(t *testing.T) {
 		}, []string{
 			"node 2 could not flush for 1m1s: 5.0 MiB wait for the bucket or for etcd",
 		}},
+		{"damage in the bucket", func(r *status.Records) {
+			r.Unflushed[3] = coordinator.Unflushed{Log: 3, Damaged: []coordinator.ShardID{4, 5}}
+		}, []string{
+			"node 3 cannot lead 2 shards, of which something is damaged or missing in the bucket: 4-5",
+		}},
 		{"no flush of an earlier incarnation", func(r *status.Records) { r.Unflushed[2] = coordinator.Unflushed{Log: 1, OldestMs: 61_000} }, nil},
 		{"scaled to zero", func(r *status.Records) {
 			r.Agents, r.Logs = nil, []coordinator.Log{{ID: 1, Closed: true}}
@@ -116,6 +123,7 @@ func TestTable(t *testing.T) {
 	lose(&records, 3)
 	records.Agents[1].State, records.Agents[1].Zone = coordinator.AgentStarting, ""
 	delete(records.Unflushed, 2)
+	records.Loads[2] = coordinator.Load{Log: 1, Produced: 1} // of an earlier incarnation
 	records.Logs[2].Claimer = 2
 	old := coordinator.WALSegment{Number: 1, First: 1, Last: 60, Stores: []string{"s1", "s7"}, Quorum: 2}
 	records.Logs[0].Segments = []coordinator.WALSegment{old, {Number: 3, First: 61, Last: -1, Stores: []string{"s1", "s2"}, Quorum: 2}}
@@ -130,9 +138,9 @@ cluster test, id
 shards 6, 2 without a leader, 0 to be handed over, planned by node 2
 etcd 1.0 MiB of 3.0 MiB in use, revision 70, 12 commits
 
-NODE  STATE     ZONE  SHARDS  UNFLUSHED  OLDEST  KAFKA        PEERS
-1     serving   z     2       1.5 KiB    2.5s    broker:9092  broker:9093
-2     starting  -     2       -          -       broker:9092  broker:9093
+NODE  STATE     ZONE  SHARDS  PRODUCED   CONSUMED   UNFLUSHED  OLDEST  KAFKA        PEERS
+1     serving   z     2       3.0 MiB/s  2.5 MiB/s  1.5 KiB    2.5s    broker:9092  broker:9093
+2     starting  -     2       -          -          -          -       broker:9092  broker:9093
 
 WAL LOG           NODE  STATE           SEGMENT  ENTRIES  ON NODES  ACK QUORUM  FLUSHED
 0000000000000001  1     open            1        1-60     1 (?)     2           40
@@ -168,7 +176,8 @@ func TestRead(t *testing.T) {
 	for _, a := range records.Agents {
 		ops = append(ops, coordinator.Op{Key: coordinator.KeyAgent(a.Node), Value: coordinator.Encode(a)},
 			coordinator.Op{Key: coordinator.KeyStore(a.Store), Value: coordinator.Encode(a.Node)},
-			coordinator.Op{Key: coordinator.KeyUnflushed(a.Node), Value: coordinator.Encode(records.Unflushed[a.Node])})
+			coordinator.Op{Key: coordinator.KeyUnflushed(a.Node), Value: coordinator.Encode(records.Unflushed[a.Node])},
+			coordinator.Op{Key: coordinator.KeyLoad(a.Node), Value: coordinator.Encode(records.Loads[a.Node])})
 	}
 	for _, l := range records.Logs {
 		ops = append(ops, coordinator.Op{Key: coordinator.KeyLog(l.ID), Value: coordinator.Encode(l)})

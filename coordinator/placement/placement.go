@@ -7,7 +7,7 @@
 //
 // # Leaders
 //
-// The controller calls [Leaders] whenever something changes, and carries out what it says: an assignment for each shard
+// The controller calls [Leaders] (by [Balancer]) whenever something changes, and carries out what it says: an assignment for each shard
 // that nobody leads, a wish for each shard that should move. Wishes are carried out by the shards' owners, in their time;
 // until then the controller lists them with the shards, and they count as if they had come true.
 //
@@ -24,6 +24,8 @@
 //     its share, an overloaded agent relieved to its, nobody else is touched. They come in rounds of at most
 //     [Cluster].MovesMax, and while one is under way no other is begun: else each new measurement of loads would add its
 //     own, and the moves would never end.
+//   - Loads that are measured vary, and a plan for each measurement would be another one. [Balancer] plans with loads that stay, and takes new ones over only
+//     when agents change or the load has been notably uneven for a while; then a few shards move.
 //   - Where there is a choice, a shard goes to the agent whose own shards are farthest away, since the partitions of a topic
 //     lie on consecutive shards. The last shard is a neighbour of the first. Spread by itself moves nothing.
 //

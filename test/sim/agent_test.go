@@ -8,7 +8,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"testing/synctest"
 	"time"
 
 	"github.com/varve-io/varve/agent/fetch"
@@ -63,137 +62,6 @@ var (
 )
 
 const producerIdleMax = 24 * time.Hour
-
-// start starts another agent. One that finds no other may find that its machine was started anew, too.
-func (w *world) start() *agent {
-	m := w.machines[len(w.machines)-1]
-	if len(w.living()) == 0 && m.opening && (m.store == nil || w.rng.IntN(2) == 0) {
-		w.cutPower(false)
-	}
-	open := !m.opening
-	m.opening = true
-	w.nextLog++
-	a := &agent{
-		w: w, id: w.nextLog, machine: m, process: newProcess(fmt.Sprintf("a%d", w.nextLog)),
-		skew: time.Duration(w.rng.IntN(7200)-3600) * time.Second,
-		live: make(map[partition.ID]*ingest.Partition), high: make(map[partition.ID]protocol.Offset),
-		epochs: make(map[coordinator.ShardID]protocol.LeaderEpoch),
-	}
-	a.kv = &agentKV{Store: w.kv, w: w, by: &a.process}
-	a.bucket = &agentBucket{Store: w.bucket, w: w, by: &a.process}
-	a.run, a.fatal = context.WithCancelCause(w.ctx)
-	w.agents = append(w.agents, a)
-	w.note("%s starts on %s", a.name, m.name)
-	go a.exist(open)
-	return a
-}
-
-// living returns the agents that have not ended.
-func (w *world) living() []*agent {
-	var live []*agent
-	for _, a := range w.agents {
-		if !a.dead && !a.over.Load() {
-			live = append(live, a)
-		}
-	}
-	return live
-}
-
-// clear notes agents that have ended by themselves and forgets those that are gone.
-func (w *world) clear() {
-	var rest []*agent
-	for _, a := range w.agents {
-		switch {
-		case !a.over.Load():
-			rest = append(rest, a)
-		case !a.dead:
-			w.note("%s ends: %v", a.name, a.err)
-			w.check.ended(a)
-		}
-	}
-	w.agents = rest
-}
-
-// leader returns the agent that serves and leads all shards, as etcd says; nil if there is none.
-func (w *world) leader() *agent {
-	for _, a := range w.living() {
-		if !a.serving.Load() {
-			continue
-		}
-		leads := true
-		for s := range coordinator.ShardID(shards) {
-			item, _, err := w.kv.Get(w.ctx, coordinator.KeyShard(s))
-			if err != nil {
-				panic(err)
-			}
-			shard, err := coordinator.Decode[coordinator.Shard](item)
-			leads = leads && err == nil && shard.Owner == a.id
-		}
-		if leads {
-			return a
-		}
-	}
-	return nil
-}
-
-// kill ends an agent as SIGKILL does: what it has sent may still arrive.
-func (w *world) kill(a *agent) {
-	w.note("%s is killed", a.name)
-	w.abandon(a)
-}
-
-func (w *world) abandon(a *agent) {
-	for _, c := range w.eligible() {
-		if c.by == &a.process && c.late != nil {
-			w.drop(c.late())
-		}
-	}
-	w.die(&a.process)
-	a.fatal(errStopped)
-}
-
-// cutPower ends a machine and all agents on it. After a crash, its disk has what was synced and parts of the rest; otherwise only the processes have died.
-func (w *world) cutPower(crash bool) {
-	synctest.Wait()
-	m := w.machines[len(w.machines)-1]
-	w.note("%s ends, crash %v", m.name, crash)
-	for _, a := range w.living() {
-		if a.machine == m {
-			w.abandon(a)
-		}
-	}
-	for _, c := range w.eligible() {
-		switch {
-		case c.by != &m.process || c.torn == nil || w.rng.IntN(2) == 0:
-		case crash:
-			_ = c.torn()
-		default:
-			c.run(happens) // the kernel has it
-		}
-	}
-	w.stop(m)
-	if crash {
-		m.disk = m.disk.Crash()
-	} else {
-		m.disk = m.disk.Kill()
-	}
-	m.boot()
-}
-
-// stop ends a machine and what runs on it.
-func (w *world) stop(m *machine) {
-	for _, a := range w.agents {
-		if a.machine == m {
-			w.die(&a.process)
-			a.fatal(errStopped)
-		}
-	}
-	w.die(&m.process)
-	if m.store != nil {
-		go func(s *disk.Store) { _ = s.Close() }(m.store) // its disk refuses everything; only goroutines end
-	}
-	synctest.Wait()
-}
 
 // exist is an agent's life.
 func (a *agent) exist(open bool) {
@@ -424,7 +292,7 @@ func (a *agent) lead() error {
 }
 
 func (a *agent) adopt(id partition.ID, l *partition.Log) *ingest.Partition {
-	p := ingest.NewPartition(id, a.w.topic.Name, a.w.topic.ShardOf(id.Partition, shards), l)
+	p := ingest.NewPartition(id, a.w.topic.Name, a.w.shardOf(id.Partition), l)
 	a.live[id] = p
 	return p
 }
@@ -435,7 +303,7 @@ func (a *agent) partition(number int32) *ingest.Partition {
 	if p := a.live[id]; p != nil {
 		return p
 	}
-	return a.adopt(id, partition.New(a.epochs[a.w.topic.ShardOf(number, shards)]))
+	return a.adopt(id, partition.New(a.epochs[a.w.shardOf(number)]))
 }
 
 // flushAll begins to flush everything that is durable; done tells whether it is.

@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"fmt"
+	"runtime/pprof"
 	"slices"
 	"strings"
 
@@ -32,7 +33,7 @@ func (k *agentKV) call(ctx context.Context, c *call) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%w: %w", coordinator.ErrUnavailable, err)
 	}
-	return fmt.Errorf("%w: dead", coordinator.ErrUnavailable)
+	return errDead
 }
 
 // Get implements coordinator.KV.
@@ -55,20 +56,39 @@ func (k *agentKV) Get(ctx context.Context, key string) (item coordinator.Item, r
 
 // List implements coordinator.KV.
 func (k *agentKV) List(ctx context.Context, prefix string, at int64) (items []coordinator.Item, rev int64, err error) {
+	who, _ := pprof.Label(ctx, "varve")
 	parked := k.call(ctx, &call{what: "list " + prefix, run: func(e effect) {
 		if e != happens {
 			err = coordinator.ErrUnavailable
 			return
 		}
 		items, rev, err = k.w.kv.List(k.w.ctx, prefix, at)
-		if k.w.broken.overOpenLogs && prefix == coordinator.PrefixLogs && at != 0 {
-			items = nil // what a claim looks at
+		if change := k.w.broken.logs; change != nil && prefix == coordinator.PrefixLogs && err == nil {
+			items = changeLogs(items, func(all []coordinator.Log) { change(k.w, who, at, all) })
 		}
 	}})
 	if parked != nil {
 		return nil, 0, parked
 	}
 	return items, rev, err
+}
+
+// changeLogs returns other records of WAL logs.
+func changeLogs(items []coordinator.Item, change func([]coordinator.Log)) []coordinator.Item {
+	items = slices.Clone(items)
+	var all []coordinator.Log
+	for _, it := range items {
+		l, err := coordinator.Decode[coordinator.Log](it)
+		if err != nil {
+			panic(err)
+		}
+		all = append(all, l)
+	}
+	change(all)
+	for i := range items {
+		items[i].Value = coordinator.Encode(all[i])
+	}
+	return items
 }
 
 // txn is a transaction on its way.
@@ -159,7 +179,7 @@ func (k *agentKV) Watch(ctx context.Context, prefix string, rev int64, fn func(c
 		var err error
 		if parked := k.call(ctx, &call{
 			kind: kindWatch, what: "watch " + prefix,
-			ready: func() bool { return k.w.revision() > rev },
+			ready: func() bool { return k.w.revision() > rev && k.by.away[kindKV] <= k.w.step },
 			run:   func(effect) { b, ok, err = cursor.Next() },
 		}); parked != nil {
 			return parked
@@ -192,14 +212,14 @@ type agentBucket struct {
 
 var _ objectstore.Store = (*agentBucket)(nil)
 
-func (b *agentBucket) call(ctx context.Context, what string, run func(effect)) error {
-	if b.w.call(ctx, &call{by: b.by, kind: kindBucket, what: what, run: run}) {
+func (b *agentBucket) call(ctx context.Context, what string, late func() lateWrite, run func(effect)) error {
+	if b.w.call(ctx, &call{by: b.by, kind: kindBucket, what: what, late: late, run: run}) {
 		return nil
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return fmt.Errorf("%w: dead", objectstore.ErrUnavailable)
+	return errDead
 }
 
 // Put implements objectstore.Store.
@@ -207,8 +227,11 @@ func (b *agentBucket) Put(ctx context.Context, name string, body objectstore.Bod
 	put := func(content []byte) error {
 		return b.w.bucket.Put(b.w.ctx, name, objectstore.Bytes(content))
 	}
-	parked := b.call(ctx, "put "+name, func(e effect) {
-		content := slices.Concat(body.Parts...)
+	content := slices.Concat(body.Parts...)
+	late := func() lateWrite {
+		return lateWrite{what: b.by.name + " put " + name, apply: func() { _ = put(content) }}
+	}
+	parked := b.call(ctx, "put "+name, late, func(e effect) {
 		if b.w.broken.squat && strings.HasSuffix(name, "-00000000") {
 			other := slices.Clone(content)
 			other[len(other)-1]++
@@ -219,7 +242,7 @@ func (b *agentBucket) Put(ctx context.Context, name string, body objectstore.Bod
 			err = objectstore.ErrUnavailable
 		case comesLate:
 			err = objectstore.ErrUnknownOutcome
-			b.w.drop(lateWrite{what: b.by.name + " put " + name, apply: func() { _ = put(content) }})
+			b.w.drop(late())
 		default:
 			if err = put(content); e == answerLost {
 				err = objectstore.ErrUnknownOutcome
@@ -237,7 +260,7 @@ func (b *agentBucket) Put(ctx context.Context, name string, body objectstore.Bod
 
 // Get implements objectstore.Store.
 func (b *agentBucket) Get(ctx context.Context, name string, off int64, p []byte) (err error) {
-	parked := b.call(ctx, "get "+name, func(e effect) {
+	parked := b.call(ctx, "get "+name, nil, func(e effect) {
 		if err = objectstore.ErrUnavailable; e == happens {
 			err = b.w.bucket.Get(b.w.ctx, name, off, p)
 		}
@@ -250,7 +273,7 @@ func (b *agentBucket) Get(ctx context.Context, name string, off int64, p []byte)
 
 // Stat implements objectstore.Store.
 func (b *agentBucket) Stat(ctx context.Context, name string) (info objectstore.Info, err error) {
-	parked := b.call(ctx, "stat "+name, func(e effect) {
+	parked := b.call(ctx, "stat "+name, nil, func(e effect) {
 		if err = objectstore.ErrUnavailable; e == happens {
 			info, err = b.w.bucket.Stat(b.w.ctx, name)
 		}

@@ -20,11 +20,12 @@ type checker struct {
 
 	logs   map[coordinator.LogID]coordinator.Log // as last written
 	ends   [partitions]protocol.Offset           // of what is committed
+	shards map[string]coordinator.Shard          // as last written
 	epochs [partitions]protocol.LeaderEpoch      // of the newest commit
 }
 
 func newChecker(w *world) *checker {
-	return &checker{w: w, logs: make(map[coordinator.LogID]coordinator.Log)}
+	return &checker{w: w, logs: make(map[coordinator.LogID]coordinator.Log), shards: make(map[string]coordinator.Shard)}
 }
 
 // report notes that an invariant of that number is broken.
@@ -39,15 +40,20 @@ func (c *checker) failed() bool { return len(c.findings) > 0 }
 // applied looks at a transaction that just applied.
 func (c *checker) applied(ops []coordinator.Op) {
 	for _, op := range ops {
+		if op.Delete {
+			continue
+		}
 		switch {
 		case strings.HasPrefix(op.Key, coordinator.PrefixCommits):
 			c.commit(op)
 		case strings.HasPrefix(op.Key, coordinator.PrefixOffsets):
 			c.offset(op)
+		case strings.HasPrefix(op.Key, coordinator.PrefixShards):
+			c.shard(op)
 		}
 	}
 	for _, op := range ops { // after the commit, which must fit what was there
-		if strings.HasPrefix(op.Key, coordinator.PrefixLogs) {
+		if strings.HasPrefix(op.Key, coordinator.PrefixLogs) && !op.Delete {
 			l, err := coordinator.Decode[coordinator.Log](coordinator.Item{Key: op.Key, Value: op.Value})
 			if err != nil {
 				panic(err)
@@ -61,6 +67,20 @@ func (c *checker) applied(ops []coordinator.Op) {
 			c.logs[l.ID] = l
 		}
 	}
+}
+
+// shard checks that a shard changes its owner under a higher epoch only. That everything of it was flushed before shows in later commits, which must be of the owner's log.
+func (c *checker) shard(op coordinator.Op) {
+	s, err := coordinator.Decode[coordinator.Shard](coordinator.Item{Key: op.Key, Value: op.Value})
+	if err != nil {
+		panic(err)
+	}
+	id := strings.TrimPrefix(op.Key, coordinator.PrefixShards)
+	old := c.shards[id]
+	if s.Owner != old.Owner && s.Epoch <= old.Epoch || s.Epoch < old.Epoch {
+		c.report("4: shard %s goes from log %s in epoch %d to log %s in epoch %d", id, old.Owner, old.Epoch, s.Owner, s.Epoch)
+	}
+	c.shards[id] = s
 }
 
 // commit checks that a commit continues its log and its partitions, and that its object is there.
@@ -93,6 +113,9 @@ func (c *checker) commit(op coordinator.Op) {
 		if s == nil || s.FirstOffset != p.FirstOffset || s.NextOffset != p.NextOffset || s.Pos != p.Pos || s.Size != p.Size {
 			c.report("8: %s and %s differ about partition %d", op.Key, commit.Object, p.Partition)
 		}
+		if owner := c.shards[fmt.Sprintf("%04d", p.Shard)].Owner; owner != commit.Log {
+			c.report("4: %s is of partition %d, whose shard belongs to log %s", op.Key, p.Partition, owner)
+		}
 		if p.LeaderEpoch < c.epochs[p.Partition] {
 			c.report("4: %s is of leader epoch %d, epoch %d has committed", op.Key, p.LeaderEpoch, c.epochs[p.Partition])
 		}
@@ -102,7 +125,7 @@ func (c *checker) commit(op coordinator.Op) {
 
 // offset checks that a consumer's offset does not go back behind one that was acknowledged.
 func (c *checker) offset(op coordinator.Op) {
-	n, err := coordinator.Decode[int64](coordinator.Item{Key: op.Key, Value: op.Value})
+	n, err := c.w.offsetIn(coordinator.Item{Key: op.Key, Value: op.Value})
 	if err != nil {
 		panic(err)
 	}
@@ -135,10 +158,10 @@ func (c *checker) object(name string) ([]byte, *segment.Footer) {
 }
 
 // ended looks at why an agent has ended.
-func (c *checker) ended(a *agent) {
+func (c *checker) ended(why error) {
 	for _, broken := range []string{"index ", "want commit", "belongs to the store", "leave a gap", "overlap", "does not continue"} {
-		if strings.Contains(a.err.Error(), broken) {
-			c.report("an agent found a broken invariant: %v", a.err)
+		if why != nil && strings.Contains(why.Error(), broken) {
+			c.report("an agent found a broken invariant: %v", why)
 		}
 	}
 }
@@ -228,7 +251,7 @@ func (c *checker) groupOffset(g *committer) {
 	}
 	n := int64(0)
 	if item.ModRevision != 0 {
-		if n, err = coordinator.Decode[int64](item); err != nil {
+		if n, err = c.w.offsetIn(item); err != nil {
 			panic(err)
 		}
 	}

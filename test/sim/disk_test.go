@@ -44,7 +44,7 @@ func (m *machine) open() error {
 	return err
 }
 
-var errDead = errors.New("machine is dead")
+var errDead = errors.New("the process is dead")
 
 // machineFS is the machine's disk as a run of the store reaches it. What changes nothing does not park.
 type machineFS struct {

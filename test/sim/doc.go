@@ -1,20 +1,45 @@
 // Package sim runs what Varve does around an acknowledged record under a scheduler that decides, from a seed, everything that may happen
-// between two steps: sequencing, the write-ahead log on a disk that crashes, flush, commit under a guard, recovery by claim, claims of
-// shards, the restore of a new leader, the ledger of consumer offsets.
+// between two steps: sequencing, the write-ahead log on disks that crash, its copies on other machines, flush, commit under a guard, recovery by claim,
+// who leads which shard, hand-overs, the restore of a new leader, consumer offsets.
 //
 // # Model
 //
-// A world has one etcd, one bucket and machines with a disk each, all in memory. Agents on the machines are put together from the product's own
-// rooms, with their own goroutines, in the order of agent/start.go. Whenever one of these goroutines calls etcd, the bucket or the disk, it parks. When all
-// of them are parked or wait ([testing/synctest] tells), the scheduler does one thing, drawn from the seed:
+// A world has one etcd, one bucket and machines with a disk each, all in memory. Whenever a goroutine of an agent calls etcd, the bucket, its disk or another
+// machine, it parks. When all of them are parked or wait ([testing/synctest] tells), the scheduler does one thing, drawn from the seed:
 //
 //	let a parked call happen, fail, or happen while its answer is lost (it may then apply later, or never)
 //	let a client send, repeat, give up, read, or commit an offset
 //	let time pass, stall an agent, take etcd or the bucket away for a while
-//	kill an agent; cut the power of its machine, which tears what was not synced; start another agent while the first still runs
+//	kill an agent; cut the power of its machine, which tears what was not synced; start another agent
 //
-// Goroutines run only between two decisions, one at a time, on data that the decisions order, so that a seed gives the same trace each time:
-// TestSameSeedSameTrace compares them.
+// There are two scenes:
+//
+//	single    agents on one machine that succeed each other and may overlap, put together here from the product's rooms, on a log of one copy
+//	cluster   three to five machines with the product's own agent each ([agent.Agent]), which lead some of the shards each, keep three copies of each log,
+//	          and are spoken to in Kafka's protocol: by idempotent producers and others, consumers near and far, members of a group that join, commit, leave and
+//	          die, and by who asks for offsets and producer ids
+//
+// # What may happen
+//
+//	network       a request or an answer is slow, lost, comes late, overtakes others, or arrives twice; a machine does not reach another, in one direction or both
+//	disks         a power cut keeps parts of what was not synced; writes fail, a disk is full, slow, hangs, or is lost for good, unless an open log lists one that was
+//	              lost before; that of an agent that has left is thrown away
+//	clocks        an hour wrong from the start; they jump, by an hour forward, by seconds back; agents whose calls all wait, for longer than a lease
+//	bucket        calls fail (as by a 503), are slow, happen and are not answered, or come late; it is away, for all or for one agent
+//	etcd          the same; leases end, it is full, it forgets history under a watch that lags
+//	agents        are killed, start, leave, two at once that take themselves for the leader
+//
+// A request to another machine is two parked calls, its way there and its way back. The connection that a segment is appended through is over after its first error, as in
+// wal/peer, whose place this network takes. Clients speak with agents without a network between; they give up, repeat, and ask the wrong agent.
+//
+// Not there: an etcd that is restored from an old copy, a cluster rebuilt from the bucket alone, and transactions, which the product does not have yet; clocks that jump
+// without the durations that were measured by them, which a time.Time cannot express.
+//
+// # The same seed
+//
+// Goroutines run only between two decisions, one at a time, on data that the decisions order, so that a seed gives the same trace each time. What remains is the runtime,
+// which puts a goroutine off now and then on a busy machine, and so changes the order in which some take a lock: TestSameSeedSameTrace and TestSameClusterSameTrace
+// therefore want two of several runs to be the same, and a seed may have to be replayed more than once.
 //
 // # What is checked
 //
@@ -22,16 +47,56 @@
 // whole log back from the bucket (test/check).
 //
 //	1 acknowledged records are there              4 a fenced writer commits nothing
-//	2 an offset shows the same bytes for ever     5 an idempotent batch is there once
-//	3 no gap, no overlap                          7 committed consumer offsets stay
-//	8 what a commit refers to exists and matches  - and in the end an agent serves again
+//	2 an offset shows the same bytes for ever     5 an idempotent batch is there once; a producer id is handed out once
+//	3 no gap, no overlap                          7 committed consumer offsets stay, and are answered; a fenced member commits none
+//	8 what a commit refers to exists and matches  - and in the end agents serve again, and can leave
+//
+// Not here: 6, of transactions, and 9, of limits.
+//
+// # Interleavings
+//
+// Those of the design's section 13, by number, are scripts: TestScripts plays those of clusters, the others are tests by their names.
+//
+//	13   script                                                breakage that is noticed
+//	1    TestLateOffsetCommit                                  take an offset commit of unknown outcome for not applied
+//	     hand-over in doubt                                    -
+//	     old hand-over after the next owner                    write a shard's record without comparing its guard
+//	     old manifest after a newer one                        the same
+//	2    old acknowledgements during a roll                    count only the old ensemble while a roll is listed
+//	3    TestLeaderWaitsForTheLastCommit                       restore from a view that has not seen the claim
+//	4    TestRetryOfWhatWasLost                                a new leader forgets idempotent producers
+//	5    TestSealWaitsForSync                                  seal without refusing the old writer
+//	     seal of a copy waits for its sync                     skip the fence at a store
+//	6    hand-over waits for durability                        hand over a shard before its entries are flushed
+//	7    drain with the only second copy                       leave without waiting for other agents' copies
+//	     told to leave while it starts                         the same
+//	8    of transactions                                       -
+//	9    read beyond the index                                 -
+//	     read from a deposed leader                            take leadership for proved
+//	     read_committed, of transactions                       -
+//	10   quorum changes before the seal                        seal on too few answers
+//	11   a restored etcd: not there                            -
+//	12   TestRecovererDiesAfterUpload                          commit without comparing the log's record
+//	     recoverers seal differently                           the same; rebuilding from the bucket is not there
+//	13   TestPutTimesOut                                       take a put that timed out for done
+//	     TestNameIsTaken                                       take an object of the same name for one's own
+//	14   TestCommitBetweenReadAndClaim                         read the flushed position before the claim
+//	15   TestHandedAShardAndDies; handed a shard, and dies     -
+//	     a lease, and no peers                                 take leadership for proved
+//	     a disk that hangs                                     -
+//	     a recoverer stalls                                    a log that was claimed is claimed by nobody else
+//	     much to recover                                       -
+//	16   a store comes back with a closed log                  -
+//	     a store misses the drop                               a store never looks which of its logs are over
 //
 // # Breakages
 //
-// A simulation that finds nothing proves nothing unless it finds what is there. TestBreakages breaks one rule at a time, outside of the product's
-// code, and wants each to be found within some seeds.
+// A simulation that finds nothing proves nothing unless it finds what is there. TestBreakages and TestClusterBreakages break one rule at a time, outside of the product's
+// code, and want each to be found within some seeds; TestScriptBreakages wants a script to fail without its rule.
 //
-//	go test ./test/sim                       some seconds
-//	go test ./test/sim -seeds 5000           more seeds
-//	go test ./test/sim -run Seeds -seed 17 -v   replays one, with its trace
+//	go test ./test/sim                       some seconds, always the same seeds
+//	go test ./test/sim -seeds 5000           more seeds, and more clusters
+//	go test ./test/sim -fresh                seeds that were hardly run before; it prints which
+//	go test ./test/sim -run TestSeeds -seed 17 -v      replays one, with its trace
+//	go test ./test/sim -run TestClusters -seed 17 -v   replays a cluster, with what its agents say
 package sim

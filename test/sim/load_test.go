@@ -4,16 +4,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
-	"sync/atomic"
 
-	"github.com/varve-io/varve/agent/ingest"
-	"github.com/varve-io/varve/agent/partition"
 	"github.com/varve-io/varve/coordinator"
-	"github.com/varve-io/varve/objectstore/segment"
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/batch"
 	"github.com/varve-io/varve/test/check"
-	"github.com/varve-io/varve/wal"
 )
 
 // load is all clients: producers, readers, and consumers that commit offsets.
@@ -47,6 +42,7 @@ const inFlight = 3
 
 // send is one batch of a producer.
 type send struct {
+	writer  int32
 	bytes   []byte
 	header  batch.Header
 	first   int64 // sequence of its first record
@@ -56,15 +52,27 @@ type send struct {
 	attempt *attempt
 }
 
+// broker is an agent as clients see it.
+type broker interface {
+	life() *process
+	// produce sends a batch to a partition. The answer is there once ok.
+	produce(number int32, s *send) (answer func() (base protocol.Offset, err error, ok bool))
+	// commit commits an offset for a group. The answer is there once ok.
+	commit(c *committer, offset int64) (answer func() (err error, ok bool))
+	// read reads some records of a partition, for the history.
+	read(number int32)
+}
+
 // attempt is a request under way.
 type attempt struct {
-	agent   *agent
-	request *ingest.Request
-	since   int // step
+	at     broker
+	answer func() (protocol.Offset, error, bool)
+	since  int // step
 }
 
 // committer commits ever higher offsets for a group of its own.
 type committer struct {
+	group   string
 	key     string
 	shard   coordinator.ShardID
 	last    int64 // tried
@@ -73,10 +81,10 @@ type committer struct {
 }
 
 type commitAttempt struct {
-	agent  *agent
+	at     broker
 	offset int64
 	since  int
-	done   atomic.Pointer[error]
+	answer func() (error, bool)
 }
 
 func newLoad(w *world) *load {
@@ -93,57 +101,51 @@ func newLoad(w *world) *load {
 	}
 	for i := range 2 {
 		group := fmt.Sprint("g", i)
-		l.committers = append(l.committers, &committer{key: coordinator.KeyOffsets(group, "t", 0), shard: coordinator.ShardID(i % shards)})
+		l.committers = append(l.committers, &committer{
+			group: group, key: coordinator.KeyOffsets(group, "t", 0), shard: coordinator.ShardOfName(group, w.cluster.Shards),
+		})
 	}
 	return l
-}
-
-// serving returns an agent that clients may take for the leader; nil if none serves.
-func (l *load) serving() *agent {
-	var serve []*agent
-	for _, a := range l.w.living() {
-		if a.serving.Load() {
-			serve = append(serve, a)
-		}
-	}
-	if len(serve) == 0 {
-		return nil
-	}
-	return serve[l.w.rng.IntN(len(serve))]
 }
 
 // act lets one client do something.
 func (l *load) act() {
 	rng := l.w.rng
-	a := l.serving()
-	if a == nil {
-		return
-	}
 	switch n := rng.IntN(10); {
 	case n < 5:
-		l.produce(l.producers[rng.IntN(len(l.producers))], a)
+		l.produce(l.producers[rng.IntN(len(l.producers))])
 	case n < 7:
-		l.read(a, rng.Int32N(partitions))
+		number := rng.Int32N(partitions)
+		if b := l.w.choose(l.w.shardOf(number)); b != nil {
+			b.read(number)
+		}
 	case n < 8:
 		l.giveUp(l.producers[rng.IntN(len(l.producers))])
 	default:
-		l.commit(l.committers[rng.IntN(len(l.committers))], a)
+		c := l.committers[rng.IntN(len(l.committers))]
+		if b := l.w.choose(c.shard); b != nil {
+			l.commit(c, b)
+		}
 	}
 }
 
 // produce sends the producer's next batch, or the oldest one that is not under way.
-func (l *load) produce(p *producer, a *agent) {
+func (l *load) produce(p *producer) {
+	b := l.w.choose(l.w.shardOf(p.partition))
+	if b == nil {
+		return
+	}
 	for _, s := range p.waiting {
 		if s.attempt == nil {
-			l.attempt(p, s, a)
+			l.attempt(p, s, b)
 			return
 		}
-		a = s.attempt.agent // behind a batch under way only to the same leader
+		b = s.attempt.at // behind a batch under way only to the same leader
 	}
 	if len(p.waiting) < inFlight {
 		s := l.newSend(p)
 		p.waiting = append(p.waiting, s)
-		l.attempt(p, s, a)
+		l.attempt(p, s, b)
 	}
 }
 
@@ -151,7 +153,7 @@ func (l *load) newSend(p *producer) *send {
 	b := batch.NewBuilder(batch.None)
 	n := 1 + l.w.rng.Int32N(3)
 	log := &l.logs[p.partition]
-	s := &send{first: p.records, floor: log.floor}
+	s := &send{writer: p.writer, first: p.records, floor: log.floor}
 	for range n {
 		b.Append(1000+p.records, nil, l.value(p.writer, p.records))
 		p.records++
@@ -179,12 +181,9 @@ func (l *load) value(writer int32, n int64) []byte {
 	return append(b, make([]byte, 30+(n*37+int64(writer))%400)...)
 }
 
-func (l *load) attempt(p *producer, s *send, a *agent) {
-	l.w.note("p%d sends %d to %s", p.writer, s.first, a.name)
-	r := ingest.NewRequest(1, ingest.AcksAll)
-	r.Batches[0] = ingest.Batch{Partition: a.partition(p.partition), Header: s.header, Bytes: slices.Clone(s.bytes)}
-	s.attempt = &attempt{agent: a, request: r, since: l.w.step}
-	a.ingest.Produce(l.w.ctx, r)
+func (l *load) attempt(p *producer, s *send, b broker) {
+	l.w.note("p%d sends %d to %s", p.writer, s.first, b.life().name)
+	s.attempt = &attempt{at: b, answer: b.produce(p.partition, s), since: l.w.step}
 }
 
 // giveUp lets a producer, or a committer, stop waiting: it sends again, perhaps to another agent.
@@ -240,131 +239,72 @@ func (l *load) answer(p *producer, s *send) *bool {
 		return nil
 	}
 	acked := false
-	if l.w.isDead(&s.attempt.agent.process) {
+	if l.w.isDead(s.attempt.at.life()) {
 		return &acked
 	}
-	select {
-	case <-s.attempt.request.Done():
-	default:
+	base, err, ok := s.attempt.answer()
+	if !ok {
 		return nil
 	}
-	result := &s.attempt.request.Batches[0].Result
-	if result.Err != nil {
-		code := protocol.CodeOf(result.Err)
-		l.w.note("p%d: %d refused by %s: %v", p.writer, s.first, s.attempt.agent.name, code)
-		if l.healed && s == p.waiting[0] && code == protocol.OutOfOrderSequenceNumber {
-			l.w.check.report("1: the last leader does not have what p%d was told is there: %v", p.writer, result.Err)
+	name := s.attempt.at.life().name
+	if err != nil {
+		code := protocol.CodeOf(err)
+		l.w.note("p%d: %d refused by %s", p.writer, s.first, name)
+		l.w.aside("%v", err) // of an agent that ends, any of several
+		if l.healed && s == p.waiting[0] && code == protocol.OutOfOrderSequenceNumber && l.w.owns(s.attempt.at, l.w.shardOf(p.partition)) {
+			l.w.check.report("1: the last leader does not have what p%d was told is there: %v", p.writer, err)
 		}
 		return &acked
 	}
-	l.w.note("p%d: %d acknowledged at %d by %s", p.writer, s.first, result.Base, s.attempt.agent.name)
+	l.w.note("p%d: %d acknowledged at %d by %s", p.writer, s.first, base, name)
 	acked = true
-	s.outcome, s.base, s.attempt = check.Acked, int64(result.Base), nil
+	s.outcome, s.base, s.attempt = check.Acked, int64(base), nil
 	log := &l.logs[p.partition]
 	log.floor = max(log.floor, s.base+int64(s.header.Records)-1)
 	return &acked
 }
 
 // commit commits the group's next offset.
-func (l *load) commit(c *committer, a *agent) {
+func (l *load) commit(c *committer, b broker) {
 	if c.attempt != nil {
 		return
 	}
 	c.last++
-	t := &commitAttempt{agent: a, offset: c.last, since: l.w.step}
-	c.attempt = t
-	l.w.note("%s: commits %d at %s", c.key, c.last, a.name)
-	a.ledger.Write(c.shard, []coordinator.Op{{Key: c.key, Value: coordinator.Encode(c.last)}}, func(err error) { t.done.Store(&err) })
+	l.w.note("%s: commits %d at %s", c.key, c.last, b.life().name)
+	c.attempt = &commitAttempt{at: b, offset: c.last, since: l.w.step, answer: b.commit(c, c.last)}
 }
 
 func (l *load) committed(c *committer) {
 	if c.attempt == nil {
 		return
 	}
-	dead := l.w.isDead(&c.attempt.agent.process)
-	err := c.attempt.done.Load()
+	dead := l.w.isDead(c.attempt.at.life())
+	err, ok := c.attempt.answer()
 	switch {
-	case !dead && err == nil:
+	case !dead && !ok:
 		return
-	case !dead && *err == nil:
+	case !dead && err == nil:
 		l.w.note("%s: %d committed", c.key, c.attempt.offset)
 		c.acked = c.attempt.offset
 	}
 	c.attempt = nil
 }
 
-// read reads some records of a partition from what an agent holds, memory first, below its high watermark.
-func (l *load) read(a *agent, number int32) {
-	p := a.partition(number)
-	state, err := p.State()
-	if err != nil || state.HighWatermark == 0 {
-		return
-	}
-	if old := a.high[p.ID]; state.HighWatermark < old {
-		l.w.check.report("3: high watermark of %d fell from %d to %d on %s", number, old, state.HighWatermark, a.name)
-	}
-	a.high[p.ID] = state.HighWatermark
-	from := protocol.Offset(l.w.rng.Int64N(int64(state.HighWatermark)))
-	l.w.note("%s: read %d from %d, high watermark %d", a.name, number, from, state.HighWatermark)
-	var bufs [][]byte
-	var held []*wal.Chunk
-	bufs, held, _, _, ok := p.Read(from, state.HighWatermark, 2000, bufs, held, true)
-	defer func() {
-		for _, c := range held {
-			c.Release()
-		}
-	}()
-	if !ok {
-		bufs, ok = l.fetch(a, p.ID, from)
-	}
-	if !ok {
-		l.w.check.report("1: offset %d of partition %d is below the high watermark %d of %s and nowhere", from, number, state.HighWatermark, a.name)
-		return
-	}
-	for _, b := range bufs {
-		records, err := parse(b)
-		if err != nil {
-			l.w.check.report("8: %s serves a batch that cannot be read: %v", a.name, err)
-		}
-		l.logs[number].seen = append(l.logs[number].seen, records...)
-	}
-}
-
-// fetch reads the batch of an offset from the bucket, as an agent's index says.
-func (l *load) fetch(a *agent, id partition.ID, offset protocol.Offset) ([][]byte, bool) {
-	e, ok := a.index.Find(id, offset)
-	if !ok {
-		return nil, false
-	}
-	object, footer := l.w.check.object(e.Object.Name)
-	if footer == nil {
-		return nil, false
-	}
-	section := footer.Find(segment.Key{Shard: e.Shard, Topic: id.Topic, Partition: id.Partition})
-	if section == nil {
-		return nil, false
-	}
-	pos, n, _, err := section.Range(nil, offset, 0)
-	if err != nil {
-		return nil, false
-	}
-	return [][]byte{object[pos : pos+n]}, true
-}
-
-// finish lets every idempotent producer get its answers from the leader, one request at a time, and reports whether all have them.
-func (l *load) finish(leader *agent) bool {
+// finish lets every idempotent producer get its answers from the leader of its partition, one request at a time, and reports whether all have them.
+func (l *load) finish() bool {
 	l.healed = true
 	done := true
 	for _, p := range l.producers {
+		leader := l.w.leader(l.w.shardOf(p.partition))
 		for i, s := range p.waiting {
 			done = false
-			if s.attempt != nil && s.attempt.agent != leader {
+			if s.attempt != nil && s.attempt.at != leader {
 				l.retry(p, i)
 				break
 			}
 		}
 		for _, s := range p.waiting {
-			if s.attempt == nil {
+			if s.attempt == nil && leader != nil {
 				l.attempt(p, s, leader)
 				return false
 			}

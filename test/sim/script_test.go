@@ -1,54 +1,88 @@
 package sim
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/varve-io/varve/objectstore/segment"
 )
 
-// script is a world without trouble of its own, whose calls a test holds back and lets go.
+// stage is a world without trouble of its own, whose calls a script holds back and lets go.
+type stage struct{ w *world }
+
+// scriptOver ends a script that cannot go on; it has told why.
+type scriptOver struct{}
+
+// fail notes that not all went as it must.
+func (s *stage) fail(format string, args ...any) { s.w.check.report("script: "+format, args...) }
+
+// script is a stage with one machine.
 type script struct {
-	*testing.T
-	*world
+	stage
+	*single
 }
 
-// play runs a script, and then heals the world and reads everything back.
+// play runs a script on one machine, which must go well.
 func play(t *testing.T, run func(*script)) {
 	t.Helper()
+	findings, lines := perform(t, func(ctx context.Context) (*world, func()) {
+		s := newSingle(ctx, 1, breakage{})
+		return s.world, func() { run(&script{stage{s.world}, s}) }
+	})
+	blame(t, findings, lines)
+}
+
+// blame fails a test for what a script found.
+func blame(t *testing.T, findings, lines []string) {
+	t.Helper()
+	if len(findings) > 0 {
+		t.Errorf("%s\n%s", strings.Join(findings, "\n"), strings.Join(lines, "\n"))
+	}
+}
+
+// perform makes a world, runs what a script does in it, heals it, and reads everything back. It returns what it found, and the trace.
+func perform(t *testing.T, create func(context.Context) (w *world, run func())) (findings, lines []string) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t.Context(), 1, breakage{})
+		w, run := create(t.Context())
 		w.chances = chances{}
-		var lines []string
 		w.log = func(line string) { lines = append(lines, line) }
 		defer w.end()
-		run(&script{t, w})
+		w.attempt(run)
 		if !w.check.failed() {
 			w.held = nil
 			w.heal()
 		}
-		for _, f := range w.check.findings {
-			t.Error(f)
-		}
-		if t.Failed() {
-			t.Log(strings.Join(lines, "\n"))
-		}
+		findings = w.check.findings
 	})
+	return findings, lines
+}
+
+// attempt runs a script as far as it goes.
+func (w *world) attempt(run func()) {
+	defer func() {
+		if r := recover(); r != nil && r != any(scriptOver{}) {
+			panic(r)
+		}
+	}()
+	run()
 }
 
 // hold keeps calls of that process whose name begins so from happening, until it is let go.
-func (s *script) hold(by *process, what string) (letGo func()) {
+func (s *stage) hold(by *process, what string) (letGo func()) {
 	on := true
-	s.held = append(s.held, func(c *call) bool { return on && c.by == by && strings.HasPrefix(c.what, what) })
+	s.w.held = append(s.w.held, func(c *call) bool { return on && c.by == by && strings.HasPrefix(c.what, what) })
 	return func() { on = false }
 }
 
 // parked finds a call that waits, held or not; nil if there is none.
-func (s *script) parkedCall(by *process, what string) *call {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, c := range s.parked {
+func (s *stage) parkedCall(by *process, what string) *call {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	for _, c := range s.w.parked {
 		if c.by == by && strings.HasPrefix(c.what, what) {
 			return c
 		}
@@ -57,43 +91,50 @@ func (s *script) parkedCall(by *process, what string) *call {
 }
 
 // wait lets everything go on until cond holds.
-func (s *script) wait(what string, cond func() bool) {
-	s.Helper()
-	if !s.until(healSteps, cond) {
-		s.Fatalf("waited in vain for: %s; findings: %q", what, s.check.findings)
+func (s *stage) wait(what string, cond func() bool) {
+	if !s.w.until(healSteps, cond) {
+		s.fail("waited in vain for: %s", what)
+		panic(scriptOver{})
 	}
 }
 
 // await lets everything go on until a call waits.
-func (s *script) await(by *process, what string) *call {
-	s.Helper()
+func (s *stage) await(by *process, what string) *call {
 	s.wait(by.name+" "+what, func() bool { return s.parkedCall(by, what) != nil })
 	return s.parkedCall(by, what)
 }
 
 // linger lets everything that can go on do so for a while.
-func (s *script) linger() { s.until(300, func() bool { return false }) }
+func (s *stage) linger() { s.w.until(300, func() bool { return false }) }
 
-// serve starts an agent and waits until it serves.
-func (s *script) serve() *agent {
-	s.Helper()
-	a := s.start()
-	s.wait(a.name+" serves", a.serving.Load)
-	return a
+// pause lasts less than a second: nobody loses patience.
+func (s *stage) pause() { s.last(500 * time.Millisecond) }
+
+// last lets everything that can go on do so for a time.
+func (s *stage) last(d time.Duration) {
+	until := time.Now().Add(d)
+	s.wait("time to pass", func() bool { return time.Now().After(until) })
 }
 
 // send sends a new batch of a producer; it is acknowledged when the result says so.
-func (s *script) send(p *producer, a *agent) (acked func() bool) {
-	x := s.load.newSend(p)
+func (s *stage) send(p *producer, to broker) (acked func() bool) {
+	x := s.w.load.newSend(p)
 	p.waiting = append(p.waiting, x)
-	s.load.attempt(p, x, a)
+	s.w.load.attempt(p, x, to)
 	return func() bool { return x.outcome != 0 }
 }
 
 // repeat sends a producer's oldest batch again.
-func (s *script) repeat(p *producer, a *agent) {
-	s.load.retry(p, 0)
-	s.load.attempt(p, p.waiting[0], a)
+func (s *stage) repeat(p *producer, to broker) {
+	s.w.load.retry(p, 0)
+	s.w.load.attempt(p, p.waiting[0], to)
+}
+
+// serve starts an agent and waits until it serves.
+func (s *script) serve() *agent {
+	a := s.start()
+	s.wait(a.name+" serves", a.serving.Load)
+	return a
 }
 
 // commits reads the commits of a log.
@@ -129,7 +170,7 @@ func TestLeaderWaitsForTheLastCommit(t *testing.T) {
 		letGo := s.hold(&heir.process, "watch meta/")
 		s.linger()
 		if heir.serving.Load() {
-			s.Error("serves without having seen the commit that its own recovery made")
+			s.fail("serves without having seen the commit that its own recovery made")
 		}
 		letGo()
 		s.wait("the heir", heir.serving.Load)
@@ -167,13 +208,13 @@ func TestSealWaitsForSync(t *testing.T) {
 		heir := s.start()
 		s.linger()
 		if s.parkedCall(&heir.process, "put ") != nil || heir.serving.Load() {
-			s.Error("the seal answered while a sync was in flight")
+			s.fail("the seal answered while a sync was in flight")
 		}
 		letGo()
 		s.wait("acknowledgement by the old leader", acked)
 		s.wait("the heir", heir.serving.Load)
 		if end := heir.index.End(heir.partition(0).ID); end == 0 {
-			s.Error("the heir does not know what the old leader acknowledged after the seal was asked for")
+			s.fail("the heir does not know what the old leader acknowledged after the seal was asked for")
 		}
 	})
 }
@@ -194,7 +235,7 @@ func TestRecovererDiesAfterUpload(t *testing.T) {
 		late.apply()
 		s.wait("acknowledgement", s.send(p, heir))
 		if l := s.check.logs[old.id]; l.Commits != 1 || l.Fence != 3 || !l.Closed {
-			s.Errorf("the log's record is %+v, want one commit under fence 3, and closed", l)
+			s.fail("the log's record is %+v, want one commit under fence 3, and closed", l)
 		}
 	})
 }
@@ -222,7 +263,7 @@ func TestNameIsTaken(t *testing.T) {
 		s.wait("the commit", func() bool { return s.commits(a) == 1 })
 		second := segment.ID{Log: uint64(a.id), Fence: 1, Commit: 1, Attempt: 1}.Name()
 		if _, footer := s.check.object(second); footer == nil {
-			s.Errorf("%s is not there", second)
+			s.fail("%s is not there", second)
 		}
 		s.broken.squat = false
 	})
@@ -304,7 +345,7 @@ func TestOlderLogLeadsLater(t *testing.T) {
 		next := s.serve()
 		s.wait("acknowledgement", s.send(p, next))
 		if slow.id > fast.id {
-			s.Fatal("the order of logs is that of leaders: this shows nothing")
+			s.fail("the order of logs is that of leaders: this shows nothing")
 		}
 	})
 }

@@ -1,10 +1,12 @@
 package sim
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"sync"
@@ -18,8 +20,31 @@ import (
 	"github.com/varve-io/varve/protocol"
 )
 
+// scene is what lives in a world.
+type scene interface {
+	// trouble is what happens by itself. It reports whether anything did.
+	trouble() bool
+	// clear takes note of what has ended.
+	clear()
+	// choose returns an agent that a client may take for the leader of a shard; nil if nobody serves.
+	choose(coordinator.ShardID) broker
+	// leader returns the agent that serves and leads the shard, as etcd says; nil if there is none.
+	leader(coordinator.ShardID) broker
+	// mend ends all trouble, and then ends some or all agents.
+	mend()
+	// recovered starts what does not run, and reports whether everything serves.
+	recovered() bool
+	// flush begins to flush everything; done tells whether it is.
+	flush() (done func() bool)
+	// offsetIn decodes a consumer offset.
+	offsetIn(coordinator.Item) (int64, error)
+	// stopAll kills everything, so that no goroutine remains.
+	stopAll()
+}
+
 // world is everything that there is, and its scheduler. The scheduler is the only goroutine that touches it, but for parked.
 type world struct {
+	scene
 	ctx     context.Context // of all that no agent asks for
 	rng     *rand.Rand
 	broken  breakage
@@ -30,10 +55,6 @@ type world struct {
 	check   *checker
 	load    *load
 
-	machines []*machine
-	agents   []*agent // those that live, and ended ones until they are cleared
-	nextLog  coordinator.LogID
-
 	mu     sync.Mutex
 	parked []*call
 
@@ -41,10 +62,14 @@ type world struct {
 	away    map[kind]int // until which step etcd or the bucket is away
 	chances chances
 	held    []func(*call) bool // calls that a script keeps from happening
+	passes  []time.Duration    // how much time passes at once
 
 	step  int
+	steps int // before it heals
 	trace uint64
 	log   func(string) // nil: the trace is only hashed
+
+	saying sync.Mutex // of who calls log
 }
 
 // kind of thing that is called.
@@ -55,6 +80,7 @@ const (
 	kindBucket kind = "bucket"
 	kindDisk   kind = "disk"
 	kindWatch  kind = "watch"
+	kindNet    kind = "network"
 )
 
 // call is a goroutine that waits for the scheduler.
@@ -62,6 +88,7 @@ type call struct {
 	by   *process
 	kind kind
 	what string
+	who  string // which goroutine of the process; empty if it is the only one that calls this
 	// ready says whether the call has anything to wait for that is there; nil: always.
 	ready func() bool
 	// run makes the call, on the scheduler's goroutine.
@@ -83,6 +110,7 @@ const (
 	unavailable        // nothing happens, which the caller learns
 	answerLost         // it happens, and the caller does not know
 	comesLate          // it happens later or never, and the caller does not know
+	twice              // of a request to another machine: it arrives, and perhaps once more later
 	failsHalf          // of a write to a disk: an error, and anything may be there
 	noRoom             // of a transaction: etcd is full, and nothing happens
 	noRoomLeft         // of a transaction: it happens, and etcd says that it is full
@@ -99,18 +127,24 @@ type process struct {
 	name    string
 	dead    bool // guarded by world.mu
 	gone    chan struct{}
-	stalled int // no call of it happens before this step
+	stalled int          // no call of it happens before this step
+	hung    int          // nor any of its disk before this one
+	away    map[kind]int // until which step it alone does not reach etcd or the bucket
 }
 
-func newProcess(name string) process { return process{name: name, gone: make(chan struct{})} }
+func newProcess(name string) process {
+	return process{name: name, gone: make(chan struct{}), away: make(map[kind]int)}
+}
 
 // chances are how likely trouble is in one run, in parts of a thousand and per step.
 type chances struct {
 	callFails, slow, stall, outage, power, kill, second, diskFails int
+	// of a cluster
+	netFails, cut, drain, lose, apart, full, hang, jump, compact int
 }
 
-// newWorld makes a world with a cluster and a topic, and no agent.
-func newWorld(ctx context.Context, seed uint64, broken breakage) *world {
+// newWorld makes a world with a cluster of so many shards and a topic, and nobody in it.
+func newWorld(ctx context.Context, seed uint64, broken breakage, shards uint32) *world {
 	rng := rand.New(rand.NewPCG(seed, 0x51))
 	w := &world{
 		ctx: ctx, rng: rng, broken: broken, bucket: mem.New(), away: make(map[kind]int),
@@ -118,6 +152,7 @@ func newWorld(ctx context.Context, seed uint64, broken breakage) *world {
 		topic:   coordinator.Topic{ID: protocol.TopicID{1: 7}, Name: "t", Partitions: partitions, Replication: 1},
 		cluster: coordinator.Cluster{ID: protocol.TopicID{9: 9}.String(), Shards: shards, Generation: 1},
 		trace:   fnv.New64a().Sum64(),
+		passes:  []time.Duration{time.Millisecond, 50 * time.Millisecond, 300 * time.Millisecond, time.Second, 4 * time.Second},
 	}
 	pick := func(of ...int) int { return of[rng.IntN(len(of))] }
 	w.chances = chances{
@@ -133,7 +168,6 @@ func newWorld(ctx context.Context, seed uint64, broken breakage) *world {
 	if err != nil {
 		panic(err)
 	}
-	w.machines = []*machine{newMachine(w, seed)}
 	return w
 }
 
@@ -141,8 +175,27 @@ const (
 	// healSteps is how long a world may take to come to rest; most need some hundred.
 	healSteps  = 6000
 	partitions = 3
-	shards     = 2
 )
+
+// shardOf returns the shard of a partition of the topic.
+func (w *world) shardOf(number int32) coordinator.ShardID {
+	return w.topic.ShardOf(number, w.cluster.Shards)
+}
+
+// owns reports whether an agent leads a shard, as etcd says.
+func (w *world) owns(b broker, shard coordinator.ShardID) bool { return w.leader(shard) == b }
+
+// shard reads a shard's record.
+func (w *world) shard(id coordinator.ShardID) (s coordinator.Shard) {
+	item, _, err := w.kv.Get(w.ctx, coordinator.KeyShard(id))
+	if err == nil && item.ModRevision != 0 {
+		s, err = coordinator.Decode[coordinator.Shard](item)
+	}
+	if err != nil {
+		panic(err)
+	}
+	return s
+}
 
 // note adds a line to the trace.
 func (w *world) note(format string, args ...any) {
@@ -150,14 +203,31 @@ func (w *world) note(format string, args ...any) {
 	h := fnv.New64a()
 	_, _ = fmt.Fprintf(h, "%x %d %s", w.trace, w.step, line)
 	w.trace = h.Sum64()
+	w.say(fmt.Sprintf("%5d  %s", w.step, line))
+}
+
+// say logs a line. It may be called concurrently.
+func (w *world) say(line string) {
 	if w.log != nil {
-		w.log(fmt.Sprintf("%5d  %s", w.step, line))
+		w.saying.Lock()
+		defer w.saying.Unlock()
+		w.log(line)
 	}
+}
+
+const asidePrefix = "    -- "
+
+// aside tells something beside the trace.
+func (w *world) aside(format string, args ...any) {
+	w.say(asidePrefix + fmt.Sprintf(format, args...))
 }
 
 // call parks the caller until the scheduler has run c. It returns false if the process has died or ctx has ended before: then c does not run.
 func (w *world) call(ctx context.Context, c *call) bool {
 	c.done = make(chan struct{})
+	if who, ok := pprof.Label(ctx, "varve"); ok {
+		c.who = ", to " + who
+	}
 	w.mu.Lock()
 	if c.by.dead {
 		w.mu.Unlock()
@@ -189,6 +259,16 @@ func (w *world) die(p *process) {
 	}
 }
 
+// abandon ends a process as SIGKILL does: what it has sent may still arrive.
+func (w *world) abandon(p *process) {
+	for _, c := range w.eligible() {
+		if c.by == p && c.late != nil {
+			w.drop(c.late())
+		}
+	}
+	w.die(p)
+}
+
 // isDead reports whether a process has died.
 func (w *world) isDead(p *process) bool {
 	w.mu.Lock()
@@ -198,6 +278,8 @@ func (w *world) isDead(p *process) bool {
 
 // settle lets all goroutines run until they park or wait, and takes what came of it to the clients.
 func (w *world) settle() {
+	// Timers that end at the same instant fire in an order that no seed decides; those that began in different steps do not end so.
+	time.Sleep(time.Microsecond)
 	synctest.Wait()
 	w.load.poll()
 	w.clear()
@@ -209,7 +291,7 @@ func (w *world) eligible() []*call {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	slices.SortStableFunc(w.parked, func(a, b *call) int {
-		return strings.Compare(a.by.name+" "+a.what, b.by.name+" "+b.what)
+		return cmp.Or(strings.Compare(a.by.name, b.by.name), strings.Compare(a.what, b.what), strings.Compare(a.who, b.who))
 	})
 	var can []*call
 	for _, c := range w.parked {
@@ -219,7 +301,8 @@ func (w *world) eligible() []*call {
 				c.notBefore = w.step + 10 + w.rng.IntN(150)
 			}
 		}
-		if c.by.stalled <= w.step && c.notBefore <= w.step && !stopped && (c.ready == nil || c.ready()) {
+		stopped = stopped || c.by.stalled > w.step || c.kind == kindDisk && c.by.hung > w.step
+		if c.notBefore <= w.step && !stopped && (c.ready == nil || c.ready()) {
 			can = append(can, c)
 		}
 	}
@@ -234,16 +317,16 @@ func (w *world) grant(c *call, e effect) {
 	}
 	w.mu.Unlock()
 	if e == happens {
-		w.note("%s: %s", c.by.name, c.what)
+		w.note("%s: %s%s", c.by.name, c.what, c.who)
 	} else {
-		w.note("%s: %s: %v", c.by.name, c.what, e)
+		w.note("%s: %s%s: %v", c.by.name, c.what, c.who, e)
 	}
 	c.run(e)
 	close(c.done)
 }
 
 func (e effect) String() string {
-	return [...]string{"happens", "unavailable", "answer lost", "comes late", "fails half", "no room", "no room left"}[e]
+	return [...]string{"happens", "unavailable", "answer lost", "comes late", "twice", "fails half", "no room", "no room left"}[e]
 }
 
 // draw says what becomes of a call.
@@ -256,8 +339,13 @@ func (w *world) draw(c *call) effect {
 			return failsHalf
 		}
 		return happens
-	case w.away[c.kind] > w.step:
+	case w.away[c.kind] > w.step, c.by.away[c.kind] > w.step:
 		return []effect{unavailable, unavailable, unavailable, comesLate}[w.rng.IntN(4)]
+	case c.kind == kindNet:
+		if w.rng.IntN(1000) < w.chances.netFails {
+			return []effect{unavailable, answerLost, comesLate, twice}[w.rng.IntN(4)]
+		}
+		return happens
 	case c.kind == kindKV && w.rng.IntN(2000) < w.chances.callFails:
 		return []effect{noRoom, noRoomLeft}[w.rng.IntN(2)]
 	case w.rng.IntN(1000) < w.chances.callFails:
@@ -277,16 +365,20 @@ func (w *world) drop(l lateWrite) {
 func (w *world) pass(d time.Duration) {
 	w.note("%v pass", d)
 	time.Sleep(d)
+	w.kv.Advance(time.Now())
 }
 
+// maker makes a world with something in it.
+type maker func(ctx context.Context, seed uint64, broken breakage) *world
+
 // run is one world from its beginning to its end. It returns what it found.
-func run(t *testing.T, seed uint64, broken breakage, steps int, log func(string)) (findings []string, trace uint64) {
+func run(t *testing.T, create maker, seed uint64, broken breakage, log func(string)) (findings []string, trace uint64) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t.Context(), seed, broken)
+		w := create(t.Context(), seed, broken)
 		w.log = log
 		defer w.end()
-		for w.step = 1; w.step <= steps && !w.check.failed(); w.step++ {
+		for w.step = 1; w.step <= w.steps && !w.check.failed(); w.step++ {
 			w.settle()
 			w.act()
 		}
@@ -311,7 +403,7 @@ func (w *world) act() {
 	case n < 14 && len(w.late) > 0:
 		w.applyLate()
 	case n < 17 || len(can) == 0:
-		w.pass([]time.Duration{time.Millisecond, 50 * time.Millisecond, 300 * time.Millisecond, time.Second, 4 * time.Second}[w.rng.IntN(5)])
+		w.pass(w.passes[w.rng.IntN(len(w.passes))])
 	default:
 		c := can[w.rng.IntN(len(can))]
 		w.grant(c, w.draw(c))
@@ -327,63 +419,17 @@ func (w *world) applyLate() {
 	l.apply()
 }
 
-// trouble is what happens by itself. It reports whether anything did.
-func (w *world) trouble() bool {
-	roll := func(chance int) bool { return chance > 0 && w.rng.IntN(1000) < chance }
-	live := w.living()
-	switch {
-	case len(live) == 0:
-		if w.rng.IntN(4) == 0 {
-			w.start()
-			return true
-		}
-		return false
-	case roll(w.chances.power):
-		w.cutPower(w.rng.IntN(3) > 0)
-	case roll(w.chances.kill):
-		w.kill(live[w.rng.IntN(len(live))])
-	case roll(w.chances.second) && len(live) < 3 && w.machines[len(w.machines)-1].store != nil:
-		w.start()
-	case roll(w.chances.stall):
-		p := &live[w.rng.IntN(len(live))].process
-		p.stalled = w.step + 20 + w.rng.IntN(300)
-		w.note("%s stalls until step %d", p.name, p.stalled)
-	case roll(w.chances.outage):
-		k := []kind{kindKV, kindBucket}[w.rng.IntN(2)]
-		w.away[k] = w.step + 10 + w.rng.IntN(60)
-		w.note("%s is away until step %d", k, w.away[k])
-	default:
-		return false
-	}
-	return true
-}
-
-// heal ends all trouble, crashes the machine once more, and brings everything to rest: an agent serves, clients have their answers, all is flushed. Then it
-// reads everything back.
+// heal ends all trouble, crashes once more, and brings everything to rest: agents serve, clients have their answers, all is flushed. Then it reads everything
+// back.
 func (w *world) heal() {
 	w.chances, w.away = chances{}, make(map[kind]int)
-	for _, a := range w.agents {
-		a.stalled = 0
-	}
 	w.note("heal")
 	for len(w.late) > 0 && w.rng.IntN(3) > 0 {
 		w.applyLate()
 	}
 	w.late = nil
-	if w.rng.IntN(2) == 0 {
-		w.cutPower(w.rng.IntN(2) == 0)
-	} else {
-		for _, a := range w.living() {
-			w.kill(a)
-		}
-	}
-	ok := w.until(healSteps, func() bool {
-		if len(w.living()) == 0 {
-			w.start()
-		}
-		leader := w.leader()
-		return leader != nil && w.load.finish(leader)
-	})
+	w.mend()
+	ok := w.until(healSteps, func() bool { return w.recovered() && w.load.finish() })
 	if w.check.failed() {
 		return
 	}
@@ -391,8 +437,7 @@ func (w *world) heal() {
 		w.check.report("liveness: %d steps after the last trouble clients still wait: %s", healSteps, w.load.waiting())
 		return
 	}
-	flushed := w.leader().flushAll()
-	if !w.until(healSteps, flushed) {
+	if !w.until(healSteps, w.flush()) {
 		w.check.report("liveness: the flush does not end")
 		return
 	}
@@ -416,7 +461,11 @@ func (w *world) until(steps int, cond func() bool) bool {
 			continue
 		}
 		c := can[w.rng.IntN(len(can))]
-		w.grant(c, happens)
+		if c.kind != kindWatch && c.by.away[c.kind] > w.step {
+			w.grant(c, unavailable)
+		} else {
+			w.grant(c, happens)
+		}
 	}
 	return false
 }
@@ -424,8 +473,6 @@ func (w *world) until(steps int, cond func() bool) bool {
 // end kills everything, so that no goroutine remains.
 func (w *world) end() {
 	synctest.Wait()
-	for _, m := range w.machines {
-		w.stop(m)
-	}
+	w.stopAll()
 	synctest.Wait()
 }

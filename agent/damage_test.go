@@ -1,0 +1,88 @@
+package agent_test
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/varve-io/varve/agent"
+	"github.com/varve-io/varve/agent/status"
+	"github.com/varve-io/varve/objectstore/fault"
+	"github.com/varve-io/varve/objectstore/segment"
+)
+
+// TestDamagedFooter: an agent that cannot restore one of its shards leads the others, and says so.
+func TestDamagedFooter(t *testing.T) {
+	w := newWorld(t)
+	r := w.start(t, nil)
+	produce(t, r, "t", 0, 10)
+	r.stop()
+	broken := fault.New(w.store, fault.Rule{Op: fault.Get, Prefix: segment.NamePrefix, Times: fault.Always, Effect: fault.WrongBytes})
+	whole := w.store
+	w.store = broken
+	r = w.start(t, nil)
+	c := client(t, r, kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	if resp, err := kadm.NewClient(c).CreateTopic(t.Context(), 2, 1, nil, "u"); err != nil || resp.Err != nil {
+		t.Fatal(err, resp.Err)
+	}
+	// Of two partitions, which are of two shards, one at most is of the shard that is damaged.
+	ctx, cancel := context.WithCancel(t.Context())
+	taken := make(chan error, 2)
+	for p := range int32(2) {
+		c.Produce(ctx, &kgo.Record{Topic: "u", Partition: p}, func(_ *kgo.Record, err error) { taken <- err })
+	}
+	select {
+	case err := <-taken:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the other shards have no leader either")
+	}
+	cancel()
+	problems := func() []string {
+		records, err := status.Read(t.Context(), w.kv)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return status.Make("test", records).Problems
+	}
+	eventually(t, "the status tells of it", func() bool {
+		return slices.ContainsFunc(problems(), func(p string) bool { return strings.HasPrefix(p, "node 1 cannot lead 1 shards") })
+	})
+	r.stop()
+
+	w.store = whole // somebody mended it
+	r = w.start(t, nil)
+	produce(t, r, "t", 10, 20)
+	consume(t, r, "t", 20)
+}
+
+// TestDamagedMoves: an agent that drains hands over what it could not lead, too; where the bucket can be read, it is led.
+func TestDamagedMoves(t *testing.T) {
+	s := newSeveral(t, true)
+	begin := func(disk string) *crashing {
+		s.agents[disk] = s.launch(t, s.folder(t, disk), -1, func(c *agent.Config) {
+			c.Copies, c.Shards, c.DrainMax = 1, 8, 20*time.Second
+		})
+		s.agents[disk].line.slow.Store(true)
+		s.agents[disk].await(t)
+		return s.agents[disk]
+	}
+	produce(t, begin("a").running, "t", 0, 10)
+	s.drain(t, "a")
+	whole := s.store
+	s.store = fault.New(whole, fault.Rule{Op: fault.Get, Prefix: segment.NamePrefix, Times: fault.Always, Effect: fault.WrongBytes})
+	begin("a")
+	s.store = whole
+	b := begin("b")
+	s.drain(t, "a")
+	produce(t, b.running, "t", 10, 20)
+	consume(t, b.running, "t", 20)
+	s.drain(t, "b")
+}
