@@ -390,6 +390,7 @@ func (a *Agent) openLog(run, ctx context.Context, store string) error {
 // firstSegment begins the log on an ensemble, and waits until there are enough stores for one.
 func (a *Agent) firstSegment(ctx context.Context, need placement.Need) (coordinator.WALSegment, []wal.Copy, error) {
 	kick := a.members.subscribe()
+	said := ""
 	for number := uint32(1); ; {
 		chosen, err := placement.Ensemble(need, a.keeper.Candidates(), nil)
 		if err == nil {
@@ -403,8 +404,11 @@ func (a *Agent) firstSegment(ctx context.Context, need placement.Need) (coordina
 		if ctx.Err() != nil {
 			return coordinator.WALSegment{}, nil, ctx.Err()
 		}
-		a.log.Warn("waiting for stores to keep copies of the WAL", "copies", need.Copies, "quorum", need.Quorum, "err", err,
-			"hint", "other agents, with --peer-listen, or --wal-copies 1 for one agent alone")
+		if said != err.Error() {
+			said = err.Error()
+			a.log.Warn("waiting for stores to keep copies of the WAL", "copies", need.Copies, "quorum", need.Quorum, "err", err,
+				"hint", "other agents, with --peer-listen, or --wal-copies 1 for one agent alone")
+		}
 		select {
 		case <-kick:
 		case <-time.After(segmentPause):

@@ -152,7 +152,7 @@ func addressSettings() []setting {
 		},
 		{
 			name: "peer-listen", of: []Command{Agent},
-			usage: "`host:port` to serve other agents on, which keep copies of their write-ahead logs on this agent's disk, and pass requests on; needed but with --wal-copies 1",
+			usage: "`host:port` to serve other agents on, which keep copies of their write-ahead logs on this agent's disk, and pass requests on; needed unless --wal-copies is 1 and --advertise-mode direct",
 			parse: func(c *Config, v string) (err error) { c.PeerListen, err = parseAddress(v); return err },
 		},
 		{

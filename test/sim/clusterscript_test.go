@@ -30,7 +30,7 @@ func playCluster(t *testing.T, size int, broken breakage, run func(*clusterScrip
 	})
 }
 
-// clusterScripts are interleavings of the design's section 13, by their numbers there, and the rules that forbid what they would otherwise do.
+// clusterScripts are interleavings, by their numbers in the package comment, and the rules that forbid what they would otherwise do.
 var clusterScripts = []struct {
 	number int
 	name   string

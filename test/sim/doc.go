@@ -55,9 +55,9 @@
 //
 // # Interleavings
 //
-// Those of the design's section 13, by number, are scripts: TestScripts plays those of clusters, the others are tests by their names.
+// Those that are known to be dangerous have numbers and are scripts: TestScripts plays those of clusters, the others are tests by their names.
 //
-//	13   script                                                breakage that is noticed
+//	     script                                                breakage that is noticed
 //	1    TestLateOffsetCommit                                  take an offset commit of unknown outcome for not applied
 //	     hand-over in doubt                                    -
 //	     old hand-over after the next owner                    write a shard's record without comparing its guard
