@@ -26,7 +26,7 @@ func (s *Store) keep() {
 	defer s.mu.Unlock()
 	for {
 		switch {
-		case max(s.stateSaved, s.stateFull) < s.stateWant && s.stateErr == nil:
+		case max(s.stateSaved, s.stateLost) < s.stateWant:
 			s.keepState()
 		case s.closing:
 			return
@@ -44,20 +44,18 @@ func (s *Store) keep() {
 	}
 }
 
-// keepState writes the state. A failure is final, since what is on disk now is unknown; but for a full disk, on which the state before stays as it is.
+// keepState writes the state. After a failure the one before is on disk, or the new one: each is whole, and whoever wanted the new one is told that it may not be there. The next
+// one is written to a file of its own again.
 func (s *Store) keepState() {
 	want, st := s.stateWant, s.state
 	st.Marks, st.Losses = s.sortedMarks(), slices.Clone(st.Losses)
 	s.mu.Unlock()
 	err := writeState(s.fs, &st)
 	s.mu.Lock()
-	switch {
-	case err == nil:
+	if err == nil {
 		s.stateSaved = want
-	case errors.Is(err, ErrFull):
-		s.stateFull = want
-	default:
-		s.stateErr = err
+	} else {
+		s.stateLost, s.stateErr = want, err
 	}
 }
 

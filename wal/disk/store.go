@@ -90,8 +90,8 @@ type Store struct {
 	marks      map[frame.LogID]frame.Fence
 	stateWant  uint64 // changes of state
 	stateSaved uint64 // of which so many are on disk
-	stateFull  uint64 // and so many found no room
-	stateErr   error  // why the state cannot be written any more
+	stateLost  uint64 // and so many could not be saved
+	stateErr   error  // why the last of those could not
 
 	segments   map[frame.SegmentID]*segment
 	ready      []*walFile // free, in first-in order
@@ -302,6 +302,7 @@ func (s *Store) Bind(cluster uuid.UUID) error {
 	case uuid.UUID{}:
 		s.state.Cluster = cluster
 		if err := s.saveState(); err != nil {
+			s.state.Cluster = uuid.UUID{}
 			return fmt.Errorf("bind WAL store %s: %w", s.state.Identity, err)
 		}
 		return nil
@@ -411,15 +412,13 @@ func (s *Store) saveState() error {
 	s.stateWant++
 	want := s.stateWant
 	s.cond.Broadcast()
-	for max(s.stateSaved, s.stateFull) < want && s.stateErr == nil && !s.closing {
+	for max(s.stateSaved, s.stateLost) < want && !s.closing {
 		s.cond.Wait()
 	}
 	switch {
 	case s.stateSaved >= want:
 		return nil
-	case s.stateFull >= want:
-		return fmt.Errorf("write %s: %w", stateName, ErrFull)
-	case s.stateErr != nil:
+	case s.stateLost >= want:
 		return s.stateErr
 	}
 	return ErrClosed
