@@ -117,6 +117,7 @@ type Agent struct {
 	members      members
 	registration *registration
 	stores       *stores
+	bucket       *reach // deps.Store
 	draining     atomic.Bool
 	deleted      chan string // topics
 
@@ -160,7 +161,9 @@ func (t *task) stop() {
 
 // New returns an agent; [Agent.Run] makes it live.
 func New(cfg Config, deps Deps) *Agent {
-	return &Agent{cfg: cfg, deps: deps, log: deps.Log, deleted: make(chan string, deletedMax), joined: make(chan struct{}), ready: make(chan struct{})}
+	bucket := newReach(deps.Store)
+	deps.Store = bucket
+	return &Agent{cfg: cfg, deps: deps, log: deps.Log, bucket: bucket, deleted: make(chan string, deletedMax), joined: make(chan struct{}), ready: make(chan struct{})}
 }
 
 // Ready is closed when the agent serves clients.

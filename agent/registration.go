@@ -70,10 +70,15 @@ func (r *registration) checkLog(logs coordinator.Logs) error {
 
 // become changes the state.
 func (r *registration) become(ctx context.Context, state coordinator.AgentState) error {
+	return r.change(ctx, "register as "+string(state), func(me *coordinator.Agent) { me.State = state })
+}
+
+// change changes what others are told of this agent.
+func (r *registration) change(ctx context.Context, what string, change func(*coordinator.Agent)) error {
 	r.mu.Lock()
-	r.me.State = state
+	change(&r.me)
 	r.mu.Unlock()
-	return retry.Coordinator(ctx, r.log, "register as "+string(state), func(ctx context.Context) error {
+	return retry.Coordinator(ctx, r.log, what, func(ctx context.Context) error {
 		_, err := r.write(ctx)
 		return err
 	})

@@ -20,7 +20,7 @@ import (
 func (a *Agent) leadShards(ctx context.Context) error {
 	kick := a.members.subscribe()
 	for {
-		again, err := a.stepShards(ctx)
+		again, err := a.stepShards(ctx, kick)
 		if err != nil {
 			return err
 		}
@@ -43,8 +43,8 @@ func (a *Agent) leadShards(ctx context.Context) error {
 	}
 }
 
-// stepShards does what the view asks for now; again says that something has to be tried again without being told.
-func (a *Agent) stepShards(ctx context.Context) (again bool, err error) {
+// stepShards does what the view asks for now; again says that something has to be tried again without being told. kick says that the view shows something else.
+func (a *Agent) stepShards(ctx context.Context, kick <-chan struct{}) (again bool, err error) {
 	missing := false
 	for id, s := range a.view.Shards() {
 		epoch, leads := a.partitions.Leads(coordinator.ShardID(id))
@@ -60,10 +60,14 @@ func (a *Agent) stepShards(ctx context.Context) (again bool, err error) {
 		missing = missing || !a.damaged.waits(a.deps.Now(), coordinator.ShardID(id), s.Epoch)
 	}
 	if missing {
-		if err := a.takeShards(ctx); err != nil {
+		left, err := a.takeShards(ctx, kick)
+		if err != nil {
 			return false, err
 		}
 		a.members.tell() // whoever waits for shards to be led
+		if len(left) > 0 {
+			return a.passOn(ctx, left)
+		}
 	}
 	wishes := make(map[coordinator.ShardID]coordinator.LogID)
 	for id, m := range a.view.Moves() {
@@ -78,30 +82,49 @@ func (a *Agent) stepShards(ctx context.Context) (again bool, err error) {
 }
 
 // takeShards begins to lead every shard that belongs to this agent's log and that it does not lead yet. One of which the bucket has something damaged, or lacks something, stays
-// without a leader, and is tried again later: it would be so on any other agent.
-func (a *Agent) takeShards(ctx context.Context) error {
+// without a leader, and is tried again later: it would be so on any other agent. If another agent should lead what could not be restored yet, it is left, and returned.
+func (a *Agent) takeShards(ctx context.Context, kick <-chan struct{}) (left []lead.Given, err error) {
 	var given []lead.Given
 	var seen int64
-	err := retry.Coordinator(ctx, a.log, "read which shards to lead", func(ctx context.Context) (err error) {
+	err = retry.Coordinator(ctx, a.log, "read which shards to lead", func(ctx context.Context) (err error) {
 		given, seen, err = lead.GivenTo(ctx, a.deps.KV, a.cluster.Shards, a.id)
 		return err
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	// The view must not be older than what made this agent the leader: the last commit of the one before could be missing.
 	if err := a.view.Wait(ctx, seen); err != nil {
-		return err
+		return nil, err
 	}
 	if err := a.follower.Wait(ctx); err != nil {
-		return err
+		return nil, err
 	}
+	given = slices.DeleteFunc(given, func(g lead.Given) bool {
+		_, leads := a.partitions.Leads(g.ID)
+		return leads || a.damaged.waits(a.deps.Now(), g.ID, g.Shard.Epoch)
+	})
+	for _, g := range given {
+		a.ledger.Adopt(g.ID, g.Write, g.Revision)
+	}
+	restoring, stop := a.untilSuccessors(ctx, kick)
+	defer stop()
+	if err := a.leadGiven(restoring, given); !errors.Is(context.Cause(restoring), errPassOn) {
+		return nil, err
+	}
+	return slices.DeleteFunc(given, func(g lead.Given) bool {
+		_, leads := a.partitions.Leads(g.ID)
+		if !leads {
+			a.starts.Resign(g.ID)
+		}
+		return leads || a.damaged.has(g.ID, g.Shard.Epoch)
+	}), ctx.Err()
+}
+
+// leadGiven restores shards and leads them, but for damaged ones.
+func (a *Agent) leadGiven(ctx context.Context, given []lead.Given) error {
 	var take []lead.Given
 	for _, g := range given {
-		if _, leads := a.partitions.Leads(g.ID); leads || a.damaged.waits(a.deps.Now(), g.ID, g.Shard.Epoch) {
-			continue
-		}
-		a.ledger.Adopt(g.ID, g.Write, g.Revision)
 		err := retry.Bucket(ctx, a.log, "read manifests", func() error { return a.starts.Adopt(ctx, g.ID, g.Shard) })
 		switch {
 		case err == nil:
@@ -112,7 +135,7 @@ func (a *Agent) takeShards(ctx context.Context) error {
 			a.cannotLead(g, err)
 		}
 	}
-	err = a.restore(ctx, take)
+	err := a.restore(ctx, take)
 	if err == nil || ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -177,10 +200,8 @@ const giveMax = 3 * time.Second
 // as it was if the bucket takes too long.
 func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]coordinator.LogID) (again bool, err error) {
 	nodes := make(map[coordinator.LogID]int32)
-	for _, m := range a.view.Agents() {
-		if m.State == coordinator.AgentServing {
-			nodes[m.Log] = m.Node
-		}
+	for _, m := range coordinator.Takers(a.view.Agents()) {
+		nodes[m.Log] = m.Node
 	}
 	maps.DeleteFunc(wishes, func(_ coordinator.ShardID, to coordinator.LogID) bool { return nodes[to] == 0 })
 	if len(wishes) == 0 {
@@ -205,22 +226,22 @@ func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]c
 			records[id] = given.Shard
 		}
 	}
-	results := make(chan error, len(wishes))
-	sent := 0
-	for _, id := range shards {
-		record, ok := records[id]
-		if !ok {
-			continue // lost meanwhile
-		}
-		to := wishes[id]
-		record.Owner, record.Node = to, nodes[to]
-		record.Epoch++
-		a.ledger.HandOver(id, coordinator.Write{Owner: to, Epoch: record.Epoch}, []coordinator.Op{
+	for id, record := range records { // but for those that were lost meanwhile
+		records[id] = record.Given(wishes[id], nodes[wishes[id]])
+	}
+	return a.handOver(ctx, records)
+}
+
+// handOver writes records of shards that name their next owners. From here on they are not led, unless a later reading of a record says so.
+func (a *Agent) handOver(ctx context.Context, records map[coordinator.ShardID]coordinator.Shard) (again bool, err error) {
+	results := make(chan error, len(records))
+	for _, id := range slices.Sorted(maps.Keys(records)) {
+		record := records[id]
+		a.ledger.HandOver(id, coordinator.Write{Owner: record.Owner, Epoch: record.Epoch}, []coordinator.Op{
 			{Key: coordinator.KeyShard(id), Value: coordinator.Encode(record)}, {Key: coordinator.KeyMove(id), Delete: true},
 		}, func(err error) { results <- err })
-		sent++
 	}
-	for range sent {
+	for range records {
 		select {
 		case err := <-results:
 			if err != nil && !errors.Is(err, coordinator.ErrFenced) {
@@ -231,7 +252,7 @@ func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]c
 			return false, ctx.Err()
 		}
 	}
-	a.log.Info("handed shards over", "shards", sent, "to", slices.Compact(slices.Sorted(maps.Values(wishes))), "took", a.deps.Now().Sub(start))
+	a.log.Info("handed shards over", "shards", len(records))
 	return again, nil
 }
 
@@ -340,7 +361,5 @@ func (a *Agent) leadsAny() bool {
 
 // others reports whether another agent takes shards.
 func (a *Agent) others() bool {
-	return slices.ContainsFunc(a.view.Agents(), func(m coordinator.Agent) bool {
-		return m.Log != a.id && m.State == coordinator.AgentServing
-	})
+	return slices.ContainsFunc(coordinator.Takers(a.view.Agents()), func(m coordinator.Agent) bool { return m.Log != a.id })
 }

@@ -80,6 +80,7 @@ func (a *Agent) takePart(run, ctx context.Context) error {
 	a.spawn(run, "tell what is not flushed", a.tellUnflushed)
 	a.spawn(run, "tell the load", a.tellLoad)
 	a.spawn(run, "keep a quorum", a.guardQuorum)
+	a.spawn(run, "watch whether the bucket is in reach", a.watchBucket)
 	c := controller.New(controller.Deps{
 		KV: a.deps.KV, View: a.view, Node: a.node, Log: a.id, Kick: a.members.subscribe(), Logger: a.log,
 		Lease: func() int64 {

@@ -203,7 +203,7 @@ func (s *succession) due(now time.Time, ab *absence) time.Time {
 	return due
 }
 
-// rank is this agent's place in the order in which those that serve claim a log; others come last.
+// rank is this agent's place in the order in which those that serve, and reach the bucket, claim a log; others come last.
 func (s *succession) rank(log coordinator.LogID) int {
 	weight := func(agent coordinator.LogID) uint64 {
 		h := fnv.New64a()
@@ -211,10 +211,8 @@ func (s *succession) rank(log coordinator.LogID) int {
 		return h.Sum64()
 	}
 	var order []coordinator.LogID
-	for _, m := range s.a.view.Agents() {
-		if m.State == coordinator.AgentServing {
-			order = append(order, m.Log)
-		}
+	for _, m := range coordinator.Takers(s.a.view.Agents()) {
+		order = append(order, m.Log)
 	}
 	slices.SortFunc(order, func(x, y coordinator.LogID) int { return cmp.Or(cmp.Compare(weight(x), weight(y)), cmp.Compare(x, y)) })
 	if at := slices.Index(order, s.a.id); at >= 0 {

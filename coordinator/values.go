@@ -29,6 +29,26 @@ type Agent struct {
 	State AgentState `json:"state"`
 
 	Copies int `json:"copies"` // how many stores each entry of its log should be on
+	// Bucketless: the bucket has not answered it for some seconds.
+	Bucketless bool `json:"bucketless,omitempty"`
+}
+
+// Takers returns the agents that shards may be given to: those that serve and reach the bucket, since who begins to lead a shard reads there, or, if none of those that serve does, all of them.
+func Takers(agents []Agent) []Agent {
+	var takers, bucketless []Agent
+	for _, a := range agents {
+		switch {
+		case a.State != AgentServing:
+		case a.Bucketless:
+			bucketless = append(bucketless, a)
+		default:
+			takers = append(takers, a)
+		}
+	}
+	if len(takers) == 0 {
+		return bucketless
+	}
+	return takers
 }
 
 // Unflushed is what an agent says at intervals, for those who watch over the cluster: how much of its log is not in the bucket yet, and what it
@@ -90,6 +110,13 @@ type Shard struct {
 	Node     int32  `json:"node"`               // of the owner
 	Epoch    int32  `json:"epoch"`              // leader epoch: one more with each change of owner, from 1
 	Manifest string `json:"manifest,omitempty"` // name of the newest manifest; empty for none
+}
+
+// Given returns the record with another owner, which begins a new epoch.
+func (s Shard) Given(owner LogID, node int32) Shard {
+	s.Owner, s.Node = owner, node
+	s.Epoch++
+	return s
 }
 
 // Move is the controller's wish that a shard's owner hand it over.

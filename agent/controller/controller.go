@@ -249,14 +249,15 @@ func (c *Controller) survey(logs coordinator.Logs) survey {
 	s.cluster = placement.Cluster{
 		Closed: make(map[placement.LogID]bool), Shards: make([]placement.Shard, v.Cluster().Shards), MovesMax: movesMax,
 	}
-	for _, a := range v.Agents() {
+	agents := v.Agents()
+	takers := coordinator.Takers(agents)
+	for _, a := range agents {
 		s.nodes[a.Log] = a.Node
 		s.cluster.Closed[placement.LogID(a.Log)] = logs.Closed(a.Log)
 		l := logs.Record(a.Log)
-		if claimed := l != nil && l.Claimer != 0; a.State != coordinator.AgentStarting && !claimed {
-			s.cluster.Agents = append(s.cluster.Agents, placement.Agent{
-				Log: placement.LogID(a.Log), Draining: a.State == coordinator.AgentDraining,
-			})
+		claimed, draining := l != nil && l.Claimer != 0, a.State == coordinator.AgentDraining
+		if !claimed && (draining || slices.ContainsFunc(takers, func(t coordinator.Agent) bool { return t.Log == a.Log })) {
+			s.cluster.Agents = append(s.cluster.Agents, placement.Agent{Log: placement.LogID(a.Log), Draining: draining})
 		}
 	}
 	keeps := make(map[coordinator.LogID]bool)

@@ -45,9 +45,7 @@ func Assign(ctx context.Context, kv coordinator.KV, shards uint32, all []Assignm
 		var guards []*coordinator.Guard
 		var ops []coordinator.Op
 		for _, a := range all[:n] {
-			s := records[a.Shard].Shard
-			s.Owner, s.Node = a.To, a.Node
-			s.Epoch++
+			s := records[a.Shard].Given(a.To, a.Node)
 			guards = append(guards, &coordinator.Guard{
 				Key: coordinator.KeyWrite(a.Shard), Revision: writes[a.Shard].ModRevision,
 				Next: coordinator.Encode(coordinator.Write{Owner: a.To, Epoch: s.Epoch}),

@@ -172,6 +172,9 @@ func (m *maker) agents() {
 			Node: a.Node, Zone: a.Zone, State: string(a.State), Kafka: net.JoinHostPort(a.Host, strconv.Itoa(int(a.Port))), Peer: a.Peer,
 			Log: a.Log.String(), Store: a.Store, Shards: m.led[a.Log],
 		}
+		if a.Bucketless {
+			m.problem("node %d does not reach the bucket", a.Node)
+		}
 		if u, ok := m.records.Unflushed[a.Node]; ok && u.Log == a.Log {
 			oldest := time.Duration(u.OldestMs) * time.Millisecond
 			row.UnflushedBytes, row.OldestSeconds = &u.Bytes, new(oldest.Seconds())

@@ -96,6 +96,7 @@ func TestProblems(t *testing.T) {
 		}, []string{
 			"node 2 could not flush for 1m1s: 5.0 MiB wait for the bucket or for etcd",
 		}},
+		{"no bucket", func(r *status.Records) { r.Agents[1].Bucketless = true }, []string{"node 2 does not reach the bucket"}},
 		{"damage in the bucket", func(r *status.Records) {
 			r.Unflushed[3] = coordinator.Unflushed{Log: 3, Damaged: []coordinator.ShardID{4, 5}}
 		}, []string{
