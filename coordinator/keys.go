@@ -23,6 +23,8 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+
+	"github.com/varve-io/varve/protocol"
 )
 
 // Prefixes and keys. KEYS.md explains each; a test holds the two together.
@@ -42,6 +44,8 @@ const (
 	PrefixWrites    = "writes/"
 	PrefixGroups    = "groups/"
 	PrefixOffsets   = "offsets/"
+	PrefixPending   = "pending/"
+	PrefixTxns      = "txns/"
 	KeyNextNode     = "next/node"
 	KeyNextLog      = "next/log"
 	KeyNextPID      = "next/producer"
@@ -157,4 +161,48 @@ func ParseKeyOffsets(key string) (group, topic string, block int32, err error) {
 		return "", "", 0, fmt.Errorf("parse offsets key %q: %w", key, err)
 	}
 	return group, parts[1], int32(n), nil
+}
+
+// PrefixShardTxns is what the records of a shard's transactional ids stand under.
+func PrefixShardTxns(s ShardID) string { return fmt.Sprintf("%s%04d/", PrefixTxns, s) }
+
+// KeyTxn is the record of a transactional id, which is named freely and so escaped.
+func KeyTxn(s ShardID, id string) string { return PrefixShardTxns(s) + url.PathEscape(id) }
+
+// ParseKeyTxn undoes [KeyTxn], but for the shard.
+func ParseKeyTxn(key string) (id string, err error) {
+	_, escaped, ok := strings.Cut(strings.TrimPrefix(key, PrefixTxns), "/")
+	if id, err = url.PathUnescape(escaped); !ok || err != nil {
+		return "", fmt.Errorf("parse transaction key %q: want %sSHARD/ID", key, PrefixTxns)
+	}
+	return id, nil
+}
+
+// PrefixShardPending is what offsets in open transactions stand under that were sent to the groups of a shard.
+func PrefixShardPending(s ShardID) string { return fmt.Sprintf("%s%04d/", PrefixPending, s) }
+
+// PrefixGroupPending is what offsets in open transactions stand under that were sent to a group.
+func PrefixGroupPending(s ShardID, group string) string {
+	return PrefixShardPending(s) + url.PathEscape(group) + "/"
+}
+
+// KeyPending holds the offsets that a producer has sent to a group in its open transaction.
+func KeyPending(s ShardID, group string, producer protocol.ProducerID) string {
+	return PrefixGroupPending(s, group) + strconv.FormatInt(int64(producer), 10)
+}
+
+// ParseKeyPending undoes [KeyPending], but for the shard.
+func ParseKeyPending(key string) (group string, producer protocol.ProducerID, err error) {
+	parts := strings.Split(strings.TrimPrefix(key, PrefixPending), "/")
+	if len(parts) != 3 {
+		return "", 0, fmt.Errorf("parse pending key %q: want %sSHARD/GROUP/PRODUCER", key, PrefixPending)
+	}
+	if group, err = url.PathUnescape(parts[1]); err != nil {
+		return "", 0, fmt.Errorf("parse pending key %q: %w", key, err)
+	}
+	n, err := strconv.ParseInt(parts[2], 10, 64)
+	if err != nil {
+		return "", 0, fmt.Errorf("parse pending key %q: %w", key, err)
+	}
+	return group, protocol.ProducerID(n), nil
 }

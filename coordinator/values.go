@@ -169,6 +169,13 @@ type GroupOffset struct {
 // GroupOffsets is a block of a group's offsets, by partition.
 type GroupOffsets map[int32]GroupOffset
 
+// PendingOffsets are what a producer has sent to a group in its open transaction.
+type PendingOffsets struct {
+	TransactionalID string                  `json:"id"`
+	Epoch           protocol.ProducerEpoch  `json:"epoch"`
+	Offsets         map[string]GroupOffsets `json:"offsets"` // by topic
+}
+
 // Encode returns v as it is stored. Records of this package always encode.
 func Encode(v any) []byte {
 	b, err := json.Marshal(v)

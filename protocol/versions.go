@@ -29,6 +29,11 @@ const (
 	KeyDeleteRecords           Key = 21
 	KeyInitProducerID          Key = 22
 	KeyOffsetForLeaderEpoch    Key = 23
+	KeyAddPartitionsToTxn      Key = 24
+	KeyAddOffsetsToTxn         Key = 25
+	KeyEndTxn                  Key = 26
+	KeyWriteTxnMarkers         Key = 27
+	KeyTxnOffsetCommit         Key = 28
 	KeyDescribeConfigs         Key = 32
 	KeyAlterConfigs            Key = 33
 	KeyDescribeLogDirs         Key = 35
@@ -38,6 +43,8 @@ const (
 	KeyOffsetDelete            Key = 47
 	KeyDescribeCluster         Key = 60
 	KeyDescribeProducers       Key = 61
+	KeyDescribeTransactions    Key = 65
+	KeyListTransactions        Key = 66
 )
 
 // API is one row of the table of versions.
@@ -90,6 +97,11 @@ var apis = []API{
 	{KeyDeleteRecords, "DeleteRecords", 0, 2, 0, 2},
 	{KeyInitProducerID, "InitProducerId", 0, 5, 0, 2}, // 6, two-phase commit, is unstable in Kafka
 	{KeyOffsetForLeaderEpoch, "OffsetForLeaderEpoch", 2, 4, 2, 4},
+	{KeyAddPartitionsToTxn, "AddPartitionsToTxn", 0, 5, 0, 3},
+	{KeyAddOffsetsToTxn, "AddOffsetsToTxn", 0, 4, 0, 3},
+	{KeyEndTxn, "EndTxn", 0, 5, 0, 3},
+	{KeyWriteTxnMarkers, "WriteTxnMarkers", 1, 2, 1, 1},
+	{KeyTxnOffsetCommit, "TxnOffsetCommit", 0, 5, 0, 3},
 	{KeyDescribeConfigs, "DescribeConfigs", 1, 4, 1, 4},
 	{KeyAlterConfigs, "AlterConfigs", 0, 2, 0, 2},
 	{KeyDescribeLogDirs, "DescribeLogDirs", 1, 4, 1, 2},
@@ -99,6 +111,8 @@ var apis = []API{
 	{KeyOffsetDelete, "OffsetDelete", 0, 0, 0, NeverFlexible},
 	{KeyDescribeCluster, "DescribeCluster", 0, 2, 0, 0},
 	{KeyDescribeProducers, "DescribeProducers", 0, 0, 0, 0},
+	{KeyDescribeTransactions, "DescribeTransactions", 0, 0, 0, 0},
+	{KeyListTransactions, "ListTransactions", 0, 2, 0, 0},
 }
 
 // APIs returns the table, sorted by key. The slice is the caller's.
