@@ -114,7 +114,7 @@ func (c campaign) run(t *testing.T, o servers.VarveOptions, neighbours []*server
 	})
 	c.load = newLoad([]string{c.varve.Address}, topic)
 	c.took = time.Second
-	createTopics(t, c.load)
+	createTopics(t, c.load.target)
 
 	clients := c.load.start(t.Context(), seed)
 	began, killed := time.Now(), make(map[moment]int)
@@ -279,7 +279,12 @@ func must(s *servers.Server, err error) func(testing.TB) *servers.Server {
 }
 
 // pause makes a moment random: there is no event to wait for.
-func pause(rng *rand.Rand, most time.Duration) { time.Sleep(time.Duration(rng.Int64N(int64(most)))) }
+func pause(rng *rand.Rand, most time.Duration) { time.Sleep(upTo(rng, most)) }
+
+// upTo draws a time.
+func upTo(rng *rand.Rand, most time.Duration) time.Duration {
+	return time.Duration(rng.Int64N(int64(most)))
+}
 
 // metric returns a value that the operations endpoint tells, and 0 for one that it does not tell yet.
 func metric(ctx context.Context, address, name string) (float64, error) {

@@ -82,8 +82,8 @@ var brief = []string{
 	"a rolling restart", "kill -9 of all", "an agent whose folder is deleted",
 }
 
-// plan returns the faults to make, in order.
-func (c *cluster) plan(t *testing.T) []fault {
+// plan returns the faults to make, in order: those that flags ask for, or else the named ones.
+func (c *cluster) plan(t *testing.T, names []string) []fault {
 	t.Helper()
 	only, err := regexp.Compile(*onlyFlag)
 	if err != nil {
@@ -108,7 +108,7 @@ func (c *cluster) plan(t *testing.T) []fault {
 	case *onlyFlag != "":
 		return possible
 	}
-	for _, name := range brief {
+	for _, name := range names {
 		if f, ok := byName[name]; ok {
 			planned = append(planned, f)
 		}
@@ -135,7 +135,7 @@ func (c *cluster) make(t *testing.T, f fault) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("of %d partitions %s", len(c.load.logs), led)
+	t.Logf("of %d partitions %s", len(c.load.names())*partitions, led)
 	c.load.mark(what)
 	began := time.Now()
 	heal, err := f.make(ctx, c, chosen)
@@ -153,7 +153,7 @@ func (c *cluster) make(t *testing.T, f fault) {
 		t.Fatalf("after it: %v", err)
 	}
 	each, longest := c.load.quiet()
-	t.Logf("%s for %v, and all was well after %v; at most %v without an acknowledgement:\n%s", what,
+	t.Logf("%s for %v, and all was well after %v; at most %v with nothing new in a partition:\n%s", what,
 		healed.Sub(began).Round(time.Millisecond), time.Since(healed).Round(time.Millisecond), longest.Round(time.Millisecond), each)
 }
 
