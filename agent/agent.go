@@ -20,11 +20,13 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve-io/varve/agent/api"
 	"github.com/varve-io/varve/agent/ensemble"
 	"github.com/varve-io/varve/agent/fetch"
 	"github.com/varve-io/varve/agent/flush"
+	"github.com/varve-io/varve/agent/forward"
 	"github.com/varve-io/varve/agent/groups"
 	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/lead"
@@ -91,8 +93,9 @@ type Deps struct {
 	// PeerListener is where other agents reach the disk; nil if they do not. PeerTLS is for both directions; nil for none.
 	PeerListener net.Listener
 	PeerTLS      *tls.Config
-	// Peers reaches other agents; nil for protocol/peering over TCP.
+	// Peers reaches other agents, and Ask has one of them answer a request of Kafka's protocol; nil for protocol/peering over TCP.
 	Peers   Peers
+	Ask     func(ctx context.Context, to coordinator.Agent, req kmsg.Request) (kmsg.Response, error)
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
 	Now     func() time.Time
@@ -117,6 +120,7 @@ type Agent struct {
 	members      members
 	registration *registration
 	stores       *stores
+	peers        *forward.Peers
 	bucket       *reach // deps.Store
 	draining     atomic.Bool
 	deleted      chan string // topics

@@ -17,6 +17,7 @@ import (
 	"github.com/varve-io/varve/agent/ensemble"
 	"github.com/varve-io/varve/agent/fetch"
 	"github.com/varve-io/varve/agent/flush"
+	"github.com/varve-io/varve/agent/forward"
 	"github.com/varve-io/varve/agent/groups"
 	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/ingest"
@@ -161,6 +162,14 @@ func (a *Agent) reachPeers(run context.Context) error {
 	}
 	a.stores = newStores(a.deps.Disk, a.view, peers)
 	context.AfterFunc(run, a.stores.close)
+	a.peers = forward.NewPeers(a.view, func(ctx context.Context, to coordinator.Agent) (net.Conn, error) {
+		return dial(ctx, peers, to, forwarding)
+	}, a.log)
+	kick := a.members.subscribe()
+	a.spawn(run, "keep connections to agents that are there", func(ctx context.Context) error { return a.peers.Run(ctx, kick) })
+	if a.deps.Ask == nil {
+		a.deps.Ask = a.peers.Ask
+	}
 	n := &neighbours{view: a.view, zone: a.cfg.Zone, network: peers}
 	a.source = zone.New(zone.Config{Self: a.node, Homes: n.homes, Dial: n.dial, Log: a.log}, cache.NewBucket(a.deps.Store))
 	if a.blocks, err = cache.New(cache.Config{BytesMax: a.cfg.CacheBytesMax}, a.source); err != nil {
