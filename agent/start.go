@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve-io/varve/agent/api"
 	"github.com/varve-io/varve/agent/controller"
@@ -27,6 +28,7 @@ import (
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/agent/server"
 	"github.com/varve-io/varve/agent/topics"
+	"github.com/varve-io/varve/agent/txns"
 	"github.com/varve-io/varve/agent/upkeep"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/placement"
@@ -66,6 +68,7 @@ func (a *Agent) start(run, ctx context.Context) error {
 		return err
 	}
 	a.startGroups(run)
+	a.startTxns(run)
 	a.serve(run)
 	if err := a.takePart(run, ctx); err != nil {
 		return err
@@ -452,6 +455,8 @@ func (a *Agent) startFlush(run context.Context, record coordinator.Log, revision
 
 // startGroups starts the coordinator of the consumer groups.
 func (a *Agent) startGroups(run context.Context) {
+	a.verifier = &txns.Verifier{View: a.view, Ask: a.ask}
+	a.ids = &producerIDs{kv: a.deps.KV}
 	cfg := groups.DefaultConfig(a.cluster.Shards)
 	cfg.InitialDelay = a.cfg.GroupDelay
 	a.groups = groups.New(cfg, groups.Deps{
@@ -471,6 +476,24 @@ func (a *Agent) startGroups(run context.Context) {
 	})
 }
 
+// startTxns starts the coordinator of transactions.
+func (a *Agent) startTxns(run context.Context) {
+	cfg := txns.DefaultConfig(a.cluster.Shards)
+	cfg.TimeoutMax, cfg.Expiration = a.cfg.TxnTimeoutMax, a.cfg.TxnIDIdleMax
+	a.txns = txns.New(cfg, txns.Deps{
+		KV: a.deps.KV, Ledger: a.ledger, View: a.view, Ask: a.ask, NextID: a.ids.Next, Prove: a.prove, Now: a.deps.Now, Log: a.log, Metrics: a.deps.Metrics,
+	})
+	a.spawn(run, "coordinate transactions", a.txns.Run)
+}
+
+// ask has an agent, this one or another, answer a request of this agent's own.
+func (a *Agent) ask(ctx context.Context, to coordinator.Agent, req kmsg.Request) (kmsg.Response, error) {
+	if to.Log == a.id {
+		return a.api.Local(ctx, req)
+	}
+	return a.deps.Ask(ctx, to, req)
+}
+
 // brokerConfigs tells DescribeConfigs what differs here from Kafka's defaults.
 func (a *Agent) brokerConfigs() map[string]string {
 	listener := "PLAINTEXT://" + net.JoinHostPort(a.cfg.AdvertiseHost, strconv.Itoa(int(a.cfg.AdvertisePort)))
@@ -484,6 +507,8 @@ func (a *Agent) brokerConfigs() map[string]string {
 		"max.connections.per.ip":           strconv.Itoa(a.cfg.Server.ConnectionsPerIPMax),
 		"group.initial.rebalance.delay.ms": strconv.FormatInt(a.cfg.GroupDelay.Milliseconds(), 10),
 		"producer.id.expiration.ms":        strconv.FormatInt(a.cfg.ProducerIdleMax.Milliseconds(), 10),
+		"transaction.max.timeout.ms":       strconv.FormatInt(a.cfg.TxnTimeoutMax.Milliseconds(), 10),
+		"transactional.id.expiration.ms":   strconv.FormatInt(a.cfg.TxnIDIdleMax.Milliseconds(), 10),
 	}
 }
 
