@@ -56,9 +56,9 @@ type Config struct {
 
 // Deps is what a forwarder works with.
 type Deps struct {
-	View  *coordinator.View
-	Local server.Handler // this agent's APIs
-	Peers *Peers
+	View    *coordinator.View
+	Local   server.Handler // this agent's APIs
+	Peers   *Peers
 	Kick    <-chan struct{} // tells that something changed about agents or shards
 	Now     func() time.Time
 	Log     *slog.Logger
@@ -123,7 +123,7 @@ func (f *Forwarder) Serve(ctx context.Context, r *server.Request) (server.Answer
 // kind serves the requests of an API.
 type kind func(f *Forwarder, ctx context.Context, r *server.Request, req kmsg.Request) (server.Answer, error)
 
-// kinds are the APIs that concern partitions or groups.
+// kinds are the APIs that concern partitions, groups or transactional ids.
 var kinds = map[protocol.Key]kind{
 	protocol.KeyProduce: (*Forwarder).produce,
 	protocol.KeyFetch:   (*Forwarder).fetch,
@@ -143,8 +143,17 @@ var kinds = map[protocol.Key]kind{
 	protocol.KeyDescribeGroups: spreads(describeGroups),
 	protocol.KeyDeleteGroups:   spreads(deleteGroups),
 
-	protocol.KeyListGroups:      everywhere(mergeGroups),
-	protocol.KeyDescribeLogDirs: everywhere(mergeLogDirs),
+	protocol.KeyInitProducerID:       (*Forwarder).initProducerID,
+	protocol.KeyAddPartitionsToTxn:   spreads(addPartitionsToTxn),
+	protocol.KeyAddOffsetsToTxn:      spreads(addOffsetsToTxn),
+	protocol.KeyEndTxn:               spreads(endTxn),
+	protocol.KeyTxnOffsetCommit:      spreads(txnOffsetCommit),
+	protocol.KeyWriteTxnMarkers:      spreads(writeTxnMarkers),
+	protocol.KeyDescribeTransactions: spreads(describeTransactions),
+
+	protocol.KeyListGroups:       everywhere(mergeGroups),
+	protocol.KeyListTransactions: everywhere(mergeTransactions),
+	protocol.KeyDescribeLogDirs:  everywhere(mergeLogDirs),
 }
 
 // connection is what is kept of a client's connection from one request to the next. Its requests are served one after the other.
