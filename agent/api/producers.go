@@ -27,7 +27,8 @@ func (b *Broker) initProducerID(ctx context.Context, req *kmsg.InitProducerIDReq
 	return resp
 }
 
-// describeProducers serves DescribeProducers, version 0 (KIP-664): every idempotent producer that the partition remembers.
+// describeProducers serves DescribeProducers, version 0 (KIP-664): every idempotent producer that the partition remembers, with where its open transaction
+// begins, by which operators find one that hangs.
 func (b *Broker) describeProducers(req *kmsg.DescribeProducersRequest) *kmsg.DescribeProducersResponse {
 	resp := kmsg.NewPtrDescribeProducersResponse()
 	resp.Version = req.Version
@@ -46,8 +47,8 @@ func (b *Broker) describeProducers(req *kmsg.DescribeProducersRequest) *kmsg.Des
 					for _, producer := range live.Producers() {
 						a := kmsg.NewDescribeProducersResponseTopicPartitionActiveProducer()
 						a.ProducerID, a.ProducerEpoch = int64(producer.ID), int32(producer.Epoch)
-						a.LastSequence = producer.Batches[len(producer.Batches)-1].LastSequence
-						a.LastTimestamp, a.CoordinatorEpoch, a.CurrentTxnStartOffset = producer.TimestampMs, -1, -1
+						a.LastSequence, a.LastTimestamp = producer.LastSequence(), producer.TimestampMs
+						a.CoordinatorEpoch, a.CurrentTxnStartOffset = producer.CoordinatorEpoch, int64(producer.TxnFirst)
 						p.ActiveProducers = append(p.ActiveProducers, a)
 					}
 				}
