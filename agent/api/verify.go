@@ -31,7 +31,7 @@ func (b *Broker) verify(ctx context.Context, req *kmsg.ProduceRequest, in *inges
 			x.Result.Err = protocol.TransactionalIDAuthorizationFailed.Errorf("a transactional batch without a transactional id")
 			continue
 		}
-		ticket, needed := x.Partition.Verify(x.Header.ProducerID, x.Header.ProducerEpoch)
+		ticket, needed := x.Partition.Verify(&x.Header, req.Version >= produceVersion2)
 		if !needed {
 			continue
 		}
@@ -54,7 +54,7 @@ func (b *Broker) verify(ctx context.Context, req *kmsg.ProduceRequest, in *inges
 		for _, i := range of[at] {
 			x := &in.Batches[i]
 			if code := codes[x.Partition.Name][x.Partition.ID.Partition]; code != protocol.None {
-				x.Partition.Drop(x.Ticket)
+				x.Partition.Drop(&x.Header, x.Ticket)
 				x.Ticket = nil
 				x.Result.Err = refusedBy(code, req.Version)
 			}

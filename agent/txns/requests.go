@@ -218,7 +218,7 @@ func (c *Coordinator) DescribeTransactions(ctx context.Context, req *kmsg.Descri
 // describe lists the partitions of a transaction that is open, or not marked everywhere.
 func (c *Coordinator) describe(s txn.Snapshot) []kmsg.DescribeTransactionsResponseTransactionStateTopic {
 	var topics []kmsg.DescribeTransactionsResponseTransactionStateTopic
-	for _, p := range s.Set() {
+	for _, p := range s.Partitions {
 		name := OffsetsTopic
 		if p.Topic != (protocol.TopicID{}) {
 			t, ok := c.deps.View.TopicByID(p.Topic)
@@ -257,7 +257,7 @@ func (c *Coordinator) ListTransactions(ctx context.Context, req *kmsg.ListTransa
 		}
 	}
 	for _, name := range req.StateFilters {
-		if !txn.KnownState(name) {
+		if _, err := txn.ParseState(name); err != nil {
 			resp.UnknownStateFilters = append(resp.UnknownStateFilters, name)
 		}
 	}
@@ -279,7 +279,7 @@ func (c *Coordinator) ListTransactions(ctx context.Context, req *kmsg.ListTransa
 		case len(req.ProducerIDFilters) > 0 && !slices.Contains(req.ProducerIDFilters, int64(s.ProducerID)):
 		case req.Version >= 1 && req.DurationFilterMillis >= 0 && (s.StartedMs <= 0 || now-s.StartedMs <= req.DurationFilterMillis):
 		case pattern != nil && !pattern.MatchString(t.id):
-		case s.ProducerID == protocol.NoProducerID: // nothing of it is durable yet
+		case s.State == txn.Dead: // nothing of it is durable yet
 		default:
 			one := kmsg.NewListTransactionsResponseTransactionState()
 			one.TransactionalID, one.ProducerID, one.TransactionState = t.id, int64(s.ProducerID), state

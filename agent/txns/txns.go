@@ -25,6 +25,7 @@ package txns
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -193,17 +194,12 @@ func (c *Coordinator) load(s *shard) {
 	}
 	loaded := make([]*transaction, 0, len(items))
 	for _, item := range items {
-		id, err := coordinator.ParseKeyTxn(item.Key)
-		if err == nil {
-			var snapshot txn.Snapshot
-			if snapshot, err = coordinator.Decode[txn.Snapshot](item); err == nil {
-				loaded = append(loaded, c.newTransaction(s, id, txn.Load(c.machineConfig(), c.deps.Now(), snapshot)))
-			}
-		}
-		if err != nil { // the shard's other ids wait too: what is open of this one must end before anything else may be said
+		t, err := c.read(s, item)
+		if err != nil { // what is open of it must end before anything else may be said; so the shard's ids wait
 			c.deps.Log.Error("a transactional id cannot be read", "shard", s.id, "err", err)
 			return
 		}
+		loaded = append(loaded, t)
 	}
 	c.mu.Lock()
 	if c.shards[s.id] != s {
@@ -219,6 +215,23 @@ func (c *Coordinator) load(s *shard) {
 	for _, t := range loaded {
 		t.step(txn.Loaded{})
 	}
+}
+
+// read makes an id of its record.
+func (c *Coordinator) read(s *shard, item coordinator.Item) (*transaction, error) {
+	id, err := coordinator.ParseKeyTxn(item.Key)
+	if err != nil {
+		return nil, err
+	}
+	snapshot, err := coordinator.Decode[txn.Snapshot](item)
+	if err != nil {
+		return nil, err
+	}
+	m, err := txn.Load(c.machineConfig(), c.deps.Now(), snapshot)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", item.Key, err)
+	}
+	return c.newTransaction(s, id, m), nil
 }
 
 func (c *Coordinator) machineConfig() txn.Config {
