@@ -461,6 +461,9 @@ func (a *Agent) startGroups(run context.Context) {
 	cfg.InitialDelay = a.cfg.GroupDelay
 	a.groups = groups.New(cfg, groups.Deps{
 		KV: a.deps.KV, Ledger: a.ledger, Leads: a.partitions.Leads, Prove: a.prove, Topics: a.view, Now: a.deps.Now,
+		Verify: func(ctx context.Context, t groups.Transaction) error {
+			return a.verifier.VerifyGroup(ctx, t.ID, t.Producer, t.Epoch, t.Shard, t.Add)
+		},
 		NewID: func() string { return uuid.NewString() }, Log: a.log, Metrics: a.deps.Metrics,
 	})
 	topic := a.cfg.Topics

@@ -114,3 +114,9 @@ func all(m Member, code protocol.ErrorCode) map[string]map[int32]protocol.ErrorC
 	}
 	return codes
 }
+
+// VerifyGroup returns why offsets cannot be sent to the groups of a shard in a transaction: nil if they can, or a [*protocol.Error].
+func (v *Verifier) VerifyGroup(ctx context.Context, id string, producer protocol.ProducerID, epoch protocol.ProducerEpoch, shard coordinator.ShardID, add bool) error {
+	codes := v.Verify(ctx, Member{ID: id, Producer: producer, Epoch: epoch, Add: add, Parts: []Part{{Topic: OffsetsTopic, Partitions: []int32{int32(shard)}}}})
+	return codes[OffsetsTopic][int32(shard)].Err()
+}
