@@ -65,6 +65,8 @@ type Part struct {
 	Bytes     int          // in Records
 	Next      protocol.Offset
 	Diverging *wire.EpochEnd // where the client's log parts from this one
+	// Aborted are the aborted transactions that Records has batches of, for readers of committed transactions; nil if there are none.
+	Aborted []wire.AbortedTransaction
 
 	held []*cache.Span
 }
