@@ -48,8 +48,10 @@ const (
 	txnTimeout = 6 * time.Second
 	// One in abortOne transactions is aborted for no reason.
 	abortOne = 10
-	// What a client's life is at least, and what it is more at most.
+	// What a client's life is at least, and what it is more at most. That of a copier is copierLife times as long, as its partitions are
+	// nobody's from its end until its session's and the rebalance after that.
 	lifeMin, lifeMore = 4 * time.Second, 12 * time.Second
+	copierLife        = 4
 	// auditPace is the time from one cut through all accounts to the next.
 	auditPace = 2 * time.Second
 )
@@ -309,7 +311,7 @@ func (l *txnLoad) live(working, living context.Context, s *slot, all *sync.WaitG
 				l.count(fmt.Sprintf("%s ended: %v", s.kind, err))
 			}
 		})
-		life := time.NewTimer(lifeMin + upTo(rng, lifeMore))
+		life := time.NewTimer(s.life(rng))
 		select {
 		case <-working.Done():
 		case <-ended:
@@ -320,6 +322,15 @@ func (l *txnLoad) live(working, living context.Context, s *slot, all *sync.WaitG
 		}
 		life.Stop()
 	}
+}
+
+// life draws how long an incarnation lives.
+func (s *slot) life(rng *rand.Rand) time.Duration {
+	life := lifeMin + upTo(rng, lifeMore)
+	if s.kind == copier {
+		life *= copierLife
+	}
+	return life
 }
 
 // end ends an incarnation, or leaves that to its successor, and returns the transactional id of that.
