@@ -47,7 +47,9 @@ func (a *attempt) send(client *kgo.Client, log int, f fact, value []byte) {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		if err != nil {
-			a.err = errors.Join(a.err, err)
+			if a.err == nil {
+				a.err = err
+			}
 			return
 		}
 		a.operation.Sends[i].Offset = r.Offset
