@@ -156,7 +156,7 @@ func (l *Log) LastStable() protocol.Offset {
 // StableAtEnd returns what the last stable offset will be when everything up to the end is durable, and nothing follows: it goes with the newest batch into the
 // WAL and its segment, so that whoever restores the log or reads it from there knows where its open transactions begin.
 func (l *Log) StableAtEnd() protocol.Offset {
-	return max(l.start, l.producers.firstOpen(l.end))
+	return l.producers.firstOpen(l.end)
 }
 
 // End returns the offset that the next record will get.
