@@ -3,7 +3,6 @@ package agent_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strconv"
 	"testing"
 	"time"
@@ -70,6 +69,7 @@ func TestTransactions(t *testing.T) {
 			for isolation, n := range map[kgo.IsolationLevel]int{kgo.ReadCommitted(): want, kgo.ReadUncommitted(): all} {
 				s.reads(t, isolation, partitions, n, n == want)
 			}
+			s.drain(t, s.left()...)
 		})
 	}
 }
@@ -214,9 +214,10 @@ func TestConsumeTransformProduce(t *testing.T) {
 			}
 			for value, n := range seen {
 				if n != 1 {
-					t.Error(fmt.Sprintf("record %s is there %d times", value, n))
+					t.Errorf("record %s is there %d times", value, n)
 				}
 			}
+			s.drain(t, s.left()...)
 		})
 	}
 }
