@@ -51,16 +51,18 @@ const (
 
 // cluster is a few agents, an etcd and a bucket, each on a host of its own, and a load.
 type cluster struct {
-	t       *testing.T // of the fault that is going on
-	folder  string
-	net     *network.Network
-	nodes   []*node
-	etcd    *outside
-	store   *outside
-	seeds   []string // addresses of agents for clients
-	load    traffic
-	rng     *rand.Rand
-	deleted time.Time // when an agent last lost its folder
+	t      *testing.T // of the fault that is going on
+	folder string
+	net    *network.Network
+	nodes  []*node
+	etcd   *outside
+	store  *outside
+	seeds  []string // addresses of agents for clients
+	load   traffic
+	// transactions says that the load needs agents to reach each other.
+	transactions bool
+	rng          *rand.Rand
+	deleted      time.Time // when an agent last lost its folder
 }
 
 // traffic is a load as the faults see it.

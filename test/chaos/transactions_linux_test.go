@@ -4,7 +4,7 @@ import "testing"
 
 // briefTransactions are the faults that TestTransactions makes without -rounds.
 var briefTransactions = []string{
-	"kill -9 and start", "pause for longer than a lease", "kill -9 and stay away", "cut from all other agents", "cut from etcd, inwards", "etcd away",
+	"kill -9 and start", "pause for longer than a lease", "cut from all other agents", "cut from etcd, inwards", "etcd away",
 	"the bucket away", "a rolling restart", "an agent whose folder is deleted",
 }
 
@@ -16,7 +16,7 @@ func TestTransactions(t *testing.T) {
 	t.Logf("-seed %d -rounds %d -outage %v", seed, *roundsFlag, *outageFlag)
 	c := newCluster(t, seed)
 	load := newTxnLoad(c.seeds, seed)
-	c.load = load
+	c.load, c.transactions = load, true
 	createTopics(t, load.target)
 	clients := load.start(t.Context())
 	if err := c.healthy(t.Context()); err != nil {

@@ -79,7 +79,7 @@ func (a *attempt) done(committed bool) check.Outcome {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if committed {
-		a.operation.Outcome = check.Acked
+		a.operation.Outcome, a.operation.Confirmed = check.Acked, a.in.load.now()
 	}
 	o := a.operation
 	o.Sends = slices.Clone(o.Sends) // an answer may still come
@@ -237,7 +237,7 @@ func (in *incarnation) copy() error {
 	const pollMax, pollWait = 40, 200 * time.Millisecond
 	m := new(moves)
 	opts := in.options(
-		kgo.ConsumerGroup("copiers"), kgo.ConsumeTopics(in.load.topics[0]), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.ConsumerGroup(copyGroup), kgo.ConsumeTopics(in.load.topics[0]), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.FetchMaxWait(pollWait),
 		kgo.SessionTimeout(6*time.Second), kgo.HeartbeatInterval(time.Second), kgo.RebalanceTimeout(10*time.Second),
 		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, assigned map[string][]int32) { m.given(in.load, assigned) }),
@@ -434,5 +434,43 @@ func (l *txnLoad) audit(ctx context.Context) error {
 			l.mu.Unlock()
 		}
 		next.Reset(auditPace)
+	}
+}
+
+// observe asks for the offsets of the copiers until ctx ends.
+func (l *txnLoad) observe(ctx context.Context, stable bool) error {
+	const within = 2 * time.Second
+	client, err := l.client()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	tick := time.NewTicker(observePace)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		asking, cancel := context.WithTimeout(ctx, within)
+		if stable {
+			asking = kadm.RequireStable(asking)
+		}
+		began := l.now()
+		answers, err := kadm.NewClient(client).FetchOffsets(asking, copyGroup)
+		cancel()
+		if err != nil {
+			continue
+		}
+		told := check.Told{Group: 1, Began: began, Ended: l.now(), Stable: stable}
+		l.mu.Lock()
+		answers.Each(func(o kadm.OffsetResponse) {
+			if o.Err == nil { // not of one that is not stable
+				told.Log, told.Offset = int32(l.find(o.Topic, o.Partition)), o.At
+				l.told = append(l.told, told)
+			}
+		})
+		l.mu.Unlock()
 	}
 }

@@ -198,7 +198,8 @@ func (l *txnLoad) judge(ctx context.Context, t *testing.T) {
 	for _, log := range final {
 		records += len(log)
 	}
-	t.Logf("%d operations, %d committed records, %d cuts through the accounts", len(l.operations), records, len(l.cuts))
+	t.Logf("%d operations, %d committed records, %d cuts through the accounts, %d offsets told",
+		len(l.operations), records, len(l.cuts), len(l.told))
 	for _, what := range slices.Sorted(maps.Keys(l.outcomes)) {
 		t.Logf("%6d %s", l.outcomes[what], what)
 	}
@@ -206,7 +207,8 @@ func (l *txnLoad) judge(ctx context.Context, t *testing.T) {
 
 // findings judges the history.
 func (l *txnLoad) findings(final [][]check.Record) []check.Finding {
-	found := check.Transactions(check.TxnHistory{Operations: l.operations, Final: final})
+	history := check.TxnHistory{Operations: l.operations, Final: final}
+	found := append(check.Transactions(history), check.Offsets(history, l.told)...)
 	for p := range partitions {
 		var copies []check.Copy
 		for _, r := range final[outputLogs+p] {

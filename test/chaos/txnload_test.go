@@ -36,6 +36,7 @@ const (
 // Clients of a transactional load.
 const (
 	copiers   = 3
+	copyGroup = "copiers"
 	movers    = 3
 	spreaders = 2
 	// inputWriter is the writer in the IDs of the input's records. Those of all others have the number of their slot.
@@ -50,10 +51,10 @@ const (
 	abortOne = 10
 	// What a client's life is at least, and what it is more at most. That of a copier is copierLife times as long, as its partitions are
 	// nobody's from its end until its session's and the rebalance after that.
-	lifeMin, lifeMore = 4 * time.Second, 12 * time.Second
-	copierLife        = 4
-	// auditPace is the time from one cut through all accounts to the next.
-	auditPace = 2 * time.Second
+	lifeLeast, lifeMore = 4 * time.Second, 12 * time.Second
+	copierLife          = 4
+	// auditPace is the time from one cut through all accounts to the next, observePace from one look at offsets to the next.
+	auditPace, observePace = 2 * time.Second, 200 * time.Millisecond
 )
 
 // txnLoad is transactional clients at work. They write down what they do as a history for package check.
@@ -62,7 +63,8 @@ const (
 //     one of the output, in transactions with the offsets of what they read.
 //   - Movers move amounts between accounts. Each account is a partition; a transaction has one record in each of two.
 //   - Spreaders write a few records to some partitions in a transaction.
-//   - Two readers follow everything, one at read_committed and one at read_uncommitted.
+//   - Two readers follow everything, one at read_committed and one at read_uncommitted, and two observers ask for the offsets of the
+//     copiers, one of them for stable ones.
 //
 // One in ten transactions is aborted on purpose. From time to time a client comes to its end. It is killed, so that neither its group nor
 // its coordinator hears of it, and another takes its place; or the other is there first and fences it, of which the first learns only when it goes on;
@@ -83,6 +85,7 @@ type txnLoad struct {
 	mu         sync.Mutex
 	operations []check.Operation
 	facts      map[check.ID]fact // of each record of a copier or mover
+	told       []check.Told      // of the copiers' offsets
 	cuts       [][]int64
 	acked      [partitions]int64  // highest sequence acknowledged, by partition of the input
 	copied     [partitions]int64  // highest sequence whose copy was read at read_committed
@@ -174,6 +177,8 @@ func (l *txnLoad) start(ctx context.Context) *txnRunning {
 	r.rest.Go(func() error { return l.follow(reading, kgo.ReadCommitted()) })
 	r.rest.Go(func() error { return l.follow(reading, kgo.ReadUncommitted()) })
 	r.rest.Go(func() error { return l.audit(reading) })
+	r.rest.Go(func() error { return l.observe(reading, false) })
+	r.rest.Go(func() error { return l.observe(reading, true) })
 	return r
 }
 
@@ -326,7 +331,7 @@ func (l *txnLoad) live(working, living context.Context, s *slot, all *sync.WaitG
 
 // life draws how long an incarnation lives.
 func (s *slot) life(rng *rand.Rand) time.Duration {
-	life := lifeMin + upTo(rng, lifeMore)
+	life := lifeLeast + upTo(rng, lifeMore)
 	if s.kind == copier {
 		life *= copierLife
 	}

@@ -51,6 +51,9 @@
 //     Kafka promises nothing about the order of writes of several transactions; circles that have such an edge are no findings;
 //   - a group whose offsets go with its transactions committed a record's processing twice: [Repeated].
 //
+// [Offsets] checks what anybody was told of the offsets that a group committed with its transactions: they count from the
+// decision on, and not before.
+//
 // [Copies] compares what a group of copiers made of a log with that log, exactly once and in order, and [Sums] does the sums over
 // accounts whose money transactions move.
 package check
@@ -137,6 +140,8 @@ const (
 	Circle       Kind = "write-read circle"    // read by a transaction whose records its own transaction read, maybe by way of others
 	Repeated     Kind = "processed twice"      // by committed transactions of one group
 	Unprocessed  Kind = "unprocessed"          // in the input, and not in the output
+	EarlyOffset  Kind = "early offset"         // told for a group, by whose committed transactions it is not, or not yet
+	OldOffset    Kind = "old offset"           // told for a group after a later one was committed
 	Unbalanced   Kind = "unbalanced"           // what transactions moved does not add up to nothing
 )
 

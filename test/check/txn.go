@@ -28,6 +28,8 @@ type Operation struct {
 	// Asked is when the commit was first asked for, or a send outside of a transaction was begun, by a clock that the whole
 	// history shares. Zero if nobody knows.
 	Asked time.Duration
+	// Confirmed is when the commit was acknowledged, by the same clock. Offsets alone needs it, where Group is given.
+	Confirmed time.Duration
 	// Uncommitted says that the polls are at read_uncommitted. They serve to find out what is at an offset, and for nothing else
 	// but Skipped and Backward.
 	Uncommitted bool

@@ -346,3 +346,36 @@ func TestSums(t *testing.T) {
 		})
 	}
 }
+
+// TestOffsets tells offsets too early and too late.
+func TestOffsets(t *testing.T) {
+	h := soundTransactions()
+	h.Operations[opCopied].Confirmed = 35
+	h.Operations = append(h.Operations,
+		Operation{Process: 7, Group: 1, Outcome: Failed, Polls: polled(30, got(0, 4, 3, 0))},
+		Operation{Process: 7, Group: 1, Outcome: Acked, Asked: 60, Confirmed: 65, Polls: polled(50, got(0, 4, 3, 0))},
+	)
+	for name, c := range map[string]struct {
+		told Told
+		want []string
+	}{
+		"before all":                       {Told{Began: 10, Ended: 20}, nil},
+		"while the first is decided":       {Told{Offset: 1, Began: 10, Ended: 31}, nil},
+		"the first":                        {Told{Offset: 1, Began: 36, Ended: 40, Stable: true}, nil},
+		"the second":                       {Told{Offset: 5, Began: 66, Ended: 70, Stable: true}, nil},
+		"the first before its commit":      {Told{Offset: 1, Began: 10, Ended: 29}, []string{"early offset 0/0 at 0/1"}},
+		"the second before its commit":     {Told{Offset: 5, Began: 40, Ended: 59}, []string{"early offset 0/0 at 0/5"}},
+		"what nobody committed":            {Told{Offset: 3, Began: 40, Ended: 99}, []string{"early offset 0/0 at 0/3"}},
+		"of another group":                 {Told{Offset: 1, Group: 1, Began: 36, Ended: 40}, []string{"early offset 0/0 at 0/1"}},
+		"none after the first":             {Told{Began: 36, Ended: 40, Stable: true}, []string{"old offset 0/0 at 0/0"}},
+		"the first after the second":       {Told{Offset: 1, Began: 66, Ended: 70, Stable: true}, []string{"old offset 0/0 at 0/1"}},
+		"the first after it, but unstable": {Told{Offset: 1, Began: 66, Ended: 70}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c.told.Group++ // the group is the first
+			if found := brief(Offsets(h, []Told{c.told})); !slices.Equal(found, c.want) {
+				t.Errorf("found %q, want %q", found, c.want)
+			}
+		})
+	}
+}
