@@ -42,7 +42,7 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 	t.Helper()
 	switch d.Cmd {
 	case "new":
-		s.cfg = Config{TimeoutMax: 15 * time.Minute, Expiration: time.Hour, PartitionsMax: 3, ParkedMax: 3}
+		s.cfg = Config{TimeoutMax: 15 * time.Minute, Expiration: time.Hour, PartitionsMax: 4, ParkedMax: 3}
 		s.m, s.stored, s.writing, s.request, s.producer = New(s.cfg, s.now), nil, nil, 0, 101
 		if !d.HasArg("epoch") {
 			return s.m.String() + "\n"

@@ -28,10 +28,37 @@ import (
 //   - what producers get grows, is durable before, and is never the epoch that fences; nobody gets what another has;
 //   - the snapshot that is durable can be loaded;
 //   - every request is answered, once; Deadline does not ask for the same Tick again.
+//
+// Deliberate breakages of the machine, and what catches each (tried by hand; "scripts" are nearly all of them):
+//
+//	send markers, answer an Add or an End before it is durable        walk, scripts
+//	go on before the markers are written                              walk, scripts
+//	do not ask for markers after a crash                              walk, takeover
+//	take the outcome of another write                                 walk
+//	ignore that a write failed                                        walk, limits, timeout
+//	take a Marked of an earlier transaction                           walk, lifecycle
+//	fence, initialize or end without raising the epoch                walk, scripts
+//	do not compare the epoch                                          walk, TestEnd, scripts
+//	let an Add through while the decision is on its way               walk, verify
+//	answer an Add of a fenced producer from the set                   walk
+//	let partitions that join a write replace those of the first       walk
+//	keep the partitions, or the beginning, of the last transaction    walk, scripts
+//	let the former epoch end a transaction                            walk, TestEnd, version2
+//	take any outcome for a retry of EndTxn                            walk, TestEnd, scripts
+//	do not abort at InitProducerId, or answer it before               walk, init_over_transaction
+//	abort for an InitProducerId that is fenced                        walk, init_over_transaction
+//	forget, or keep for another producer, the former epoch            walk, init
+//	hand out, or accept, the epoch that fences                        walk, last_epoch_timeout
+//	do not change the producer id after the last epoch                walk, last_epoch
+//	no timeout, or too early; try a failed abort again at once        walk, timeout
+//	never write the completion, or call the machine idle before       walk, lifecycle
+//	expire an id in use, or with an open transaction                  walk, expire
+//	forget who waits when a write fails, or answer a cancelled one    walk, limits
+//	no bound for partitions, or for who waits                         walk, limits
 func TestWalk(t *testing.T) {
-	for seed := range uint64(400) {
+	for seed := range uint64(200) {
 		first := newWalk(t, seed).run(300)
-		if seed%100 == 0 {
+		if seed%50 == 0 {
 			if second := newWalk(t, seed).run(300); first != second {
 				t.Fatalf("seed %d: two runs differ", seed)
 			}
@@ -45,7 +72,9 @@ type identity struct {
 	epoch protocol.ProducerEpoch
 }
 
-func (i identity) compare(o identity) int { return cmp.Or(cmp.Compare(i.id, o.id), cmp.Compare(i.epoch, o.epoch)) }
+func (i identity) compare(o identity) int {
+	return cmp.Or(cmp.Compare(i.id, o.id), cmp.Compare(i.epoch, o.epoch))
+}
 
 // result is what a producer goes on with after a decision.
 func result(s Snapshot) identity {
@@ -92,6 +121,7 @@ type walk struct {
 	outcome *outcome
 	known   Set      // partitions that were answered None, of the open transaction
 	newest  identity // that was handed out, or that is durable
+	handed  map[identity]bool
 	trace   strings.Builder
 }
 
@@ -100,7 +130,7 @@ func newWalk(t *testing.T, seed uint64) *walk {
 	w := &walk{
 		t: t, seed: seed, rnd: rand.New(rand.NewPCG(seed, 1)), now: time.UnixMilli(1_000_000),
 		cfg:  Config{TimeoutMax: time.Minute, Expiration: 20 * time.Second, PartitionsMax: 6, ParkedMax: 4},
-		open: map[RequestID]question{}, fresh: 10, newest: identity{-1, -1},
+		open: map[RequestID]question{}, handed: map[identity]bool{}, fresh: 10, newest: identity{-1, -1},
 	}
 	w.m = New(w.cfg, w.now)
 	if seed%3 > 0 { // near the last epoch
@@ -179,7 +209,7 @@ func (w *walk) act() {
 		case 0, 1, 2:
 			w.takeover()
 		case 3:
-			w.now = w.now.Add(20 * time.Second)
+			w.now = w.now.Add(time.Duration(w.rnd.IntN(25)) * time.Second)
 			w.step(Expire{})
 		case 4:
 			w.step(Persisted{Write: w.m.writes + 7, Code: protocol.NotCoordinator})
@@ -209,8 +239,11 @@ func (w *walk) init(c *client) {
 			return
 		}
 		got := identity{r.ProducerID, r.Epoch}
+		before := w.handed[got]
 		w.handOut(got)
 		switch {
+		case e.ProducerID < 0 && before:
+			w.fail("a new producer gets %v, which another has", got)
 		case w.stored.State != Empty || got != (identity{w.stored.ProducerID, w.stored.Epoch}):
 			w.fail("got %v, stored is %+v", got, w.stored)
 		case e.ProducerID < 0 && w.stored.LastProducerID >= 0:
@@ -227,13 +260,16 @@ func (w *walk) handOut(got identity) {
 	if got.compare(w.newest) < 0 || got.epoch > epochMax || got.epoch < 0 {
 		w.fail("handed out %v after %v", got, w.newest)
 	}
-	w.newest = got
+	w.newest, w.handed[got] = got, true
 }
 
 func (w *walk) add(c *client) {
 	e := Add{Request: w.request + 1, ProducerID: c.id, Epoch: c.epoch, VerifyOnly: w.rnd.IntN(4) == 0}
 	for range 1 + w.rnd.IntN(2) {
 		e.Partitions = e.Partitions.Union(Set{{Topic: protocol.TopicID{byte(w.rnd.IntN(2))}, Partition: int32(w.rnd.IntN(4))}})
+	}
+	if w.rnd.IntN(20) == 0 {
+		e.Epoch++ // nobody's
 	}
 	w.ask(e, func(r Result) {
 		found := slices.DeleteFunc(slices.Clone(e.Partitions), func(p Partition) bool { return slices.Contains(r.Missing, p) })
@@ -246,6 +282,8 @@ func (w *walk) add(c *client) {
 			w.fail("%+v is answered None, stored is %+v", e, w.stored)
 		case is != identity{w.stored.ProducerID, w.stored.Epoch} || is.compare(w.newest) < 0:
 			w.fail("%+v is answered None, but %v is the newest", e, w.newest)
+		case w.deciding():
+			w.fail("%+v is answered None while %+v is on its way", e, w.writing)
 		case !e.VerifyOnly && r.Missing != nil:
 			w.fail("%+v is answered None without %v", e, r.Missing)
 		}
@@ -286,6 +324,9 @@ func (w *walk) persisted(fails bool) {
 	}
 	number := w.apply(!fails)
 	w.step(Persisted{Write: number, Code: code})
+	if at, ok := w.m.Deadline(); fails && ok && !at.After(w.now) {
+		w.fail("tries again at once: %s", w.m)
+	}
 }
 
 // apply takes the write that is under way from there to where it is durable.
@@ -328,6 +369,12 @@ func (w *walk) apply(durable bool) (number uint64) {
 
 func (w *walk) decided() bool {
 	return w.stored != nil && (w.stored.State == PrepareCommit || w.stored.State == PrepareAbort)
+}
+
+// deciding tells whether a decision is being written.
+func (w *walk) deciding() bool {
+	p, ok := w.writing.(Persist)
+	return ok && p.Snapshot.State != Ongoing
 }
 
 func (w *walk) markersWritten(mark Mark) {
@@ -377,17 +424,22 @@ func (w *walk) ask(e Event, answered func(Result)) {
 
 func (w *walk) step(e Event) {
 	fmt.Fprintf(&w.trace, "%T%+v\n", e, e)
-	var replies []Reply
 	for _, effect := range w.m.Step(w.now, e) {
 		fmt.Fprintf(&w.trace, "  %T%+v\n", effect, effect)
 		switch effect := effect.(type) {
 		case Reply:
-			replies = append(replies, effect)
+			q, ok := w.open[effect.Request]
+			if !ok {
+				w.fail("request %d answered twice, or never asked", effect.Request)
+			}
+			delete(w.open, effect.Request)
+			q.answered(effect.Result)
 		case Persist:
 			w.checkPersist(effect.Snapshot)
 			w.writing = effect
 		case Delete:
-			if w.stored == nil || w.writing != nil || w.stored.State == Ongoing || w.decided() && !w.marked {
+			young := w.stored != nil && w.now.UnixMilli()-w.stored.UpdatedMs < w.cfg.Expiration.Milliseconds()
+			if w.stored == nil || w.writing != nil || w.stored.State == Ongoing || w.decided() && !w.marked || young {
 				w.fail("expired: %+v", w.stored)
 			}
 			w.writing = effect
@@ -396,14 +448,6 @@ func (w *walk) step(e Event) {
 			w.marks = append(w.marks, effect)
 		case Note:
 		}
-	}
-	for _, r := range replies {
-		q, ok := w.open[r.Request]
-		if !ok {
-			w.fail("request %d answered twice, or never asked", r.Request)
-		}
-		delete(w.open, r.Request)
-		q.answered(r.Result)
 	}
 }
 
@@ -419,6 +463,10 @@ func (w *walk) checkPersist(s Snapshot) {
 		w.fail("writes %+v while another write is under way", s)
 	case w.decided() && !w.marked:
 		w.fail("writes %+v before the markers of %+v", s, before)
+	case before.State == Ongoing && s.State != Ongoing && s.State != PrepareCommit && s.State != PrepareAbort:
+		w.fail("forgets %+v for %+v", before, s)
+	case s.State == Ongoing && before.State != Ongoing && s.StartedMs != w.now.UnixMilli():
+		w.fail("begins at %s: %+v", w.now, s)
 	case is.compare(was) < 0:
 		w.fail("writes %+v over %v", s, was)
 	case s.Epoch > epochMax && (s.State == Ongoing || s.State == Empty):
@@ -479,6 +527,8 @@ func (w *walk) check() {
 		w.fail("requests wait for nothing: %s", w.m)
 	case (w.m.writing != nil) != (w.writing != nil):
 		w.fail("under way is %+v: %s", w.writing, w.m)
+	case w.m.Idle() && w.m.State() == Ongoing:
+		w.fail("idle, with a transaction that may time out: %s", w.m)
 	case w.m.Idle() && (w.stored == nil) != (w.m.State() == Dead):
 		w.fail("idle, stored is %+v: %s", w.stored, w.m)
 	case w.m.Idle() && w.stored != nil && fmt.Sprint(w.m.Snapshot()) != fmt.Sprint(*w.stored):
