@@ -41,6 +41,11 @@ func (s *transactions) verify(ctx context.Context, t Transaction) error {
 			return err
 		}
 	}
+	return s.judge(t)
+}
+
+// judge answers a question.
+func (s *transactions) judge(t Transaction) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.producers[t.Producer]
