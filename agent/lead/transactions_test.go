@@ -78,6 +78,7 @@ type model struct {
 	start       protocol.Offset
 	log         []logged
 	producers   []*producer
+	old         bool // all segments are too old to tell of producers
 
 	mu      sync.Mutex
 	durable []ingest.Entry // and not committed
@@ -217,15 +218,19 @@ func (m *model) commit(all bool) {
 		return
 	}
 	var builder segment.Builder
-	key := segment.Key{Shard: shard, Topic: id.Topic}
 	for _, e := range entries {
+		key := segment.Key{Shard: shard, Topic: e.Partition.ID.Topic, Partition: e.Partition.ID.Partition}
 		if err := cmp.Or(builder.Add(key, "t", e.Ref.Payload), builder.SetLastStable(key, e.LastStable)); err != nil {
 			m.t.Fatal(err)
 		}
 	}
 	m.commits++
+	createdMs := nowMs * int64(m.r.IntN(2))
+	if m.old {
+		createdMs = 0
+	}
 	parts, footer, err := builder.Finish(segment.Header{
-		ID: segment.ID{Log: 1, Fence: 1, Commit: m.commits}, FirstEntry: 1, LastEntry: 2, CreatedMs: nowMs * int64(m.r.IntN(2)),
+		ID: segment.ID{Log: 1, Fence: 1, Commit: m.commits}, FirstEntry: 1, LastEntry: 2, CreatedMs: createdMs,
 	})
 	if err != nil {
 		m.t.Fatal(err)
@@ -240,14 +245,18 @@ func (m *model) commit(all bool) {
 	}
 }
 
-// restore rebuilds the partition from its segments, with those that are young enough or with all.
-func (m *model) restore(idle time.Duration) *ingest.Partition {
+// restored rebuilds the logs from their segments; those that are older than idle tell nothing of producers.
+func (m *model) restored(idle time.Duration) map[partition.ID]*partition.Log {
 	r := lead.Restorer{Index: m.index, Footers: m.footers, Now: func() time.Time { return time.UnixMilli(nowMs) }, ProducerIdle: idle}
 	logs, err := r.Run(m.t.Context(), map[coordinator.ShardID]protocol.LeaderEpoch{shard: m.epoch}, func(partition.ID) protocol.Offset { return m.start })
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	return ingest.NewPartition(id, "t", shard, logs[id])
+	return logs
+}
+
+func (m *model) restore(idle time.Duration) *ingest.Partition {
+	return ingest.NewPartition(id, "t", shard, m.restored(idle)[id])
 }
 
 // fail moves the partition to another leader, which must know what the one before it knew.

@@ -226,8 +226,13 @@ func TestTicketsAreBounded(t *testing.T) {
 	for id := range protocol.ProducerID(ticketsMax) {
 		s.Verify(id+1, 0, 0, false)
 	}
-	if len(s.tickets) > ticketsMax {
-		t.Errorf("%d tickets are remembered, want at most %d", len(s.tickets), ticketsMax)
+	used := len(s.tickets)
+	s.Append(0, Batch{ProducerID: ticketsMax, Records: 1, Transactional: true}, 0)
+	if len(s.tickets) != used-1 {
+		t.Error("a ticket is kept when its transaction has begun")
+	}
+	if used > ticketsMax {
+		t.Errorf("%d tickets are remembered, want at most %d", used, ticketsMax)
 	}
 	_, err := s.Check(Batch{ProducerID: 0, Records: 1, Transactional: true, Ticket: first})
 	if protocol.CodeOf(err) != protocol.NotEnoughReplicas {
