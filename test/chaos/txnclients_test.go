@@ -111,6 +111,7 @@ func (in *incarnation) options(opts ...kgo.Opt) []kgo.Opt {
 
 // initialise gets the client its producer id, which ends what clients of the same transactional id have open.
 func (in *incarnation) initialise(client *kgo.Client) error {
+	in.does("initialise")
 	if _, _, err := client.ProducerID(in.alive); err != nil {
 		return fmt.Errorf("initialise: %w", err)
 	}
@@ -125,6 +126,7 @@ func (in *incarnation) transact(send func(*attempt, *kgo.Client), before func() 
 		return err
 	}
 	defer client.Close()
+	defer in.does("close")
 	if err := in.initialise(client); err != nil {
 		return err
 	}
@@ -143,9 +145,11 @@ func (in *incarnation) transact(send func(*attempt, *kgo.Client), before func() 
 
 // transaction makes one transaction. The client is of no use after an error.
 func (in *incarnation) transaction(a *attempt, client *kgo.Client, send func(*attempt, *kgo.Client)) (committed bool, err error) {
+	in.does("begin")
 	if err := client.BeginTransaction(); err != nil {
 		return false, fmt.Errorf("begin: %w", err)
 	}
+	in.does("send")
 	send(a, client)
 	commit := in.commits()
 	if !commit && in.rng.IntN(2) == 0 { // before anything is known of what was sent
@@ -160,6 +164,7 @@ func (in *incarnation) transaction(a *attempt, client *kgo.Client, send func(*at
 	if commit {
 		a.ask()
 	}
+	in.does("end")
 	if err := client.EndTransaction(in.alive, kgo.TransactionEndTry(commit)); err != nil {
 		return false, fmt.Errorf("end: %w", err)
 	}
@@ -250,10 +255,12 @@ func (in *incarnation) copy() error {
 		return err
 	}
 	defer session.CloseAllowingRebalance()
+	defer in.does("close")
 	if err := in.initialise(session.Client()); err != nil {
 		return err
 	}
 	for in.working.Err() == nil {
+		in.does("poll")
 		ctx, cancel := context.WithTimeout(in.alive, pollWait)
 		fetches := session.PollRecords(ctx, pollMax)
 		cancel()
@@ -281,9 +288,11 @@ func (in *incarnation) copyThese(session *kgo.GroupTransactSession, fetches *kgo
 			m.all()
 		}
 	}()
+	in.does("begin")
 	if err := session.Begin(); err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
+	in.does("send")
 	fetches.EachRecord(func(r *kgo.Record) {
 		a.send(session.Client(), outputLogs+int(r.Partition), fact{source: idOf(r.Key)}, append(slices.Clone(r.Key), r.Value...))
 	})
@@ -295,6 +304,7 @@ func (in *incarnation) copyThese(session *kgo.GroupTransactSession, fetches *kgo
 	if commit {
 		a.ask()
 	}
+	in.does("end")
 	if committed, err = session.End(in.alive, kgo.TransactionEndTry(commit)); err != nil {
 		return fmt.Errorf("end: %w", err)
 	}

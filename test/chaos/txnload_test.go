@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"hash/maphash"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -95,6 +97,7 @@ type txnLoad struct {
 	outcomes   map[string]int     // how transactions and clients ended, for the log
 	errors     []error
 	marks      []mark
+	doing      map[*incarnation]string // what each client does just now
 }
 
 // fact is what a record is about.
@@ -115,6 +118,7 @@ func newTxnLoad(seeds []string, seed uint64) *txnLoad {
 		target: target{seeds, []string{"txn-input", "txn-output", "txn-money", "txn-mixed"}},
 		began:  time.Now(), hash: maphash.MakeSeed(), seed: seed,
 		facts: make(map[check.ID]fact), read: make(map[int32]int64), outcomes: make(map[string]int),
+		doing: make(map[*incarnation]string),
 	}
 	l.mark("the start")
 	add := func(count int, name string, run func(*incarnation) error) {
@@ -150,6 +154,18 @@ func (l *txnLoad) note(o check.Operation) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.operations = append(l.operations, o)
+}
+
+// atWork tells which clients have not ended, and what they do.
+func (l *txnLoad) atWork() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var clients []string
+	for in, what := range l.doing {
+		clients = append(clients, fmt.Sprintf("%s, its client %d: %s", in.id, in.number, what))
+	}
+	slices.Sort(clients)
+	return strings.Join(clients, "; ")
 }
 
 // txnRunning is a transactional load at work.
@@ -199,7 +215,7 @@ func (r *txnRunning) finish(ctx context.Context) error {
 	select {
 	case <-ended:
 	case <-time.After(progressWithin):
-		return fmt.Errorf("transactional clients do not end within %v", progressWithin)
+		return fmt.Errorf("transactional clients do not end within %v: %s", progressWithin, r.load.atWork())
 	}
 	if err := r.load.closed(ctx); err != nil {
 		return err
@@ -298,6 +314,15 @@ type incarnation struct {
 	working context.Context // ends when it is to end in good order
 }
 
+// does says what the client does from now on; "" that it has ended.
+func (in *incarnation) does(what string) {
+	in.load.mu.Lock()
+	defer in.load.mu.Unlock()
+	if in.load.doing[in] = what; what == "" {
+		delete(in.load.doing, in)
+	}
+}
+
 // live runs one incarnation of a slot after the other until working ends. Those that are left behind are waited for by all.
 func (l *txnLoad) live(working, living context.Context, s *slot, all *sync.WaitGroup) {
 	rng := rand.New(rand.NewPCG(l.seed, uint64(s.number)))
@@ -312,6 +337,7 @@ func (l *txnLoad) live(working, living context.Context, s *slot, all *sync.WaitG
 		all.Go(func() {
 			defer close(ended)
 			defer kill()
+			defer in.does("")
 			if err := s.run(in); err != nil && alive.Err() == nil {
 				l.count(fmt.Sprintf("%s ended: %v", s.kind, err))
 			}

@@ -257,7 +257,7 @@ func TestCircleSaysWho(t *testing.T) {
 
 // TestTransactionsLarge checks a chain of transactions, each of which reads of the one before, and closes it.
 func TestTransactionsLarge(t *testing.T) {
-	const n = 100_000
+	const n = 30_000
 	h := TxnHistory{Final: make([][]Record, 1)}
 	for i := range int64(n) {
 		o := Operation{Process: 1, Outcome: Acked, Asked: time.Duration(i), Sends: []TxnSend{put(0, 1, i, 2*i)}}
