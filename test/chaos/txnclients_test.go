@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve-io/varve/test/check"
 )
@@ -299,16 +301,50 @@ func (in *incarnation) copyThese(session *kgo.GroupTransactSession, fetches *kgo
 	if err := a.flush(session.Client()); err != nil {
 		return err
 	}
-	in.rest(upTo(in.rng, thinkMax))
 	commit := in.commits()
-	if commit {
+	switch {
+	case commit:
 		a.ask()
+	case in.rng.IntN(2) == 0:
+		in.sendOffsets(session.Client(), fetches)
 	}
+	in.rest(upTo(in.rng, thinkMax))
 	in.does("end")
 	if committed, err = session.End(in.alive, kgo.TransactionEndTry(commit)); err != nil {
 		return fmt.Errorf("end: %w", err)
 	}
 	return nil
+}
+
+// sendOffsets sends the offsets of what was polled to a transaction that will be aborted, which a session does not. That it
+// may be refused is all right.
+func (in *incarnation) sendOffsets(client *kgo.Client, fetches *kgo.Fetches) {
+	id, epoch, err := client.ProducerID(in.alive)
+	if err != nil {
+		return
+	}
+	request := kmsg.NewPtrTxnOffsetCommitRequest()
+	request.TransactionalID, request.Group, request.ProducerID, request.ProducerEpoch = in.id, copyGroup, id, epoch
+	request.MemberID, request.Generation = client.GroupMetadata()
+	topic := kmsg.NewTxnOffsetCommitRequestTopic()
+	topic.Topic = in.load.topics[0]
+	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
+		if n := len(p.Records); n > 0 {
+			partition := kmsg.NewTxnOffsetCommitRequestTopicPartition()
+			partition.Partition, partition.Offset = p.Partition, p.Records[n-1].Offset+1
+			topic.Partitions = append(topic.Partitions, partition)
+		}
+	})
+	request.Topics = append(request.Topics, topic)
+	what := "sent to be aborted"
+	response, err := request.RequestWith(in.alive, client)
+	if err == nil {
+		err = kerr.ErrorForCode(response.Topics[0].Partitions[0].ErrorCode)
+	}
+	if err != nil {
+		what = "that were to be aborted refused: " + err.Error()
+	}
+	in.load.count("offsets " + what)
 }
 
 // lost notes data loss, as load.lost does.
