@@ -100,6 +100,17 @@ func (in *incarnation) rest(d time.Duration) {
 	}
 }
 
+// think waits before the transaction is ended: for a moment, or, once another client is about to fence this one, for as long as that takes to get going.
+func (in *incarnation) think() {
+	in.does("think")
+	if in.superseded.Load() {
+		in.paused.Do(func() { close(in.pausing) })
+		in.rest(upTo(in.rng, fencedMost))
+		return
+	}
+	in.rest(upTo(in.rng, thinkMax))
+}
+
 // commits tells whether the next transaction is to commit.
 func (in *incarnation) commits() bool { return in.rng.IntN(abortOne) > 0 }
 
@@ -162,7 +173,7 @@ func (in *incarnation) transaction(a *attempt, client *kgo.Client, send func(*at
 	if err != nil {
 		return false, err
 	}
-	in.rest(upTo(in.rng, thinkMax))
+	in.think()
 	if commit {
 		a.ask()
 	}
@@ -243,20 +254,17 @@ func (m *moves) take() []int32 {
 func (in *incarnation) copy() error {
 	const pollMax, pollWait = 40, 200 * time.Millisecond
 	m := new(moves)
-	opts := in.options(
+	// Not BlockRebalanceOnPoll: if the group is lost meanwhile, the session's End waits for a heartbeat, and who would make it for the end of the poll.
+	session, err := kgo.NewGroupTransactSession(in.options(
 		kgo.ConsumerGroup(copyGroup), kgo.ConsumeTopics(in.load.topics[0]), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.FetchMaxWait(pollWait),
 		kgo.SessionTimeout(6*time.Second), kgo.HeartbeatInterval(time.Second), kgo.RebalanceTimeout(10*time.Second),
 		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, assigned map[string][]int32) { m.given(in.load, assigned) }),
-	)
-	if in.rng.IntN(2) == 0 {
-		opts = append(opts, kgo.BlockRebalanceOnPoll())
-	}
-	session, err := kgo.NewGroupTransactSession(opts...)
+	)...)
 	if err != nil {
 		return err
 	}
-	defer session.CloseAllowingRebalance()
+	defer session.Close()
 	defer in.does("close")
 	if err := in.initialise(session.Client()); err != nil {
 		return err
@@ -267,9 +275,7 @@ func (in *incarnation) copy() error {
 		fetches := session.PollRecords(ctx, pollMax)
 		cancel()
 		in.load.lost(&fetches)
-		err := in.copyThese(session, &fetches, m)
-		session.AllowRebalance()
-		if err != nil {
+		if err := in.copyThese(session, &fetches, m); err != nil {
 			return err
 		}
 	}
@@ -302,13 +308,13 @@ func (in *incarnation) copyThese(session *kgo.GroupTransactSession, fetches *kgo
 		return err
 	}
 	commit := in.commits()
-	switch {
-	case commit:
-		a.ask()
-	case in.rng.IntN(2) == 0:
+	if !commit && in.rng.IntN(2) == 0 {
 		in.sendOffsets(session.Client(), fetches)
 	}
-	in.rest(upTo(in.rng, thinkMax))
+	in.think()
+	if commit {
+		a.ask()
+	}
 	in.does("end")
 	if committed, err = session.End(in.alive, kgo.TransactionEndTry(commit)); err != nil {
 		return fmt.Errorf("end: %w", err)

@@ -47,6 +47,8 @@ const (
 	inputPace = 8 * time.Millisecond // from one record to the next
 	// txnPace is the least time from one transaction of a client to its next, and thinkMax what it waits at most until it ends one.
 	txnPace, thinkMax = 40 * time.Millisecond, 40 * time.Millisecond
+	// fencedMost is what a client that is being fenced waits at most until it goes on.
+	fencedMost = time.Second
 	// txnTimeout is after how long the broker ends a transaction of a client that is gone.
 	txnTimeout = 6 * time.Second
 	// One in abortOne transactions is aborted for no reason.
@@ -312,6 +314,10 @@ type incarnation struct {
 	rng     *rand.Rand      // its own
 	alive   context.Context // ends when it is killed
 	working context.Context // ends when it is to end in good order
+
+	superseded atomic.Bool // another one is about to fence it, and starts when pausing is closed: in the middle of a transaction
+	paused     sync.Once
+	pausing    chan struct{}
 }
 
 // does says what the client does from now on; "" that it has ended.
@@ -331,7 +337,7 @@ func (l *txnLoad) live(working, living context.Context, s *slot, all *sync.WaitG
 		alive, kill := context.WithCancel(living)
 		in := &incarnation{
 			slot: s, load: l, number: number, id: id, process: l.processes.Add(1),
-			rng: rand.New(rand.NewPCG(rng.Uint64(), 0)), alive: alive, working: working,
+			rng: rand.New(rand.NewPCG(rng.Uint64(), 0)), alive: alive, working: working, pausing: make(chan struct{}),
 		}
 		ended := make(chan struct{})
 		all.Go(func() {
@@ -349,7 +355,7 @@ func (l *txnLoad) live(working, living context.Context, s *slot, all *sync.WaitG
 			// What made it end may last.
 			in.rest(restartPause)
 		case <-life.C:
-			id = s.end(l, rng, number, kill)
+			id = in.end(rng, kill)
 		}
 		life.Stop()
 	}
@@ -364,18 +370,25 @@ func (s *slot) life(rng *rand.Rand) time.Duration {
 	return life
 }
 
-// end ends an incarnation, or leaves that to its successor, and returns the transactional id of that.
-func (s *slot) end(l *txnLoad, rng *rand.Rand, number int, kill context.CancelFunc) string {
+// end ends the client, or leaves that to its successor, and returns the transactional id of that.
+func (in *incarnation) end(rng *rand.Rand, kill context.CancelFunc) string {
 	switch way := rng.IntN(3); {
 	case way == 0:
-		l.count(s.kind + " to be fenced")
-	case way == 1 && s.kind == spreader:
+		in.load.count(in.kind + " to be fenced")
+		in.superseded.Store(true)
+		timer := time.NewTimer(fencedMost) // it may have nothing to do
+		defer timer.Stop()
+		select {
+		case <-in.pausing:
+		case <-timer.C:
+		}
+	case way == 1 && in.kind == spreader:
 		kill()
-		l.count(s.kind + " abandoned")
-		return fmt.Sprintf("%s-after-%d", s.name, number)
+		in.load.count(in.kind + " abandoned")
+		return fmt.Sprintf("%s-after-%d", in.name, in.number)
 	default:
 		kill()
-		l.count(s.kind + " killed")
+		in.load.count(in.kind + " killed")
 	}
-	return s.name
+	return in.name
 }
