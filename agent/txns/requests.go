@@ -7,7 +7,6 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
-	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/txn"
 	"github.com/varve-io/varve/protocol"
 )
