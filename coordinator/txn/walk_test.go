@@ -56,7 +56,7 @@ import (
 //	forget who waits when a write fails, or answer a cancelled one    walk, limits
 //	no bound for partitions, or for who waits                         walk, limits
 func TestWalk(t *testing.T) {
-	for seed := range uint64(200) {
+	for seed := range uint64(100) {
 		first := newWalk(t, seed).run(300)
 		if seed%50 == 0 {
 			if second := newWalk(t, seed).run(300); first != second {
