@@ -141,17 +141,17 @@ func (c *Coordinator) add(ctx context.Context, id string, add txn.Add) txn.Resul
 	if code != protocol.None {
 		return txn.Result{Code: code}
 	}
-	result, written, code := t.ask(ctx, func(id txn.RequestID) txn.Event {
+	reply, code := t.ask(ctx, func(id txn.RequestID) txn.Event {
 		add.Request = id
 		return add
 	})
-	if code == protocol.None && !written && c.deps.Prove(ctx) != nil {
+	if code == protocol.None && reply.Result.Code == protocol.None && !reply.Written && c.deps.Prove(ctx) != nil {
 		code = protocol.NotCoordinator
 	}
 	if code != protocol.None {
 		return txn.Result{Code: code}
 	}
-	return result
+	return reply.Result
 }
 
 // AddOffsets adds a group to a transaction: its shard, of which the group's coordinator is told the outcome.

@@ -90,6 +90,7 @@ type Effect interface{ effect() }
 type Reply struct {
 	Request RequestID
 	Result  Result
+	Written bool // a write that began after the request came is durable; else the caller has to know that the id is still its to judge
 }
 
 // Persist stores the snapshot in place of the one before, and comes back as [Persisted]. Never more than one Persist or
