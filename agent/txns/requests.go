@@ -34,20 +34,13 @@ func (c *Coordinator) InitProducerID(ctx context.Context, req *kmsg.InitProducer
 	if req.Version >= 3 {
 		expected, epoch = protocol.ProducerID(req.ProducerID), protocol.ProducerEpoch(req.ProducerEpoch)
 	}
-	t, code := c.find(ctx, *req.TransactionalID, true)
-	if code == protocol.None {
-		var result txn.Result
-		result, code = t.askFresh(ctx, func(id txn.RequestID, fresh protocol.ProducerID) txn.Event {
-			return txn.Init{Request: id, TimeoutMs: req.TransactionTimeoutMillis, ProducerID: expected, Epoch: epoch, FreshID: fresh}
-		})
-		if code == protocol.None {
-			code = result.Code
-		}
-		if code == protocol.None {
-			resp.ProducerID, resp.ProducerEpoch = int64(result.ProducerID), int16(result.Epoch)
-		}
+	result := c.ask(ctx, *req.TransactionalID, true, func(id txn.RequestID, fresh protocol.ProducerID) txn.Event {
+		return txn.Init{Request: id, TimeoutMs: req.TransactionTimeoutMillis, ProducerID: expected, Epoch: epoch, FreshID: fresh}
+	})
+	if result.Code == protocol.None {
+		resp.ProducerID, resp.ProducerEpoch = int64(result.ProducerID), int16(result.Epoch)
 	}
-	resp.ErrorCode = int16(known(code, req.Version, 4, 5))
+	resp.ErrorCode = int16(known(result.Code, req.Version, 4, 5))
 	return resp
 }
 
@@ -132,26 +125,12 @@ func (c *Coordinator) addTo(ctx context.Context, version int16, one *kmsg.AddPar
 	return topics
 }
 
-// add has an id's machine add partitions. What is said without a write is proved.
+// add has an id's machine add partitions.
 func (c *Coordinator) add(ctx context.Context, id string, add txn.Add) txn.Result {
-	t, code := c.find(ctx, id, false)
-	if code == protocol.None && t == nil {
-		code = protocol.InvalidProducerIDMapping
-	}
-	if code != protocol.None {
-		return txn.Result{Code: code}
-	}
-	reply, code := t.ask(ctx, func(id txn.RequestID) txn.Event {
+	return c.ask(ctx, id, false, func(id txn.RequestID, _ protocol.ProducerID) txn.Event {
 		add.Request = id
 		return add
 	})
-	if code == protocol.None && reply.Result.Code == protocol.None && !reply.Written && c.deps.Prove(ctx) != nil {
-		code = protocol.NotCoordinator
-	}
-	if code != protocol.None {
-		return txn.Result{Code: code}
-	}
-	return reply.Result
 }
 
 // AddOffsets adds a group to a transaction: its shard, of which the group's coordinator is told the outcome.
@@ -170,26 +149,16 @@ func (c *Coordinator) EndTxn(ctx context.Context, req *kmsg.EndTxnRequest) *kmsg
 	resp := kmsg.NewPtrEndTxnResponse()
 	resp.Version = req.Version
 	resp.ProducerID, resp.ProducerEpoch = int64(protocol.NoProducerID), int16(protocol.NoProducerEpoch)
-	t, code := c.find(ctx, req.TransactionalID, false)
-	if code == protocol.None && t == nil {
-		code = protocol.InvalidProducerIDMapping
-	}
-	if code == protocol.None {
-		var result txn.Result
-		result, code = t.askFresh(ctx, func(id txn.RequestID, fresh protocol.ProducerID) txn.Event {
-			return txn.End{
-				Request: id, ProducerID: protocol.ProducerID(req.ProducerID), Epoch: protocol.ProducerEpoch(req.ProducerEpoch),
-				Commit: req.Commit, Version2: req.Version >= endVersion2, FreshID: fresh,
-			}
-		})
-		if code == protocol.None {
-			code = result.Code
+	result := c.ask(ctx, req.TransactionalID, false, func(id txn.RequestID, fresh protocol.ProducerID) txn.Event {
+		return txn.End{
+			Request: id, ProducerID: protocol.ProducerID(req.ProducerID), Epoch: protocol.ProducerEpoch(req.ProducerEpoch),
+			Commit: req.Commit, Version2: req.Version >= endVersion2, FreshID: fresh,
 		}
-		if code == protocol.None && req.Version >= endVersion2 {
-			resp.ProducerID, resp.ProducerEpoch = int64(result.ProducerID), int16(result.Epoch)
-		}
+	})
+	if result.Code == protocol.None && req.Version >= endVersion2 {
+		resp.ProducerID, resp.ProducerEpoch = int64(result.ProducerID), int16(result.Epoch)
 	}
-	resp.ErrorCode = int16(known(code, req.Version, 2, 4))
+	resp.ErrorCode = int16(known(result.Code, req.Version, 2, 4))
 	return resp
 }
 
