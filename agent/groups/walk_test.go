@@ -193,6 +193,8 @@ func (w *walk) replace(i int) {
 	old.stop()
 	w.epoch++
 	w.agents[i] = w.c.start(w.epoch)
+	w.agents[i].mu.Lock()
+	defer w.agents[i].mu.Unlock()
 	for shard := range coordinator.ShardID(testShards) {
 		if _, ok := old.leads(shard); !ok {
 			delete(w.agents[i].epochs, shard)
