@@ -259,10 +259,10 @@ func (w *walk) mark(client *walkClient) {
 		a.ledger.fail()
 	case 1:
 		a.ledger.hold()
-		answer := later(run)
+		done := later(func() bool { return run() == nil })
 		synctest.Wait()
 		w.replace(slices.Index(w.agents, a))
-		_ = <-answer
+		<-done
 	}
 	if err := run(); err != nil {
 		w.t.Fatalf("marker: %v", err)
