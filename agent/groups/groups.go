@@ -39,7 +39,7 @@
 // does not, no marker will ever come, and the partitions would be unstable for ever. So every transaction that is loaded, or that a write has failed
 // for, is in doubt: its coordinator is asked, at once and then every VerifyInterval, until it says that the transaction is open and has the
 // shard, so that a marker will come; or that it is over, and then what is pending is deleted. Over means that no commit can be on its
-// way: the epoch is the coordinator's own and the shard not part of an open transaction, or the epoch is stale and a question with the next one, which the
+// way: the epoch is the coordinator's own and no transaction with the shard is open, or the epoch is stale and a question with the next one, which the
 // marker of a commit would carry, does not find a decision either. Any other answer leaves the doubt. A marker commits only what
 // has exactly its transaction's epoch, and deletes what earlier ones left behind.
 //
