@@ -14,6 +14,9 @@ import (
 // endVersion2 is the version of EndTxn from which on a producer has its epoch raised with each transaction (KIP-890).
 const endVersion2 = 5
 
+// agentsVersion is the version of AddPartitionsToTxn from which on agents ask: coordinators of groups when they have durably what was sent to them.
+const agentsVersion = 4
+
 // known is the code that a version of a request knows instead of PRODUCER_FENCED, which begins with version fenced, and TRANSACTION_ABORTABLE, which begins with version abortable.
 func known(code protocol.ErrorCode, version, fenced, abortable int16) protocol.ErrorCode {
 	switch {
@@ -48,7 +51,7 @@ func (c *Coordinator) InitProducerID(ctx context.Context, req *kmsg.InitProducer
 func (c *Coordinator) AddPartitions(ctx context.Context, req *kmsg.AddPartitionsToTxnRequest) *kmsg.AddPartitionsToTxnResponse {
 	resp := kmsg.NewPtrAddPartitionsToTxnResponse()
 	resp.Version = req.Version
-	if req.Version < 4 {
+	if req.Version < agentsVersion {
 		one := kmsg.NewAddPartitionsToTxnRequestTransaction()
 		one.TransactionalID, one.ProducerID, one.ProducerEpoch = req.TransactionalID, req.ProducerID, req.ProducerEpoch
 		for _, t := range req.Topics {
@@ -80,7 +83,7 @@ func (c *Coordinator) AddPartitions(ctx context.Context, req *kmsg.AddPartitions
 // addTo adds partitions to one transaction, all or none.
 func (c *Coordinator) addTo(ctx context.Context, version int16, one *kmsg.AddPartitionsToTxnRequestTransaction) []kmsg.AddPartitionsToTxnResponseTransactionTopic {
 	var wanted []txn.Partition
-	unknown := false
+	unknown, sent := false, version >= agentsVersion && !one.VerifyOnly
 	place := func(name string, number int32) (txn.Partition, bool) {
 		if name == OffsetsTopic {
 			return txn.Partition{Partition: number}, number >= 0 && uint32(number) < c.cfg.Shards
@@ -91,14 +94,14 @@ func (c *Coordinator) addTo(ctx context.Context, version int16, one *kmsg.AddPar
 	for _, t := range one.Topics {
 		for _, n := range t.Partitions {
 			p, ok := place(t.Topic, n)
-			unknown = unknown || !ok
+			unknown, sent = unknown || !ok, sent && t.Topic == OffsetsTopic
 			wanted = append(wanted, p)
 		}
 	}
 	var result txn.Result
 	if !unknown {
 		result = c.add(ctx, one.TransactionalID, txn.Add{
-			ProducerID: protocol.ProducerID(one.ProducerID), Epoch: protocol.ProducerEpoch(one.ProducerEpoch), Partitions: txn.NewSet(wanted...), VerifyOnly: one.VerifyOnly,
+			ProducerID: protocol.ProducerID(one.ProducerID), Epoch: protocol.ProducerEpoch(one.ProducerEpoch), Partitions: txn.NewSet(wanted...), VerifyOnly: one.VerifyOnly, Sent: sent,
 		})
 	}
 	var topics []kmsg.AddPartitionsToTxnResponseTransactionTopic
@@ -133,7 +136,7 @@ func (c *Coordinator) add(ctx context.Context, id string, add txn.Add) txn.Resul
 	})
 }
 
-// AddOffsets adds a group to a transaction: its shard, of which the group's coordinator is told the outcome.
+// AddOffsets adds a group to a transaction before anything is sent to it: its shard, whose leader is told the outcome. Producers of the second version of the protocol let the group's coordinator do so.
 func (c *Coordinator) AddOffsets(ctx context.Context, req *kmsg.AddOffsetsToTxnRequest) *kmsg.AddOffsetsToTxnResponse {
 	resp := kmsg.NewPtrAddOffsetsToTxnResponse()
 	resp.Version = req.Version
