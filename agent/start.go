@@ -456,7 +456,7 @@ func (a *Agent) startFlush(run context.Context, record coordinator.Log, revision
 // startGroups starts the coordinator of the consumer groups.
 func (a *Agent) startGroups(run context.Context) {
 	a.verifier = &txns.Verifier{View: a.view, Ask: a.ask}
-	a.ids = &producerIDs{kv: a.deps.KV}
+	a.ids = newProducerIDs(a.deps.KV)
 	cfg := groups.DefaultConfig(a.cluster.Shards)
 	cfg.InitialDelay = a.cfg.GroupDelay
 	a.groups = groups.New(cfg, groups.Deps{
