@@ -21,6 +21,7 @@ type transacting struct {
 	reads    []*isolatedRead     // answered
 	stable   map[string]int64    // last stable offsets that readers saw, by node and partition
 	seen     map[string]int64    // highest offset that was answered, by group
+	idle     time.Time           // since when nobody has a transaction under way, in the end
 	finishes bool                // no transaction begins any more
 	lasting  map[int32]bool      // partitions whose last stable offset has come to the high watermark, in the end
 	writers  int32               // so far
@@ -81,6 +82,10 @@ const (
 	transactionalIDs = 4
 	instancesMax     = 2 // of one transactional id
 	firstWriter      = 1000
+
+	timeoutSecondsMax = 6 // of transactions
+	// restsFor is how long all is at rest in the end before what is left open is wrong: a request that was given up may have let one begin late.
+	restsFor = 12 * time.Second
 )
 
 // transactions is the maker of clusters with transactions.
@@ -100,7 +105,7 @@ func (c *cluster) transact() {
 	for i := range transactionalIDs {
 		name, group := fmt.Sprint("x", i), fmt.Sprint("copiers", i)
 		x.ids = append(x.ids, &transactional{
-			name: name, version2: i%2 == 1, timeout: time.Duration(1+c.rng.IntN(15)) * time.Second, shard: coordinator.ShardOfName(name, c.world.cluster.Shards),
+			name: name, version2: i%2 == 1, timeout: time.Duration(1+c.rng.IntN(timeoutSecondsMax)) * time.Second, shard: coordinator.ShardOfName(name, c.world.cluster.Shards),
 			group: group, groupShard: coordinator.ShardOfName(group, c.world.cluster.Shards),
 		})
 	}
@@ -171,6 +176,17 @@ func (x *transacting) finish() bool {
 				done = false
 			}
 		}
+	}
+	if !done {
+		x.idle = time.Time{}
+		return false
+	}
+	if x.idle.IsZero() {
+		x.idle = time.Now()
+		clear(x.lasting)
+	}
+	if time.Since(x.idle) < restsFor {
+		return false
 	}
 	for number := range int32(partitions) {
 		if !x.lasting[number] {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -22,6 +23,7 @@ type isolatedRead struct {
 	client    string
 	number    int32
 	offset    int64
+	rest      bool  // nobody has had a transaction under way for long
 	stable    int64 // last stable offset that was seen on that node before
 	committed bool  // isolation level
 	exchange  *exchange
@@ -56,7 +58,8 @@ func (x *transacting) read(n *node, number int32, offset int64, zone string, com
 		change(x.c, r)
 	}
 	x.reading = append(x.reading, &isolatedRead{
-		from: n, client: client, number: number, offset: offset, stable: x.stable[stableKey(n, number)], committed: committed, exchange: n.connection(client).ask(r),
+		from: n, client: client, number: number, offset: offset, stable: x.stable[stableKey(n, number)], committed: committed,
+		rest: !x.idle.IsZero() && time.Since(x.idle) >= restsFor, exchange: n.connection(client).ask(r),
 	})
 }
 
@@ -111,7 +114,7 @@ func (x *transacting) answered(r *isolatedRead, p *kmsg.FetchResponseTopicPartit
 			report("6: %s shows offset %d of %d to a reader of what is committed, its transaction is %v", r.from.name, record.Offset, r.number, t.decided)
 		}
 	}
-	if x.finishes && r.last == p.HighWatermark && x.c.owns(r.from, x.c.shardOf(r.number)) {
+	if r.rest && r.last == p.HighWatermark && x.c.owns(r.from, x.c.shardOf(r.number)) {
 		x.lasting[r.number] = true
 	}
 	x.c.load.logs[r.number].seen = append(x.c.load.logs[r.number].seen, r.visible...)
