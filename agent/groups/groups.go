@@ -174,7 +174,7 @@ type Coordinator struct {
 	deleting map[string]int
 	closed   bool
 
-	scan   sync.Mutex     // held while an index is completed
+	scan   chan struct{}  // has capacity 1: who completes an index
 	ending sync.WaitGroup // owners, and what they do aside
 }
 
@@ -185,7 +185,7 @@ func New(cfg Config, deps Deps) *Coordinator {
 		base: base, stop: stop,
 		cfg: cfg, deps: deps, log: deps.Log, metrics: newMetrics(deps.Metrics),
 		owners: map[string]*owner{}, index: map[string]entry{}, indexed: map[coordinator.ShardID]int32{}, deleting: map[string]int{},
-		producers: map[coordinator.ShardID]*producers{},
+		producers: map[coordinator.ShardID]*producers{}, scan: make(chan struct{}, 1),
 	}
 }
 

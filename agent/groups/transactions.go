@@ -269,8 +269,10 @@ func (c *Coordinator) producersOf(shard coordinator.ShardID) *producers {
 
 // completeProducers lets the index of a shard hold all that was pending when the agent came to lead it.
 func (c *Coordinator) completeProducers(ctx context.Context, shard coordinator.ShardID, epoch int32) error {
-	c.scan.Lock()
-	defer c.scan.Unlock()
+	if err := c.beginScan(ctx); err != nil {
+		return err
+	}
+	defer c.endScan()
 	c.mu.Lock()
 	complete := c.producersOf(shard).epoch == epoch
 	c.mu.Unlock()
