@@ -23,12 +23,12 @@ type transaction struct {
 	mu       sync.Mutex
 	machine  *txn.Machine
 	requests txn.RequestID // the newest
-	waiting  map[txn.RequestID]chan txn.Result
+	waiting  map[txn.RequestID]chan txn.Reply
 	timer    *time.Timer // of the machine's deadline; nil until there is one
 }
 
 func (c *Coordinator) newTransaction(s *shard, id string, m *txn.Machine) *transaction {
-	return &transaction{c: c, id: id, shard: s, machine: m, waiting: make(map[txn.RequestID]chan txn.Result)}
+	return &transaction{c: c, id: id, shard: s, machine: m, waiting: make(map[txn.RequestID]chan txn.Reply)}
 }
 
 func compare(a, b *transaction) int {
@@ -51,7 +51,7 @@ func (t *transaction) stepLocked(event txn.Event) {
 		case txn.Reply:
 			if answer := t.waiting[e.Request]; answer != nil {
 				delete(t.waiting, e.Request)
-				answer <- e.Result
+				answer <- e
 			}
 		case txn.Persist:
 			t.write(e.Write, coordinator.Op{Key: t.key(), Value: coordinator.Encode(e.Snapshot)})
@@ -107,50 +107,40 @@ func (t *transaction) schedule() {
 	}
 }
 
-// ask gives the machine a request and waits for the answer. written says that it was given after something had been written, in which case the shard was led here.
-func (t *transaction) ask(ctx context.Context, event func(txn.RequestID) txn.Event) (result txn.Result, written bool, code protocol.ErrorCode) {
-	answer := make(chan txn.Result, 1)
+// ask gives the machine a request and waits for the answer.
+func (t *transaction) ask(ctx context.Context, event func(txn.RequestID) txn.Event) (txn.Reply, protocol.ErrorCode) {
+	answer := make(chan txn.Reply, 1)
 	t.mu.Lock()
 	t.requests++
 	id := t.requests
 	t.waiting[id] = answer
 	t.stepLocked(event(id))
 	t.mu.Unlock()
-	select {
-	case result := <-answer:
-		return result, false, protocol.None
-	default:
-	}
 	limit := time.NewTimer(t.c.cfg.WaitMax)
 	defer limit.Stop()
-	done := ctx.Done()
-	for {
+	code := protocol.None
+	for code == protocol.None {
 		select {
-		case result := <-answer:
-			return result, true, protocol.None
-		case <-t.shard.led.Done():
-			t.forgetRequest(id)
-			return txn.Result{}, false, protocol.NotCoordinator
+		case reply := <-answer:
+			return reply, protocol.None
 		case <-limit.C: // what is being written goes on; what waits for others is told to come again
 			t.step(txn.Cancel{Request: id})
-		case <-done:
-			done = nil
+		case <-t.shard.led.Done():
+			code = protocol.NotCoordinator
+		case <-ctx.Done():
 			t.step(txn.Cancel{Request: id})
-			select {
-			case result := <-answer:
-				return result, true, protocol.None
-			default:
-			}
-			t.forgetRequest(id)
-			return txn.Result{}, false, protocol.CoordinatorNotAvailable
+			code = protocol.CoordinatorNotAvailable
 		}
 	}
-}
-
-func (t *transaction) forgetRequest(id txn.RequestID) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	delete(t.waiting, id)
+	t.mu.Unlock()
+	select {
+	case reply := <-answer:
+		return reply, protocol.None
+	default:
+		return txn.Reply{}, code
+	}
 }
 
 // askFresh is ask for a request that may need a new producer id.
@@ -166,6 +156,6 @@ func (t *transaction) askFresh(ctx context.Context, event func(id txn.RequestID,
 			return txn.Result{}, protocol.CoordinatorNotAvailable
 		}
 	}
-	result, _, code := t.ask(ctx, func(id txn.RequestID) txn.Event { return event(id, fresh) })
-	return result, code
+	reply, code := t.ask(ctx, func(id txn.RequestID) txn.Event { return event(id, fresh) })
+	return reply.Result, code
 }
