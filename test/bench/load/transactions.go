@@ -113,6 +113,7 @@ func RunTransactions(ctx context.Context, cfg TransactionsConfig) (result Transa
 	if err := each(ctx, producers, func(ctx context.Context, t *transactor) error { return t.first(ctx) }); err != nil {
 		return result, err
 	}
+	r.added.Store(false)
 	result.Began = time.Now()
 	meter := startMeter(ctx, Config{Target: cfg.Target, Duration: cfg.Duration})
 	deadline := result.Began.Add(cfg.Duration)
@@ -224,7 +225,9 @@ func (t *transactor) open() (err error) {
 		return nil
 	}
 	count := func(sign int64) func(context.Context, *kgo.Client, map[string][]int32) {
-		return func(_ context.Context, _ *kgo.Client, of map[string][]int32) { t.assigned.Add(sign * int64(len(of[r.input.name]))) }
+		return func(_ context.Context, _ *kgo.Client, of map[string][]int32) {
+			t.assigned.Add(sign * int64(len(of[r.input.name])))
+		}
 	}
 	t.session, err = kgo.NewGroupTransactSession(append(options,
 		kgo.ConsumerGroup(r.output.name),
@@ -242,20 +245,20 @@ func (t *transactor) open() (err error) {
 	return nil
 }
 
-// first makes a transaction that does not count: it asks for the producer id and makes the connections. What versions there are
-// the client must know before it begins, or it speaks the old one.
+// first makes a transaction that does not count: it asks for the producer id and makes the connections. In it, the client may not know
+// yet which version of transactions the broker has, and a broker may not have all that it takes, so that several are aborted.
 func (t *transactor) first(ctx context.Context) error {
-	if err := t.client.Ping(ctx); err != nil {
-		return fmt.Errorf("ask for the broker's versions: %w", err)
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	for {
+		made, err := t.once(ctx, false)
+		if err != nil {
+			return fmt.Errorf("first transaction of producer %d: %w", t.index, err)
+		}
+		if made.committed {
+			return nil
+		}
 	}
-	made, err := t.once(ctx, false)
-	if err == nil && !made.committed {
-		err = errors.New("it was not committed")
-	}
-	if err != nil {
-		return fmt.Errorf("first transaction of producer %d: %w", t.index, err)
-	}
-	return nil
 }
 
 // until makes transactions until then.
