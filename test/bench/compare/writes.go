@@ -28,7 +28,7 @@ type writes struct {
 // total is how many writes there were: what one transaction hands over at one time counts as one.
 func (w writes) total() int { return w.TxnRecords + w.Pending + w.Applied }
 
-// writesWatch follows all keys of an etcd, from the outside: what is counted is what is durable.
+// writesWatch follows all keys of a cluster in etcd, from the outside: what is counted is what is durable.
 type writesWatch struct {
 	client *clientv3.Client
 
@@ -51,7 +51,7 @@ func watchWrites(ctx context.Context, address string) (*writesWatch, error) {
 	}
 	w := &writesWatch{client: client, all: make(map[int64]revision)}
 	created := make(chan struct{})
-	go w.follow(client.Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithCreatedNotify()), created)
+	go w.follow(client.Watch(ctx, "/varve/", clientv3.WithPrefix(), clientv3.WithCreatedNotify()), created)
 	select {
 	case <-created:
 		return w, nil
@@ -85,8 +85,10 @@ func (w *writesWatch) follow(told clientv3.WatchChan, created chan<- struct{}) {
 	}
 }
 
-// count takes in a key that was written.
+// count takes in a key of etcd that was written.
 func (w *writes) count(key string, deleted bool) {
+	parts := strings.SplitN(key, "/", 4) // "/varve/CLUSTER/" comes before every key
+	key = parts[len(parts)-1]
 	switch {
 	case strings.HasPrefix(key, coordinator.PrefixTxns):
 		w.TxnRecords++

@@ -32,6 +32,10 @@ type TransactionsConfig struct {
 	Copy bool
 }
 
+// refusedPause is how long a producer waits that was refused for a while, as those are that begin a transaction before the one before has
+// ended everywhere: as in the Java client (retry.backoff.ms). By default, franz-go waits for new metadata, for up to 5 s.
+const refusedPause = 100 * time.Millisecond
+
 // copiedBytes is how much there is to copy, whatever the duration.
 const copiedBytes = 128 << 20
 
@@ -41,8 +45,6 @@ type Transactions struct {
 	Count, Records int64
 	// Aborted is how many were not, though the producers wanted all to be.
 	Aborted int64
-	// Bytes are those of the committed records' values.
-	Bytes int64
 	// Version is the version of transactions that the clients spoke: 2 where partitions are added by producing to them
 	// (KIP-890), else 1.
 	Version int
@@ -57,11 +59,6 @@ type Transactions struct {
 
 // PerSecond is the rate of transactions.
 func (t Transactions) PerSecond() float64 { return float64(t.Count) / t.Elapsed.Seconds() }
-
-// ServerCPUPerGB is the broker's processor seconds per 1e9 bytes of values.
-func (t Transactions) ServerCPUPerGB() (float64, bool) {
-	return Throughput{Bytes: t.Bytes, Cost: t.Cost}.ServerCPUPerGB()
-}
 
 // transactions is a run under way.
 type transactions struct {
@@ -148,7 +145,6 @@ func (r *transactions) sum(result *Transactions, producers []*transactor) {
 		result.Records += t.records
 	}
 	result.Commit = mergeQuantiles(histograms)
-	result.Bytes = result.Records * int64(r.cfg.RecordBytes)
 	result.Version = 2
 	if r.added.Load() {
 		result.Version = 1
@@ -216,6 +212,7 @@ func (t *transactor) open() (err error) {
 		kgo.DefaultProduceTopic(r.output.name),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.ProducerBatchCompression(kgo.NoCompression()),
+		kgo.MetadataMinAge(refusedPause),
 		kgo.WithHooks(r),
 	}
 	if !r.cfg.Copy {
