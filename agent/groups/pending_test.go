@@ -228,7 +228,7 @@ func TestWritesOfTransactionsFail(t *testing.T) {
 		a.ledger.fail(coordinator.ErrNoSpace)
 		code(t, "send", a.send("g", 7, 0, "orders", 0, 20), protocol.CoordinatorNotAvailable)
 		equal(t, "offset", a.stableOffset("g", "orders", 0), -1)
-		equal(t, "questions", c.txns.asked, 0)
+		equal(t, "questions", c.txns.questions(), 0)
 		time.Sleep(6 * time.Second)
 		equal(t, "index", len(a.groupsOf(shardOf("g"), 7)), 0)
 

@@ -77,6 +77,13 @@ func (s *transactions) set(id protocol.ProducerID, p producer, shards ...coordin
 	s.producers[id] = &p
 }
 
+// questions returns how many questions were asked.
+func (s *transactions) questions() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.asked
+}
+
 // setHook sets the hook.
 func (s *transactions) setHook(hook func(context.Context, Transaction) error) {
 	s.mu.Lock()
@@ -336,7 +343,7 @@ func TestRefusedPartitionsOfTransactions(t *testing.T) {
 		r := sendRequest("g", 7, 0, "orders", map[int32]int64{0: 1})
 		r.Topics[0].Partitions[0].Metadata = new(strings.Repeat("x", 4097))
 		code(t, "metadata too large", a.sendCode(r), protocol.OffsetMetadataTooLarge)
-		equal(t, "questions", c.txns.asked, 0)
+		equal(t, "questions", c.txns.questions(), 0)
 		r.Topics = append(r.Topics, sendRequest("g", 7, 0, "bills", map[int32]int64{0: 1}).Topics...)
 		resp := a.TxnOffsetCommit(t.Context(), r)
 		code(t, "metadata too large", resp.Topics[0].Partitions[0].ErrorCode, protocol.OffsetMetadataTooLarge)
@@ -397,9 +404,9 @@ func TestEpochsOfSenders(t *testing.T) {
 		a := c.start(1)
 		c.txns.set(7, producer{epoch: 5})
 		code(t, "send", a.send("g", 7, 5, "orders", 0, 20), protocol.None)
-		asked := c.txns.asked
+		asked := c.txns.questions()
 		code(t, "lower epoch", a.send("g", 7, 4, "orders", 0, 19), protocol.InvalidProducerEpoch)
-		equal(t, "questions", c.txns.asked, asked)
+		equal(t, "questions", c.txns.questions(), asked)
 
 		// A copy that was late comes when its transaction is decided: nothing of it is ever written, though its agent may die.
 		c.txns.set(7, producer{epoch: 6, deciding: true})

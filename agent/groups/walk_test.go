@@ -193,6 +193,8 @@ func (w *walk) replace(i int) {
 	old.stop()
 	w.epoch++
 	w.agents[i] = w.c.start(w.epoch)
+	w.agents[i].mu.Lock()
+	defer w.agents[i].mu.Unlock()
 	for shard := range coordinator.ShardID(testShards) {
 		if _, ok := old.leads(shard); !ok {
 			delete(w.agents[i].epochs, shard)
@@ -257,10 +259,10 @@ func (w *walk) mark(client *walkClient) {
 		a.ledger.fail()
 	case 1:
 		a.ledger.hold()
-		answer := later(run)
+		done := later(func() bool { return run() == nil })
 		synctest.Wait()
 		w.replace(slices.Index(w.agents, a))
-		_ = <-answer
+		<-done
 	}
 	if err := run(); err != nil {
 		w.t.Fatalf("marker: %v", err)

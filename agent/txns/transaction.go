@@ -107,6 +107,45 @@ func (t *transaction) schedule() {
 	}
 }
 
+// ask has the machine of an id answer a request; fresh is a producer id that was never used, if the machine may need one. What is said without a write is proved: an agent that has lost the
+// id could tell a producer that it is fenced, or that what it ends has ended.
+func (c *Coordinator) ask(ctx context.Context, id string, create bool, event func(id txn.RequestID, fresh protocol.ProducerID) txn.Event) txn.Result {
+	reply, code := c.answer(ctx, id, create, event)
+	if code != protocol.None {
+		return txn.Result{Code: code}
+	}
+	if !reply.Written && reply.Result.Code != protocol.ConcurrentTransactions && c.deps.Prove(ctx) != nil {
+		return txn.Result{Code: protocol.NotCoordinator}
+	}
+	return reply.Result
+}
+
+// answer is ask without the proof.
+func (c *Coordinator) answer(ctx context.Context, id string, create bool, event func(id txn.RequestID, fresh protocol.ProducerID) txn.Event) (txn.Reply, protocol.ErrorCode) {
+	t, code := c.find(ctx, id, create)
+	switch {
+	case code != protocol.None:
+		return txn.Reply{}, code
+	case t == nil:
+		return txn.Reply{Result: txn.Result{Code: protocol.InvalidProducerIDMapping}}, protocol.None
+	}
+	fresh := protocol.NoProducerID
+	if t.needsID() {
+		var err error
+		if fresh, err = c.deps.NextID(ctx); err != nil {
+			c.deps.Log.Warn("no producer id", "err", err)
+			return txn.Reply{}, protocol.CoordinatorNotAvailable
+		}
+	}
+	return t.ask(ctx, func(id txn.RequestID) txn.Event { return event(id, fresh) })
+}
+
+func (t *transaction) needsID() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.machine.NeedsID()
+}
+
 // ask gives the machine a request and waits for the answer.
 func (t *transaction) ask(ctx context.Context, event func(txn.RequestID) txn.Event) (txn.Reply, protocol.ErrorCode) {
 	answer := make(chan txn.Reply, 1)
@@ -141,21 +180,4 @@ func (t *transaction) ask(ctx context.Context, event func(txn.RequestID) txn.Eve
 	default:
 		return txn.Reply{}, code
 	}
-}
-
-// askFresh is ask for a request that may need a new producer id.
-func (t *transaction) askFresh(ctx context.Context, event func(id txn.RequestID, fresh protocol.ProducerID) txn.Event) (txn.Result, protocol.ErrorCode) {
-	fresh := protocol.NoProducerID
-	t.mu.Lock()
-	needs := t.machine.NeedsID()
-	t.mu.Unlock()
-	if needs {
-		var err error
-		if fresh, err = t.c.deps.NextID(ctx); err != nil {
-			t.c.deps.Log.Warn("no producer id", "err", err)
-			return txn.Result{}, protocol.CoordinatorNotAvailable
-		}
-	}
-	reply, code := t.ask(ctx, func(id txn.RequestID) txn.Event { return event(id, fresh) })
-	return reply.Result, code
 }

@@ -29,6 +29,8 @@ type Add struct {
 	Epoch      protocol.ProducerEpoch
 	Partitions Set
 	VerifyOnly bool // asks which of them are in the transaction, and changes nothing
+	// Sent: these are shards of groups whose coordinators have durably what was sent to them, under the transactional id: no write is needed for them to join an open transaction.
+	Sent bool
 }
 
 // End is an EndTxn request.
