@@ -69,8 +69,8 @@ func (c console) records(ctx context.Context, maximum int, args ...string) ([]re
 
 var consoleRecord = regexp.MustCompile(`(?m)^Partition:(\d+)\tOffset:(\d+)\t`)
 
-func (c console) consume(ctx context.Context, topics []string, maximum int) ([]record, error) {
-	return c.records(ctx, maximum, "--include", strings.Join(topics, "|"))
+func (c console) consume(ctx context.Context, topics []string, maximum int, sees isolation) ([]record, error) {
+	return c.records(ctx, maximum, "--include", strings.Join(topics, "|"), "--isolation-level", string(sees))
 }
 
 func (c console) resume(ctx context.Context, topic, group string, maximum int) ([]record, error) {
@@ -78,14 +78,14 @@ func (c console) resume(ctx context.Context, topic, group string, maximum int) (
 }
 
 // seek resets a group's offsets to a time and consumes as that group.
-func (c console) seek(ctx context.Context, topic string, since time.Time, maximum int) ([]record, error) {
+func (c console) seek(ctx context.Context, topic string, since time.Time, maximum int, sees isolation) ([]record, error) {
 	group := topic + "-group"
 	_, err := c.run(ctx, groupsCommand, "--group", group, "--topic", topic, "--reset-offsets", "--execute",
 		"--to-datetime", since.UTC().Format("2006-01-02T15:04:05.000Z07:00"))
 	if err != nil {
 		return nil, err
 	}
-	return c.records(ctx, maximum, "--topic", topic, "--group", group)
+	return c.records(ctx, maximum, "--topic", topic, "--group", group, "--isolation-level", string(sees))
 }
 
 // member is a VerifiableConsumer, which tells its assignment and its records as JSON.
