@@ -40,7 +40,11 @@ type console struct {
 }
 
 func (c console) argv(class string, args ...string) []string {
-	return slices.Concat(java(filepath.Join(c.jars, "*")), []string{class}, args, []string{"--bootstrap-server", c.bootstrap})
+	program, server := append(java(filepath.Join(c.jars, "*")), class), []string{"--bootstrap-server", c.bootstrap}
+	if class == transactionsCommand { // which takes the rest for its subcommand's
+		return slices.Concat(program, server, args)
+	}
+	return slices.Concat(program, args, server)
 }
 
 // run executes a tool to its end and returns its standard output.

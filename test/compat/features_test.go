@@ -22,7 +22,7 @@ const (
 	administer        feature = "administer topics"
 	transactional     feature = "transactions"
 	fencing           feature = "fencing and timeout"
-	copyRestarted     feature = "copy, restarted"
+	copyRestarted     feature = "copy restarted"
 	copyByTwo         feature = "copy by two"
 	readIsolated      feature = "read committed"
 )
@@ -95,8 +95,16 @@ func TestClients(t *testing.T) {
 		t.Run("tools", func(t *testing.T) {
 			t.Parallel()
 			s.runTools(t)
+			s.runTransactionTools(t)
+		})
+		t.Run("applications", func(t *testing.T) {
+			t.Parallel()
+			s.runTool(t, streamsApplication, "counts words exactly once, stopped, killed, and moved to another machine", s.countsWords)
 		})
 	})
+	if err := s.interleave(t.Context()); err != nil {
+		t.Error(err)
+	}
 	t.Run("readers", func(t *testing.T) {
 		for _, of := range s.subjects {
 			t.Run(of.name, func(t *testing.T) {

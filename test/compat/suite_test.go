@@ -48,6 +48,7 @@ type suite struct {
 	admin    *kadm.Client
 	subjects []subject
 	tools    console
+	classes  string // the folder of the Java programs of this suite
 	results  *results
 	began    time.Time
 
@@ -98,7 +99,7 @@ func (s *suite) addSubjects(t *testing.T) {
 	goDrivers := buildGoDrivers(t)
 	pinned := func(file, expression string) string { return pinnedVersion(t, file, expression) }
 
-	s.tools = console{bootstrap: s.bootstrap, jars: jars}
+	s.tools, s.classes = console{bootstrap: s.bootstrap, jars: jars}, classes
 	k := kcat{bootstrap: s.bootstrap, program: installed(t, "kcat")}
 	kcatVersion, err := k.version(t.Context())
 	if err != nil {
@@ -128,7 +129,7 @@ func (s *suite) addSubjects(t *testing.T) {
 		},
 		{
 			name: "sarama", version: goVersion("sarama", "github.com/IBM/sarama"), client: goDriver("sarama"),
-			fenced: "newer producer|older epoch", offsetsLast: true,
+			fenced: "Error code = 90$", offsetsLast: true,
 		},
 		{
 			name: "kafka-go", version: goVersion("kafkago", "github.com/segmentio/kafka-go"), client: goDriver("kafkago"),
@@ -152,6 +153,11 @@ func (s *suite) addSubjects(t *testing.T) {
 			lacks:  map[feature]string{copyByTwo: "KafkaJS commits offsets in transactions without the group's generation"},
 		},
 	}
+}
+
+// subject returns the client of that name.
+func (s *suite) subject(name string) subject {
+	return s.subjects[slices.IndexFunc(s.subjects, func(of subject) bool { return of.name == name })]
 }
 
 // lacking adds to what a client lacks all that needs a transactional producer.
@@ -237,10 +243,8 @@ func (s *suite) topic(ctx context.Context, name string, partitions int32) (strin
 		if led == int(partitions) {
 			return name, nil
 		}
-		select {
-		case <-ctx.Done():
-			return "", fmt.Errorf("await topic %s: %d of %d partitions led: %w", name, led, partitions, ctx.Err())
-		case <-time.After(20 * time.Millisecond):
+		if err := pause(ctx); err != nil {
+			return "", fmt.Errorf("await topic %s: %d of %d partitions led: %w", name, led, partitions, err)
 		}
 	}
 }

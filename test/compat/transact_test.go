@@ -219,8 +219,15 @@ func (s *suite) ends(ctx context.Context, topic string) (stable, ends []int64, e
 	return stable, ends, nil
 }
 
-// lookAgain is how long to wait before looking again for what shows a little after it was answered.
-const lookAgain = 20 * time.Millisecond
+// pause waits before one looks again for what shows a little after it was answered, as a transaction's end does.
+func pause(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(20 * time.Millisecond):
+		return nil
+	}
+}
 
 // settled waits until no transaction is open in a topic, and returns the end of each partition.
 func (s *suite) settled(ctx context.Context, topic string) ([]int64, error) {
@@ -232,10 +239,8 @@ func (s *suite) settled(ctx context.Context, topic string) ([]int64, error) {
 		if slices.Equal(stable, ends) {
 			return ends, nil
 		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("await the end of transactions in %s: last stable offsets %d, ends %d: %w", topic, stable, ends, ctx.Err())
-		case <-time.After(lookAgain):
+		if err := pause(ctx); err != nil {
+			return nil, fmt.Errorf("await the end of transactions in %s: last stable offsets %d, ends %d: %w", topic, stable, ends, err)
 		}
 	}
 }
@@ -249,6 +254,12 @@ func (s *suite) groupOffset(ctx context.Context, group, topic string, requireSta
 	asked.Topics = []kmsg.OffsetFetchRequestGroupTopic{{Topic: topic, Partitions: []int32{0}}}
 	request.Groups = append(request.Groups, asked)
 	answer, err := request.RequestWith(ctx, s.probe)
+	for errors.Is(err, kerr.CoordinatorNotAvailable) { // Kafka makes its topic of offsets when it is asked for the first
+		if err := pause(ctx); err != nil {
+			return 0, fmt.Errorf("fetch offset of %s: %w", group, err)
+		}
+		answer, err = request.RequestWith(ctx, s.probe)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("fetch offset of %s: %w", group, err)
 	}
@@ -269,10 +280,8 @@ func (s *suite) stableOffset(ctx context.Context, group, topic string) (int64, e
 		if !errors.Is(err, kerr.UnstableOffsetCommit) {
 			return got, err
 		}
-		select {
-		case <-ctx.Done():
-			return 0, fmt.Errorf("await the offset of %s: %w", group, ctx.Err())
-		case <-time.After(lookAgain):
+		if err := pause(ctx); err != nil {
+			return 0, fmt.Errorf("await the offset of %s: %w", group, err)
 		}
 	}
 }
@@ -363,8 +372,9 @@ func (s *suite) fences(ctx context.Context, t *testing.T, of subject) error {
 	if err != nil {
 		return err
 	}
+	records := func(name string) []record { return numbered(topic+"-"+name, 1, 15) }
 	write := func(m *member, name string, end ...string) error {
-		return m.do(ctx, slices.Concat([]string{"begin"}, sends(topic, numbered(name, 1, 5)), []string{"flush"}, end)...)
+		return m.do(ctx, slices.Concat([]string{"begin"}, sends(topic, records(name)), []string{"flush"}, end)...)
 	}
 	first, err := s.producer(ctx, t, of, topic+"-id", transactionTimeout)
 	if err != nil {
@@ -396,11 +406,10 @@ func (s *suite) fences(ctx context.Context, t *testing.T, of subject) error {
 	if err := refuses(second.do(ctx, "commit"), "."); err != nil {
 		return fmt.Errorf("commit after the timeout: %w", err)
 	}
-	kept, fenced, taken, late := numbered("kept", 1, 5), numbered("fenced", 1, 5), numbered("second", 1, 5), numbered("late", 1, 5)
 	return s.holds(ctx, &transacted{
 		topic:     topic,
-		committed: map[int][]record{0: slices.Concat(kept, taken)},
-		all:       map[int][]record{0: slices.Concat(kept, fenced, taken, late)},
+		committed: map[int][]record{0: slices.Concat(records("kept"), records("second"))},
+		all:       map[int][]record{0: slices.Concat(records("kept"), records("fenced"), records("second"), records("late"))},
 	})
 }
 

@@ -98,7 +98,7 @@ def main(client):
     parser = argparse.ArgumentParser()
     parser.add_argument("verb", choices=["produce", "consume", "resume", "member", "seek", "admin", "transact", "copy"])
     parser.add_argument("--bootstrap", required=True)
-    parser.add_argument("--topic", required=True)
+    parser.add_argument("--topic", default="")
     parser.add_argument("--codec", default="none")
     parser.add_argument("--idempotent", default="false")
     parser.add_argument("--group")
