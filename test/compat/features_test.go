@@ -99,7 +99,7 @@ func TestClients(t *testing.T) {
 		})
 		t.Run("applications", func(t *testing.T) {
 			t.Parallel()
-			s.runTool(t, streamsApplication, "counts words exactly once, stopped, killed, and moved to another machine", s.countsWords)
+			s.runTool(t, streamsApplication, "counts words exactly once, stopped, started, and killed", s.countsWords)
 		})
 	})
 	if err := s.interleave(t.Context()); err != nil {
