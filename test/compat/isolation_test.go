@@ -63,7 +63,9 @@ func (s *suite) interleave(ctx context.Context) error {
 }
 
 // minute is the time of the i-th record of the interleaved topic.
-func (s *suite) minute(i int) time.Time { return s.began.Add(time.Duration(i)*time.Minute - 24*time.Hour) }
+func (s *suite) minute(i int) time.Time {
+	return s.began.Add(time.Duration(i)*time.Minute - 24*time.Hour)
+}
 
 // readsIsolated lets a client read, by both isolation levels, what every client has written in transactions, and from
 // within committed and aborted transactions.

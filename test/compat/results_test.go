@@ -100,8 +100,10 @@ func (r *results) write(subjects []subject) error {
 		b.WriteString("\n")
 	}
 	b.WriteString("\nWhat a cell stands for:\n\n")
-	for _, f := range []feature{"produce CODEC", produceIdempotent, "consume CODEC", groupOfTwo, commitResume, seekByTime, administer,
-		transactional, fencing, copyRestarted, copyByTwo, readIsolated} {
+	for _, f := range []feature{
+		"produce CODEC", produceIdempotent, "consume CODEC", groupOfTwo, commitResume, seekByTime, administer,
+		transactional, fencing, copyRestarted, copyByTwo, readIsolated,
+	} {
 		fmt.Fprintf(&b, "- %s: %s.\n", f, explained[f])
 	}
 	b.WriteString("\n## Apache Kafka's command-line tools\n\n| tool | does | result |\n| --- | --- | --- |\n")

@@ -24,7 +24,8 @@ const (
 var openTools = []tool{
 	{
 		"kafka-transactions", "lists an open transaction", transactionsCommand,
-		[]string{"list"}, `(?m)^` + hangingID + `\s+1\s+\d+\s+Ongoing\s*$`,
+		[]string{"list"},
+		`(?m)^` + hangingID + `\s+1\s+\d+\s+Ongoing\s*$`,
 	},
 	{
 		"kafka-transactions", "describes it", transactionsCommand,
@@ -44,7 +45,8 @@ var openTools = []tool{
 	},
 	{
 		"kafka-transactions", "aborts it in a partition", transactionsCommand,
-		[]string{"abort", "--topic", hangingTopic, "--partition", "0", "--start-offset", "0"}, `^$`,
+		[]string{"abort", "--topic", hangingTopic, "--partition", "0", "--start-offset", "0"},
+		`^$`,
 	},
 	{
 		"kafka-transactions", "shows that it is over there", transactionsCommand,
@@ -53,7 +55,8 @@ var openTools = []tool{
 	},
 	{
 		"kafka-transactions", "terminates it", transactionsCommand,
-		[]string{"forceTerminateTransaction", "--transactionalId", hangingID}, `^$`,
+		[]string{"forceTerminateTransaction", "--transactionalId", hangingID},
+		`^$`,
 	},
 	{
 		// The termination has taken the id over, as a producer with the tool's own timeout.

@@ -90,7 +90,7 @@ func (p producer) Close() error {
 func (franz) Copy(ctx context.Context, job driver.Job, out *driver.Output) error {
 	session, err := kgo.NewGroupTransactSession(kgo.SeedBrokers(job.Bootstrap), kgo.TransactionalID(job.ID),
 		kgo.TransactionTimeout(job.Timeout), kgo.RecordPartitioner(kgo.ManualPartitioner()), isolation(job), kgo.ConsumerGroup(job.Group),
-		kgo.ConsumeTopics(job.Topic()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.RequireStableFetchOffsets(),
+		kgo.ConsumeTopics(job.Topic()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.HeartbeatInterval(500*time.Millisecond), kgo.SessionTimeout(job.Session))
 	if err != nil {
 		return err

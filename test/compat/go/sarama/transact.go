@@ -29,7 +29,9 @@ func transactional(job driver.Job) (*producer, error) {
 	return &producer{SyncProducer: p}, nil
 }
 
-func (client) Transactions(_ context.Context, job driver.Job) (driver.Producer, error) { return transactional(job) }
+func (client) Transactions(_ context.Context, job driver.Job) (driver.Producer, error) {
+	return transactional(job)
+}
 
 func (p *producer) Begin() error { return p.BeginTxn() }
 
