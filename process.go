@@ -356,6 +356,7 @@ func (p *process) agentConfig(s *seat) agent.Config {
 	}
 	c.Zone, c.Shards, c.WALBytesMax = s.zone, p.cfg.Shards, p.cfg.WALBytesMax
 	c.AutoCreate, c.AcceptLoss = p.cfg.AutoCreateTopics, coordinator.LogID(p.cfg.AcceptLoss)
+	c.TxnTimeoutMax, c.ProducerIdleMax = p.cfg.TransactionTimeoutMax, p.cfg.ProducerIDExpiration
 	c.Topics.Partitions = p.cfg.Partitions
 	return c
 }

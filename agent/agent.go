@@ -20,11 +20,13 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve-io/varve/agent/api"
 	"github.com/varve-io/varve/agent/ensemble"
 	"github.com/varve-io/varve/agent/fetch"
 	"github.com/varve-io/varve/agent/flush"
+	"github.com/varve-io/varve/agent/forward"
 	"github.com/varve-io/varve/agent/groups"
 	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/lead"
@@ -32,6 +34,7 @@ import (
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/agent/server"
 	"github.com/varve-io/varve/agent/topics"
+	"github.com/varve-io/varve/agent/txns"
 	"github.com/varve-io/varve/agent/upkeep"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore"
@@ -63,6 +66,8 @@ type Config struct {
 	FooterBytesMax  int64         // footers of segments in memory
 	GroupDelay      time.Duration // that a new group waits for more members (group.initial.rebalance.delay.ms)
 	ProducerIdleMax time.Duration // after which an idempotent producer is forgotten (producer.id.expiration.ms)
+	TxnTimeoutMax   time.Duration // of transactions that producers ask for (transaction.max.timeout.ms)
+	TxnIDIdleMax    time.Duration // after which a transactional id is forgotten (transactional.id.expiration.ms)
 	DrainMax        time.Duration // how long leaving may take
 
 	// AcceptLoss is an operator's word that what this WAL log still holds is lost and may be given up: its disk is gone, or damaged where it
@@ -78,7 +83,8 @@ func Defaults() Config {
 			SegmentBytes: flush.SegmentBytesDefault, AgeMax: flush.AgeMaxDefault, UploadsMax: flush.UploadsMaxDefault,
 		},
 		WALBytesMax: 512 << 20, WALCacheBytes: 128 << 20, CacheBytesMax: 256 << 20, FooterBytesMax: 64 << 20,
-		GroupDelay: 3 * time.Second, ProducerIdleMax: 24 * time.Hour, DrainMax: 30 * time.Second,
+		GroupDelay: 3 * time.Second, ProducerIdleMax: 24 * time.Hour,
+		TxnTimeoutMax: 15 * time.Minute, TxnIDIdleMax: 7 * 24 * time.Hour, DrainMax: 30 * time.Second,
 	}
 }
 
@@ -91,8 +97,9 @@ type Deps struct {
 	// PeerListener is where other agents reach the disk; nil if they do not. PeerTLS is for both directions; nil for none.
 	PeerListener net.Listener
 	PeerTLS      *tls.Config
-	// Peers reaches other agents; nil for protocol/peering over TCP.
+	// Peers reaches other agents, and Ask has one of them answer a request of Kafka's protocol; nil for protocol/peering over TCP.
 	Peers   Peers
+	Ask     func(ctx context.Context, to coordinator.Agent, req kmsg.Request) (kmsg.Response, error)
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
 	Now     func() time.Time
@@ -117,6 +124,7 @@ type Agent struct {
 	members      members
 	registration *registration
 	stores       *stores
+	peers        *forward.Peers
 	bucket       *reach // deps.Store
 	draining     atomic.Bool
 	deleted      chan string // topics
@@ -131,8 +139,11 @@ type Agent struct {
 	partitions *Partitions
 	damaged    damage
 	ledger     *ledger.Ledger
+	ids        *producerIDs
 	starts     *upkeep.Starts
 	groups     *groups.Coordinator
+	txns       *txns.Coordinator
+	verifier   *txns.Verifier
 	topics     *topics.Topics
 	server     *server.Server
 	api        *api.Broker
@@ -251,7 +262,7 @@ func (a *Agent) broker(fetcher *fetch.Fetcher, lookup *fetch.Lookup, deps api.De
 	deps.View, deps.Partitions, deps.Fetcher, deps.Lookup, deps.Index = a.view, a.partitions, fetcher, lookup, a.index
 	deps.Groups, deps.Topics, deps.Starts, deps.Followed = a.groups, a.topics, a.starts, upkeep.NewFollowed(a.deps.Store)
 	deps.Prove, deps.Draining = a.prove, a.draining.Load
-	deps.ProducerIDs = &producerIDs{kv: a.deps.KV}
+	deps.ProducerIDs, deps.Txns, deps.Verifier = a.ids, a.txns, a.verifier
 	deps.Now, deps.Log = a.deps.Now, a.log
 	cfg := api.Config{Node: a.node, Zone: a.cfg.Zone, AutoCreate: a.cfg.AutoCreate}
 	if a.cfg.Balancer {

@@ -2,11 +2,9 @@ package agent
 
 import (
 	"context"
-	"net"
 
 	"github.com/varve-io/varve/agent/forward"
 	"github.com/varve-io/varve/agent/server"
-	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/protocol/peering"
 )
 
@@ -31,10 +29,7 @@ func (a *Agent) balanced(run context.Context, local server.Handler) server.Handl
 		return local
 	}
 	f := forward.New(forward.Config{Self: a.id, BytesMax: a.cfg.Server.InFlightBytesMax}, forward.Deps{
-		View: a.view, Local: local, Kick: a.members.subscribe(), Now: a.deps.Now, Log: a.log, Metrics: a.deps.Metrics,
-		Dial: func(ctx context.Context, to coordinator.Agent) (net.Conn, error) {
-			return dial(ctx, a.stores.network, to, forwarding)
-		},
+		View: a.view, Local: local, Peers: a.peers, Kick: a.members.subscribe(), Now: a.deps.Now, Log: a.log, Metrics: a.deps.Metrics,
 	})
 	a.spawn(run, "forward requests", f.Run)
 	return f

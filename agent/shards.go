@@ -172,6 +172,9 @@ func (a *Agent) restore(ctx context.Context, take []lead.Given) error {
 		a.damaged.remove(g.ID)
 	}
 	a.partitions.adopt(epochs, logs)
+	for id, epoch := range epochs {
+		a.txns.Adopt(id, int32(epoch))
+	}
 	a.log.Info("leads shards", "shards", len(epochs), "partitions with records", len(logs))
 	return nil
 }
@@ -221,6 +224,7 @@ func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]c
 	for _, id := range shards {
 		a.partitions.resign(id)
 		a.groups.Resign(id) // their writes are the ledger's, which the last one follows
+		a.txns.Resign(id)
 		a.starts.Resign(id)
 		if given, ok := a.damaged.remove(id); ok { // it was never led here, so that nobody has changed its record
 			records[id] = given.Shard
@@ -307,6 +311,7 @@ func (a *Agent) resign(id coordinator.ShardID) {
 	a.log.Warn("shard lost to another agent", "shard", id)
 	a.partitions.resign(id)
 	a.groups.Resign(id)
+	a.txns.Resign(id)
 	a.starts.Resign(id)
 }
 

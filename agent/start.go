@@ -11,12 +11,14 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve-io/varve/agent/api"
 	"github.com/varve-io/varve/agent/controller"
 	"github.com/varve-io/varve/agent/ensemble"
 	"github.com/varve-io/varve/agent/fetch"
 	"github.com/varve-io/varve/agent/flush"
+	"github.com/varve-io/varve/agent/forward"
 	"github.com/varve-io/varve/agent/groups"
 	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/ingest"
@@ -26,6 +28,7 @@ import (
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/agent/server"
 	"github.com/varve-io/varve/agent/topics"
+	"github.com/varve-io/varve/agent/txns"
 	"github.com/varve-io/varve/agent/upkeep"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/placement"
@@ -65,6 +68,7 @@ func (a *Agent) start(run, ctx context.Context) error {
 		return err
 	}
 	a.startGroups(run)
+	a.startTxns(run)
 	a.serve(run)
 	if err := a.takePart(run, ctx); err != nil {
 		return err
@@ -161,6 +165,14 @@ func (a *Agent) reachPeers(run context.Context) error {
 	}
 	a.stores = newStores(a.deps.Disk, a.view, peers)
 	context.AfterFunc(run, a.stores.close)
+	a.peers = forward.NewPeers(a.view, func(ctx context.Context, to coordinator.Agent) (net.Conn, error) {
+		return dial(ctx, peers, to, forwarding)
+	}, a.log)
+	kick := a.members.subscribe()
+	a.spawn(run, "keep connections to agents that are there", func(ctx context.Context) error { return a.peers.Run(ctx, kick) })
+	if a.deps.Ask == nil {
+		a.deps.Ask = a.peers.Ask
+	}
 	n := &neighbours{view: a.view, zone: a.cfg.Zone, network: peers}
 	a.source = zone.New(zone.Config{Self: a.node, Homes: n.homes, Dial: n.dial, Log: a.log}, cache.NewBucket(a.deps.Store))
 	if a.blocks, err = cache.New(cache.Config{BytesMax: a.cfg.CacheBytesMax}, a.source); err != nil {
@@ -443,10 +455,15 @@ func (a *Agent) startFlush(run context.Context, record coordinator.Log, revision
 
 // startGroups starts the coordinator of the consumer groups.
 func (a *Agent) startGroups(run context.Context) {
+	a.verifier = &txns.Verifier{View: a.view, Ask: a.ask}
+	a.ids = &producerIDs{kv: a.deps.KV}
 	cfg := groups.DefaultConfig(a.cluster.Shards)
 	cfg.InitialDelay = a.cfg.GroupDelay
 	a.groups = groups.New(cfg, groups.Deps{
 		KV: a.deps.KV, Ledger: a.ledger, Leads: a.partitions.Leads, Prove: a.prove, Topics: a.view, Now: a.deps.Now,
+		Verify: func(ctx context.Context, t groups.Transaction) error {
+			return a.verifier.VerifyGroup(ctx, t.ID, t.Producer, t.Epoch, t.Shard, t.Add)
+		},
 		NewID: func() string { return uuid.NewString() }, Log: a.log, Metrics: a.deps.Metrics,
 	})
 	topic := a.cfg.Topics
@@ -462,6 +479,24 @@ func (a *Agent) startGroups(run context.Context) {
 	})
 }
 
+// startTxns starts the coordinator of transactions.
+func (a *Agent) startTxns(run context.Context) {
+	cfg := txns.DefaultConfig(a.cluster.Shards)
+	cfg.TimeoutMax, cfg.Expiration = a.cfg.TxnTimeoutMax, a.cfg.TxnIDIdleMax
+	a.txns = txns.New(cfg, txns.Deps{
+		KV: a.deps.KV, Ledger: a.ledger, View: a.view, Ask: a.ask, NextID: a.ids.Next, Prove: a.prove, Now: a.deps.Now, Log: a.log, Metrics: a.deps.Metrics,
+	})
+	a.spawn(run, "coordinate transactions", a.txns.Run)
+}
+
+// ask has an agent, this one or another, answer a request of this agent's own.
+func (a *Agent) ask(ctx context.Context, to coordinator.Agent, req kmsg.Request) (kmsg.Response, error) {
+	if to.Log == a.id {
+		return a.api.Local(ctx, req)
+	}
+	return a.deps.Ask(ctx, to, req)
+}
+
 // brokerConfigs tells DescribeConfigs what differs here from Kafka's defaults.
 func (a *Agent) brokerConfigs() map[string]string {
 	listener := "PLAINTEXT://" + net.JoinHostPort(a.cfg.AdvertiseHost, strconv.Itoa(int(a.cfg.AdvertisePort)))
@@ -475,6 +510,8 @@ func (a *Agent) brokerConfigs() map[string]string {
 		"max.connections.per.ip":           strconv.Itoa(a.cfg.Server.ConnectionsPerIPMax),
 		"group.initial.rebalance.delay.ms": strconv.FormatInt(a.cfg.GroupDelay.Milliseconds(), 10),
 		"producer.id.expiration.ms":        strconv.FormatInt(a.cfg.ProducerIdleMax.Milliseconds(), 10),
+		"transaction.max.timeout.ms":       strconv.FormatInt(a.cfg.TxnTimeoutMax.Milliseconds(), 10),
+		"transactional.id.expiration.ms":   strconv.FormatInt(a.cfg.TxnIDIdleMax.Milliseconds(), 10),
 	}
 }
 

@@ -100,7 +100,7 @@ var apis = []API{
 	{KeyAddPartitionsToTxn, "AddPartitionsToTxn", 0, 5, 0, 3},
 	{KeyAddOffsetsToTxn, "AddOffsetsToTxn", 0, 4, 0, 3},
 	{KeyEndTxn, "EndTxn", 0, 5, 0, 3},
-	{KeyWriteTxnMarkers, "WriteTxnMarkers", 1, 2, 1, 1},
+	{KeyWriteTxnMarkers, "WriteTxnMarkers", 1, 1, 1, 1},
 	{KeyTxnOffsetCommit, "TxnOffsetCommit", 0, 5, 0, 3},
 	{KeyDescribeConfigs, "DescribeConfigs", 1, 4, 1, 4},
 	{KeyAlterConfigs, "AlterConfigs", 0, 2, 0, 2},
@@ -113,6 +113,11 @@ var apis = []API{
 	{KeyDescribeProducers, "DescribeProducers", 0, 0, 0, 0},
 	{KeyDescribeTransactions, "DescribeTransactions", 0, 0, 0, 0},
 	{KeyListTransactions, "ListTransactions", 0, 2, 0, 0},
+}
+
+// beyond are versions above those that are advertised, in which only agents ask each other.
+var beyond = map[Key]int16{
+	KeyWriteTxnMarkers: 2, // with the version of the transaction (KIP-1228)
 }
 
 // APIs returns the table, sorted by key. The slice is the caller's.
@@ -135,7 +140,9 @@ func Versions(key Key) (minVersion, maxVersion int16, ok bool) {
 
 // Serves reports whether requests of this version are really served, which
 // differs from the advertised range for Produce.
-func (a API) Serves(version int16) bool { return a.ServedMin <= version && version <= a.Max }
+func (a API) Serves(version int16) bool {
+	return a.ServedMin <= version && version <= max(a.Max, beyond[a.Key])
+}
 
 // Flexible reports whether this version uses compact encodings and tagged fields.
 func (a API) Flexible(version int16) bool { return version >= a.FirstFlexible }

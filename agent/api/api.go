@@ -22,6 +22,7 @@ import (
 	"github.com/varve-io/varve/agent/partition"
 	"github.com/varve-io/varve/agent/server"
 	"github.com/varve-io/varve/agent/topics"
+	"github.com/varve-io/varve/agent/txns"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/wire"
@@ -45,7 +46,7 @@ type FollowedStarts interface {
 	Start(ctx context.Context, id coordinator.ShardID, manifest string, p partition.ID) (protocol.Offset, error)
 }
 
-// ProducerIDs hands out ids for idempotent producers, each once.
+// ProducerIDs hands out ids for producers, each once.
 type ProducerIDs interface {
 	Next(ctx context.Context) (protocol.ProducerID, error)
 }
@@ -72,6 +73,8 @@ type Deps struct {
 	Starts      Starts
 	Followed    FollowedStarts
 	ProducerIDs ProducerIDs
+	Txns        *txns.Coordinator
+	Verifier    *txns.Verifier
 	// Prove returns once it is certain that this agent led what it leads after the call began, or, after some seconds at most, with an error.
 	Prove func(context.Context) error
 	// Draining reports whether this agent is about to leave.
@@ -144,6 +147,9 @@ func (b *Broker) dispatch(ctx context.Context, r *server.Request, req kmsg.Reque
 		return resp, nil
 	}
 	if resp := b.group(ctx, r, req); resp != nil {
+		return resp, nil
+	}
+	if resp := b.transaction(ctx, req); resp != nil {
 		return resp, nil
 	}
 	return nil, fmt.Errorf("no handler for %T", req)

@@ -195,8 +195,7 @@ func (b *Broker) describeCluster(req *kmsg.DescribeClusterRequest) *kmsg.Describ
 	return resp
 }
 
-// findCoordinator serves FindCoordinator, versions 0 to 6. Transactional ids have no coordinator yet: the answer is
-// one that clients do not retry for ever.
+// findCoordinator serves FindCoordinator, versions 0 to 6.
 func (b *Broker) findCoordinator(req *kmsg.FindCoordinatorRequest) *kmsg.FindCoordinatorResponse {
 	resp := kmsg.NewPtrFindCoordinatorResponse()
 	resp.Version = req.Version
@@ -230,11 +229,7 @@ const (
 )
 
 func (b *Broker) coordinator(kind int8, key string) (coordinator.Agent, error) {
-	switch kind {
-	case coordinatesGroup:
-	case coordinatesTransaction:
-		return coordinator.Agent{}, protocol.TransactionalIDAuthorizationFailed.Errorf("transactions are not supported")
-	default:
+	if kind != coordinatesGroup && kind != coordinatesTransaction {
 		return coordinator.Agent{}, protocol.InvalidRequest.Errorf("unknown coordinator type %d", kind)
 	}
 	if b.cfg.Balancer.Node != 0 {

@@ -41,6 +41,7 @@ func (b *Broker) produce(ctx context.Context, r *server.Request, req *kmsg.Produ
 			}
 		}
 	}
+	b.verify(ctx, req, in)
 	admit, cancel := context.WithTimeout(ctx, max(time.Second, min(time.Duration(req.TimeoutMillis)*time.Millisecond, admitMax)))
 	b.deps.Ingest.Produce(admit, in)
 	cancel()
@@ -68,9 +69,6 @@ var errRefused = errors.New("a batch with acks=0 was refused")
 func (b *Broker) produceTopic(req *kmsg.ProduceRequest, t *kmsg.ProduceRequestTopic) (*coordinator.Topic, error) {
 	if req.Acks != 0 && req.Acks != 1 && req.Acks != -1 {
 		return nil, protocol.InvalidRequiredAcks.Err()
-	}
-	if req.TransactionID != nil {
-		return nil, protocol.TransactionalIDAuthorizationFailed.Errorf("transactions are not supported")
 	}
 	return b.topic(req.Version >= 13, t.Topic, t.TopicID)
 }
@@ -103,9 +101,6 @@ func (b *Broker) prepare(version int16, t *coordinator.Topic, p *kmsg.ProduceReq
 	h, err := batch.Check(records, rules.Limits(version, nowMs))
 	if err != nil {
 		return err
-	}
-	if h.Attributes.Transactional() {
-		return protocol.InvalidTxnState.Errorf("transactions are not supported")
 	}
 	if h, records, err = rules.Apply(nowMs, h, records); err != nil {
 		return err

@@ -8,16 +8,15 @@ import (
 	"github.com/varve-io/varve/protocol"
 )
 
-// initProducerID serves InitProducerId, versions 0 to 5, for idempotent producers. A producer that had an id and asks again after an error (KIP-360) is
-// given a new one, which serves it as well as a raised epoch would.
+// initProducerID serves InitProducerId, versions 0 to 5. An idempotent producer that had an id and asks again after an error (KIP-360) is
+// given a new one, which serves it as well as a raised epoch would; one of a transactional id is its coordinator's business.
 func (b *Broker) initProducerID(ctx context.Context, req *kmsg.InitProducerIDRequest) *kmsg.InitProducerIDResponse {
+	if req.TransactionalID != nil {
+		return b.deps.Txns.InitProducerID(ctx, req)
+	}
 	resp := kmsg.NewPtrInitProducerIDResponse()
 	resp.Version = req.Version
 	resp.ProducerID, resp.ProducerEpoch = int64(protocol.NoProducerID), int16(protocol.NoProducerEpoch)
-	if req.TransactionalID != nil {
-		resp.ErrorCode = int16(protocol.TransactionalIDAuthorizationFailed)
-		return resp
-	}
 	id, err := b.deps.ProducerIDs.Next(ctx)
 	if err != nil {
 		b.deps.Log.Warn("no producer id", "err", err)
@@ -28,7 +27,8 @@ func (b *Broker) initProducerID(ctx context.Context, req *kmsg.InitProducerIDReq
 	return resp
 }
 
-// describeProducers serves DescribeProducers, version 0 (KIP-664): every idempotent producer that the partition remembers.
+// describeProducers serves DescribeProducers, version 0 (KIP-664): every idempotent producer that the partition remembers, with where its open transaction
+// begins, by which operators find one that hangs.
 func (b *Broker) describeProducers(req *kmsg.DescribeProducersRequest) *kmsg.DescribeProducersResponse {
 	resp := kmsg.NewPtrDescribeProducersResponse()
 	resp.Version = req.Version
@@ -47,8 +47,8 @@ func (b *Broker) describeProducers(req *kmsg.DescribeProducersRequest) *kmsg.Des
 					for _, producer := range live.Producers() {
 						a := kmsg.NewDescribeProducersResponseTopicPartitionActiveProducer()
 						a.ProducerID, a.ProducerEpoch = int64(producer.ID), int32(producer.Epoch)
-						a.LastSequence = producer.Batches[len(producer.Batches)-1].LastSequence
-						a.LastTimestamp, a.CoordinatorEpoch, a.CurrentTxnStartOffset = producer.TimestampMs, -1, -1
+						a.LastSequence, a.LastTimestamp = producer.LastSequence(), producer.TimestampMs
+						a.CoordinatorEpoch, a.CurrentTxnStartOffset = producer.CoordinatorEpoch, int64(producer.TxnFirst)
 						p.ActiveProducers = append(p.ActiveProducers, a)
 					}
 				}

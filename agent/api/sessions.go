@@ -232,8 +232,8 @@ func (s *session) answer(resp *wire.FetchResponse, asked []askedPartition, resul
 				p.PreferredReadReplica = part.Replica
 			}
 			a.toldHigh, a.toldStart = part.State.HighWatermark, part.State.Start
-			if readCommitted {
-				p.Aborted = []wire.AbortedTransaction{}
+			if p.Aborted = part.Aborted; readCommitted && p.Aborted == nil {
+				p.Aborted = []wire.AbortedTransaction{} // none, which is not what null says
 			}
 		}
 		appendPartition(resp, a.key, p)

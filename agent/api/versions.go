@@ -16,8 +16,22 @@ func (b *Broker) apiVersions(req *kmsg.ApiVersionsRequest) *kmsg.ApiVersionsResp
 		return resp
 	}
 	resp.ApiKeys = wire.APIVersionsKeys()
+	if req.Version >= 3 {
+		supported := kmsg.NewApiVersionsResponseSupportedFeature()
+		supported.Name, supported.MinVersion, supported.MaxVersion = transactionFeature, 0, transactionVersion
+		finalized := kmsg.NewApiVersionsResponseFinalizedFeature()
+		finalized.Name, finalized.MinVersionLevel, finalized.MaxVersionLevel = transactionFeature, transactionVersion, transactionVersion
+		resp.SupportedFeatures, resp.FinalizedFeatures = append(resp.SupportedFeatures, supported), append(resp.FinalizedFeatures, finalized)
+		resp.FinalizedFeaturesEpoch = 0
+	}
 	return resp
 }
+
+// The feature by which clients know that a producer's epoch is raised with each transaction, and that partitions are added to it by writing to them (KIP-890).
+const (
+	transactionFeature = "transaction.version"
+	transactionVersion = 2
+)
 
 // validSoftware applies KIP-511's rule for names and versions of clients.
 func validSoftware(s string) bool {

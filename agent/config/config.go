@@ -21,6 +21,7 @@ package config
 import (
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/varve-io/varve/objectstore/bucket"
 )
@@ -78,6 +79,10 @@ type Config struct {
 	WALSync bool
 	// WALBytesMax is how many unflushed bytes the WAL holds in memory until producers are slowed down.
 	WALBytesMax int64
+	// TransactionTimeoutMax is the longest timeout that a transactional producer may ask for (transaction.max.timeout.ms).
+	TransactionTimeoutMax time.Duration
+	// ProducerIDExpiration is after how long without a batch a partition forgets an idempotent producer (producer.id.expiration.ms).
+	ProducerIDExpiration time.Duration
 	// AcceptLoss is the WAL log of which an operator says that what it still holds may be given up; 0 for none.
 	AcceptLoss uint64
 	// LogLevel is the least level that is logged.

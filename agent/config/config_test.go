@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -105,6 +106,8 @@ partitions: 6
 shards: 1024
 wal-sync: none
 wal-bytes-max: 2GiB
+transaction-timeout-max: 1h
+producer-id-expiration: 1h30m
 log-level: debug
 `
 	c, err := read(t, config.Agent, []string{"--config", fileName}, nil, file)
@@ -122,7 +125,7 @@ log-level: debug
 		t.Errorf("addresses %q, want %q", addresses, want)
 	}
 	if c.Cluster != "prod" || c.Data != "/var/lib/varve" || c.Zone != "eu-central-1a" || c.AutoCreateTopics || c.Partitions != 6 ||
-		c.Shards != 1024 || c.WALSync || c.WALBytesMax != 2<<30 || c.LogLevel != slog.LevelDebug {
+		c.Shards != 1024 || c.WALSync || c.WALBytesMax != 2<<30 || c.TransactionTimeoutMax != time.Hour || c.ProducerIDExpiration != 90*time.Minute || c.LogLevel != slog.LevelDebug {
 		t.Errorf("configuration %+v", c)
 	}
 }
@@ -191,6 +194,9 @@ func TestRefusesValues(t *testing.T) {
 		{"wal-bytes-max", "9999999999GiB", "from 64MiB"},
 		{"wal-bytes-max", "256MB", "from 64MiB"},
 		{"wal-bytes-max", "-1", "from 64MiB"},
+		{"transaction-timeout-max", "0s", "from 1s to 24h"},
+		{"transaction-timeout-max", "15", "such as 90s"},
+		{"producer-id-expiration", "1000h", "from 1s to 720h"},
 		{"log-level", "loud", "debug, info, warn or error"},
 	}
 	for _, test := range tests {

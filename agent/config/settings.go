@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/varve-io/varve/objectstore/bucket"
 )
@@ -19,13 +20,16 @@ const configName = "config"
 
 // Limits of settings.
 const (
-	agentsMax      = 9 // of dev; each takes some 300 MB of disk
-	shardsMax      = 4096
-	partitionsMax  = 10_000
-	walCopiesMax   = 7
-	walBytesMin    = 64 << 20
-	walBytesMax    = 1 << 40
-	walBytesChosen = 512 << 20
+	agentsMax     = 9 // of dev; each takes some 300 MB of disk
+	shardsMax     = 4096
+	partitionsMax = 10_000
+	walCopiesMax  = 7
+
+	transactionTimeoutMax   = 24 * time.Hour
+	producerIDExpirationMax = 30 * 24 * time.Hour
+	walBytesMin             = 64 << 20
+	walBytesMax             = 1 << 40
+	walBytesChosen          = 512 << 20
 )
 
 // setting is one thing that can be set.
@@ -227,6 +231,22 @@ func behaviourSettings() []setting {
 			usage: "`size` of what may wait for the object store, in memory; on disk it takes as much and up to 200 MiB more; beyond it producers are slowed down",
 			parse: func(c *Config, v string) (err error) {
 				c.WALBytesMax, err = parseSize(v, walBytesMin, walBytesMax)
+				return err
+			},
+		},
+		{
+			name: "transaction-timeout-max", value: "15m",
+			usage: "longest `time` that a transactional producer may ask for until its open transaction is aborted (transaction.max.timeout.ms)",
+			parse: func(c *Config, v string) (err error) {
+				c.TransactionTimeoutMax, err = parseDuration(v, time.Second, transactionTimeoutMax)
+				return err
+			},
+		},
+		{
+			name: "producer-id-expiration", value: "24h",
+			usage: "`time` without a batch after which a partition forgets an idempotent producer (producer.id.expiration.ms)",
+			parse: func(c *Config, v string) (err error) {
+				c.ProducerIDExpiration, err = parseDuration(v, time.Second, producerIDExpirationMax)
 				return err
 			},
 		},

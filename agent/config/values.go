@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Address is a host and a port. The zero value means none.
@@ -164,6 +165,24 @@ func formatSize(bytes int64) string {
 		}
 	}
 	return strconv.FormatInt(bytes>>shift, 10) + name
+}
+
+// parseDuration reads a time such as 15m or 24h.
+func parseDuration(value string, low, high time.Duration) (time.Duration, error) {
+	d, err := time.ParseDuration(value)
+	if err != nil || d < low || d > high {
+		return 0, want("a time such as 90s, 15m or 24h from " + formatDuration(low) + " to " + formatDuration(high))
+	}
+	return d, nil
+}
+
+// formatDuration prints a time without parts that are zero.
+func formatDuration(d time.Duration) string {
+	s := strings.TrimSuffix(d.String(), "0s")
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
 }
 
 func parseLevel(value string) (slog.Level, error) {

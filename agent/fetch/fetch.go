@@ -8,6 +8,8 @@
 //
 // A fetch that does not find enough waits on its partitions' watchers; nothing polls.
 //
+// Readers of committed transactions get nothing from the last stable offset on, and with their records the list of aborted transactions (aborted.go).
+//
 // Of partitions that other agents lead, what is committed is served too ([Followed]), to consumers that were sent here because this agent is in their zone
 // (KIP-392).
 package fetch
@@ -65,8 +67,11 @@ type Part struct {
 	Bytes     int          // in Records
 	Next      protocol.Offset
 	Diverging *wire.EpochEnd // where the client's log parts from this one
+	// Aborted are the aborted transactions that Records has batches of, for readers of committed transactions; nil if there are none.
+	Aborted []wire.AbortedTransaction
 
-	held []*cache.Span
+	transacted bool // batches of transactions may be in Records
+	held       []*cache.Span
 }
 
 // Result is the answer to a fetch. Its records must not be used after Release.
@@ -106,6 +111,15 @@ func New(reader *Reader) *Fetcher { return &Fetcher{reader: reader} }
 // must know at once (an error, a divergence). The minimum of one message counts per request: the first batch that is found is
 // returned whatever its size. If ctx ends it returns what there is. While it waits it holds no memory.
 func (f *Fetcher) Fetch(ctx context.Context, wants []Want, limits Limits) *Result {
+	r := f.gather(ctx, wants, limits)
+	if limits.ReadCommitted {
+		f.judgeTransactions(ctx, r, wants)
+	}
+	return r
+}
+
+// gather finds the records.
+func (f *Fetcher) gather(ctx context.Context, wants []Want, limits Limits) *Result {
 	limits.BytesMin = min(limits.BytesMin, limits.BytesMax)
 	r := &Result{Parts: make([]Part, len(wants))}
 	if f.pass(ctx, r, wants, limits) || limits.Wait <= 0 {
@@ -190,7 +204,7 @@ func (f *Fetcher) readMemory(r *Result, w *Want, part *Part, limit protocol.Offs
 	bufs, chunks, next, size, ok := w.Partition.Read(w.Offset, limit, bytesMax, part.Records, r.chunks, oneMin)
 	r.chunks = chunks
 	if ok {
-		part.Records, part.Next, part.Bytes = bufs, next, size
+		part.Records, part.Next, part.Bytes, part.transacted = bufs, next, size, size > 0
 		r.Bytes += size
 	}
 	return ok

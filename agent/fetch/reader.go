@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/partition"
@@ -119,6 +120,7 @@ func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Exten
 	got.Records = append(got.Records, read.Parts()...)
 	got.Bytes += int(n)
 	got.Next = batches[len(batches)-1].Next()
+	got.transacted = got.transacted || slices.ContainsFunc(batches, func(b segment.Batch) bool { return b.Flags&segment.FlagTransactional != 0 })
 	got.held = append(got.held, read)
 	return got.Next == e.Next, nil
 }

@@ -100,7 +100,7 @@ func (f *Flusher) Durable(e ingest.Entry) {
 		f.since = f.deps.Now()
 	}
 	f.queue = append(f.queue, Record{
-		Entry: int64(e.Ref.Entry), Name: p.Name, Batch: e.Ref.Payload,
+		Entry: int64(e.Ref.Entry), Name: p.Name, Batch: e.Ref.Payload, LastStable: e.LastStable,
 		Key: segment.Key{Shard: uint32(p.Shard), Topic: p.ID.Topic, Partition: p.ID.Partition},
 	})
 	f.bytes += len(e.Ref.Payload)

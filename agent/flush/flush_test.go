@@ -446,3 +446,25 @@ func TestRollsBetweenCommits(t *testing.T) {
 		t.Errorf("after commits and rolls at once: %+v", l)
 	}
 }
+
+// TestLastStable holds that a commit has the last stable offset of its last batch, whatever those before it had.
+func TestLastStable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.run(Config{SegmentBytes: 1 << 20, AgeMax: time.Hour, UploadsMax: 1})
+		w.durable(10)
+		for _, c := range []struct {
+			open int64
+			want protocol.Offset
+		}{{1, 1}, {1, 1}, {0, 7}} {
+			w.open = 1
+			w.durable(10)
+			w.open = c.open
+			w.durable(10)
+			w.flush()
+			if got := w.commits[len(w.commits)-1].Partitions[0].LastStable; got != c.want {
+				t.Errorf("a transaction is open at %d: last stable offset %d, want %d", c.open, got, c.want)
+			}
+		}
+	})
+}

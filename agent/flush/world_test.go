@@ -41,6 +41,7 @@ type world struct {
 
 	entry  int64 // last that was durable
 	offset int64
+	open   int64 // offset from which a transaction is open; 0 for none
 }
 
 func newWorld(t *testing.T) *world {
@@ -115,7 +116,11 @@ func (w *world) durable(bytes int) {
 	}
 	w.offset++
 	w.entry++
-	w.flusher.Durable(ingest.Entry{Partition: w.part, Ref: wal.Ref{Payload: raw, Entry: wal.EntryID(w.entry)}})
+	stable := protocol.Offset(w.offset)
+	if w.open > 0 {
+		stable = protocol.Offset(w.open)
+	}
+	w.flusher.Durable(ingest.Entry{Partition: w.part, Ref: wal.Ref{Payload: raw, Entry: wal.EntryID(w.entry)}, LastStable: stable})
 }
 
 func (w *world) flush() {

@@ -15,6 +15,7 @@ import (
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/segment"
+	"github.com/varve-io/varve/protocol"
 )
 
 // Record is a durable batch of the WAL that is to be flushed.
@@ -23,6 +24,8 @@ type Record struct {
 	Key   segment.Key
 	Name  string // of the topic
 	Batch []byte // must stay as it is until the upload has ended
+	// LastStable is the partition's last stable offset as of the batch's end; that of a section's last batch is the section's.
+	LastStable protocol.Offset
 }
 
 // Writer turns records of one WAL log into segments and commits them. It is the only writer of the log's commits,
@@ -93,6 +96,9 @@ func (w *Writer) Upload(ctx context.Context, builder *segment.Builder, number ui
 	for i := range records {
 		r := &records[i]
 		if err := builder.Add(r.Key, r.Name, r.Batch); err != nil {
+			return Staged{}, fmt.Errorf("build segment of commit %d: %w", number, err)
+		}
+		if err := builder.SetLastStable(r.Key, r.LastStable); err != nil {
 			return Staged{}, fmt.Errorf("build segment of commit %d: %w", number, err)
 		}
 	}

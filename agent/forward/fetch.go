@@ -235,7 +235,7 @@ func (g *fetching) begin(ctx context.Context, wait time.Duration, which func(*as
 			continue
 		}
 		g.f.metrics.forwarded.WithLabelValues(protocol.KeyFetch.String()).Inc()
-		a.poll.ask(ctx, g.f.peers.of(a.agent), encode(nil, g.r, a.poll.req, a.poll.correlationID), g.polls.wake)
+		a.poll.ask(ctx, g.f.deps.Peers.of(a.agent), encode(nil, g.r, a.poll.req, a.poll.correlationID), g.polls.wake)
 	}
 }
 

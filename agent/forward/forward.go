@@ -33,7 +33,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"log/slog"
-	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,10 +56,9 @@ type Config struct {
 
 // Deps is what a forwarder works with.
 type Deps struct {
-	View  *coordinator.View
-	Local server.Handler // this agent's APIs
-	// Dial connects to the [server.Server.ServeAgent] of an agent that others reach (Peer).
-	Dial    func(context.Context, coordinator.Agent) (net.Conn, error)
+	View    *coordinator.View
+	Local   server.Handler // this agent's APIs
+	Peers   *Peers
 	Kick    <-chan struct{} // tells that something changed about agents or shards
 	Now     func() time.Time
 	Log     *slog.Logger
@@ -73,7 +71,6 @@ type Forwarder struct {
 	deps    Deps
 	metrics *metrics
 	buffers server.Buffers
-	peers   *peers
 	lanes   atomic.Uint32 // given to connections so far
 	frames  atomic.Int32  // correlation id of the last frame that was forwarded
 
@@ -85,27 +82,24 @@ type Forwarder struct {
 
 // New returns a forwarder.
 func New(cfg Config, deps Deps) *Forwarder {
-	f := &Forwarder{
+	return &Forwarder{
 		cfg: cfg, deps: deps, metrics: newMetrics(deps.Metrics), changed: make(chan struct{}),
 		produced: semaphore.NewWeighted(cfg.BytesMax), fetched: semaphore.NewWeighted(cfg.BytesMax),
 	}
-	f.peers = newPeers(&deps)
-	return f
 }
 
 var _ server.Handler = (*Forwarder)(nil)
 
-// Run follows what changes about agents and shards until ctx ends, and then closes all connections. An agent that is not registered any more answers nothing:
-// whoever waits for it is told at once, and asks its successor.
+// Run follows what changes about agents and shards until ctx ends. An agent that is not registered any more answers nothing: whoever waits for it is told at once, and asks
+// its successor.
 func (f *Forwarder) Run(ctx context.Context) error {
-	defer f.peers.close()
 	for {
 		select {
 		case <-f.deps.Kick:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		f.peers.keep()
+		f.deps.Peers.keep()
 		f.mu.Lock()
 		close(f.changed)
 		f.changed = make(chan struct{})
@@ -129,7 +123,7 @@ func (f *Forwarder) Serve(ctx context.Context, r *server.Request) (server.Answer
 // kind serves the requests of an API.
 type kind func(f *Forwarder, ctx context.Context, r *server.Request, req kmsg.Request) (server.Answer, error)
 
-// kinds are the APIs that concern partitions or groups.
+// kinds are the APIs that concern partitions, groups or transactional ids.
 var kinds = map[protocol.Key]kind{
 	protocol.KeyProduce: (*Forwarder).produce,
 	protocol.KeyFetch:   (*Forwarder).fetch,
@@ -149,8 +143,17 @@ var kinds = map[protocol.Key]kind{
 	protocol.KeyDescribeGroups: spreads(describeGroups),
 	protocol.KeyDeleteGroups:   spreads(deleteGroups),
 
-	protocol.KeyListGroups:      everywhere(mergeGroups),
-	protocol.KeyDescribeLogDirs: everywhere(mergeLogDirs),
+	protocol.KeyInitProducerID:       (*Forwarder).initProducerID,
+	protocol.KeyAddPartitionsToTxn:   spreads(addPartitionsToTxn),
+	protocol.KeyAddOffsetsToTxn:      spreads(addOffsetsToTxn),
+	protocol.KeyEndTxn:               spreads(endTxn),
+	protocol.KeyTxnOffsetCommit:      spreads(txnOffsetCommit),
+	protocol.KeyWriteTxnMarkers:      spreads(writeTxnMarkers),
+	protocol.KeyDescribeTransactions: spreads(describeTransactions),
+
+	protocol.KeyListGroups:       everywhere(mergeGroups),
+	protocol.KeyListTransactions: everywhere(mergeTransactions),
+	protocol.KeyDescribeLogDirs:  everywhere(mergeLogDirs),
 }
 
 // connection is what is kept of a client's connection from one request to the next. Its requests are served one after the other.
@@ -283,7 +286,7 @@ func (f *Forwarder) ask(ctx context.Context, r *server.Request, to coordinator.A
 		}()
 	}
 	id := f.frames.Add(1)
-	b, err := f.peers.of(to).exchange(ctx, encode(nil, r, req, id), long)
+	b, err := f.deps.Peers.of(to).exchange(ctx, encode(nil, r, req, id), long)
 	if err != nil {
 		f.deps.Log.Debug("a part of a request was not answered", "api", r.Key, "node", to.Node, "err", err)
 		return nil, err

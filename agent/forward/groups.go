@@ -235,7 +235,7 @@ func askOwners[Resp kmsg.Response](ctx context.Context, f *Forwarder, r *server.
 			resp, err := f.ask(ctx, r, a, req, false)
 			mu.Lock()
 			defer mu.Unlock()
-			if list, ok := resp.(*kmsg.ListGroupsResponse); err != nil || ok && notCoordinated(protocol.ErrorCode(list.ErrorCode)) {
+			if err != nil || notCoordinated(listError(resp)) {
 				complete = false
 				return
 			}
@@ -244,6 +244,17 @@ func askOwners[Resp kmsg.Response](ctx context.Context, f *Forwarder, r *server.
 	}
 	wg.Wait()
 	return answers, complete
+}
+
+// listError is the error of a list.
+func listError(resp kmsg.Response) protocol.ErrorCode {
+	switch list := resp.(type) {
+	case *kmsg.ListGroupsResponse:
+		return protocol.ErrorCode(list.ErrorCode)
+	case *kmsg.ListTransactionsResponse:
+		return protocol.ErrorCode(list.ErrorCode)
+	}
+	return protocol.None
 }
 
 // mergeGroups: each agent lists the groups that it coordinates. While a shard moves, two may list one.

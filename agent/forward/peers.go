@@ -14,8 +14,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kmsg"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/varve-io/varve/agent/server"
 	"github.com/varve-io/varve/coordinator"
 )
 
@@ -35,23 +37,49 @@ const (
 // errGone ends what waits for an agent that is not registered any more.
 var errGone = errors.New("the agent is gone")
 
-// peers are the other agents. They may be used concurrently.
-type peers struct {
+// Peers are the other agents, as far as they answer requests of Kafka's protocol. They may be used concurrently. [Peers.Run] must run beside them.
+type Peers struct {
 	connect func(context.Context, coordinator.Agent) (net.Conn, error)
 	view    *coordinator.View
 	log     *slog.Logger
+	frames  atomic.Int32 // correlation id of the last frame
 
 	mu   sync.Mutex
 	byID map[coordinator.LogID]*peer // of agents that are registered
 	over bool
 }
 
-func newPeers(deps *Deps) *peers {
-	return &peers{connect: deps.Dial, view: deps.View, log: deps.Log, byID: make(map[coordinator.LogID]*peer)}
+// NewPeers returns the other agents that view shows. connect connects to the [server.Server.ServeAgent] of one that others reach (Peer).
+func NewPeers(view *coordinator.View, connect func(context.Context, coordinator.Agent) (net.Conn, error), log *slog.Logger) *Peers {
+	return &Peers{connect: connect, view: view, log: log, byID: make(map[coordinator.LogID]*peer)}
+}
+
+// Run ends the connections to agents that are not registered any more, until ctx ends, and then all. kick tells that something changed about agents.
+func (ps *Peers) Run(ctx context.Context, kick <-chan struct{}) error {
+	defer ps.close()
+	for {
+		select {
+		case <-kick:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		ps.keep()
+	}
+}
+
+// Ask has an agent answer a request of this agent's own, as opposed to one of a client. An error says that there is no answer; whether the request was carried out is not known then.
+func (ps *Peers) Ask(ctx context.Context, to coordinator.Agent, req kmsg.Request) (kmsg.Response, error) {
+	id := ps.frames.Add(1)
+	frame := kmsg.NewRequestFormatter(kmsg.FormatterClientID(server.ForwardedID("", ""))).AppendRequest(nil, req, id)
+	b, err := ps.of(to).exchange(ctx, frame, false)
+	if err != nil {
+		return nil, err
+	}
+	return decode(req, id, b)
 }
 
 // of returns an agent. One that is not registered any more is gone.
-func (ps *peers) of(a coordinator.Agent) *peer {
+func (ps *Peers) of(a coordinator.Agent) *peer {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	old := ps.byID[a.Log]
@@ -71,7 +99,7 @@ func (ps *peers) of(a coordinator.Agent) *peer {
 }
 
 // keep ends the connections to agents that are not registered any more.
-func (ps *peers) keep() {
+func (ps *Peers) keep() {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	live := make(map[coordinator.LogID]bool)
@@ -87,7 +115,7 @@ func (ps *peers) keep() {
 }
 
 // close ends all connections, and there are no more.
-func (ps *peers) close() {
+func (ps *Peers) close() {
 	ps.mu.Lock()
 	ps.over = true
 	ps.mu.Unlock()
@@ -96,7 +124,7 @@ func (ps *peers) close() {
 
 // peer is one incarnation of another agent.
 type peer struct {
-	of    *peers
+	of    *Peers
 	agent coordinator.Agent
 
 	calls, joins, polls *semaphore.Weighted // connections that are used: for what is answered soon, for members of groups, for Fetch
@@ -110,7 +138,7 @@ type peer struct {
 	pipes [pipesMax]*pipe
 }
 
-func newPeer(of *peers, a coordinator.Agent) *peer {
+func newPeer(of *Peers, a coordinator.Agent) *peer {
 	p := &peer{
 		of: of, agent: a,
 		calls: semaphore.NewWeighted(callsMax), joins: semaphore.NewWeighted(waitsMax), polls: semaphore.NewWeighted(waitsMax),

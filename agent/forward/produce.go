@@ -139,7 +139,7 @@ func (p *production) aim() {
 			at := r.partition(topic, found, t.Partitions[j].Partition)
 			a, epoch := p.f.leader(&r, at)
 			if pipes[a.Log] == nil && a.Log != p.f.cfg.Self {
-				pipes[a.Log] = p.f.peers.of(a).pipe(p.lane.number)
+				pipes[a.Log] = p.f.deps.Peers.of(a).pipe(p.lane.number)
 			}
 			p.places, p.paths = append(p.places, at), append(p.paths, path{hop{a.Log, pipes[a.Log]}, epoch})
 		}

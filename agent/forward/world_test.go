@@ -91,10 +91,12 @@ func newWorld(t *testing.T) *world {
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { _ = w.view.Run(ctx) })
+	peers := forward.NewPeers(w.view, dial, slog.New(slog.DiscardHandler))
 	w.f = forward.New(forward.Config{Self: 1, BytesMax: 64 << 20}, forward.Deps{
-		View: w.view, Local: w.agents[0], Dial: dial, Kick: w.kick, Now: func() time.Time { return time.Now().Add(time.Duration(w.late.Load())) }, Log: slog.New(slog.DiscardHandler), Metrics: w.metrics,
+		View: w.view, Local: w.agents[0], Peers: peers, Kick: w.kick, Now: func() time.Time { return time.Now().Add(time.Duration(w.late.Load())) }, Log: slog.New(slog.DiscardHandler), Metrics: w.metrics,
 	})
 	running.Go(func() { _ = w.f.Run(ctx) })
+	running.Go(func() { _ = peers.Run(ctx, nil) })
 	t.Cleanup(func() {
 		cancel()
 		running.Wait()

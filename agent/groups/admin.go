@@ -225,7 +225,7 @@ func (c *Coordinator) DeleteGroups(ctx context.Context, req *kmsg.DeleteGroupsRe
 	return resp
 }
 
-// delete deletes the group if it is empty: first its offsets, then its record, by which they could be found again if
+// delete deletes the group if it is empty: first its offsets, pending ones before all, then its record, by which they could be found again if
 // only some were deleted. If that fails the owner ends, and what is left is loaded anew.
 func (o *owner) delete(done func(protocol.ErrorCode)) {
 	event := func(id group.RequestID) group.Event { return group.Delete{Request: id} }
@@ -234,15 +234,25 @@ func (o *owner) delete(done func(protocol.ErrorCode)) {
 			done(code)
 			return
 		}
-		o.change(o.everyOffset(), func(blockKey) {}, func(code protocol.ErrorCode) {
+		failed := func(code protocol.ErrorCode) bool {
 			if code != protocol.None {
 				o.undone = true
 				done(code)
+			}
+			return code != protocol.None
+		}
+		o.discardOpen(func(code protocol.ErrorCode) {
+			if failed(code) {
 				return
 			}
-			o.write([]coordinator.Op{{Key: coordinator.KeyGroup(o.name), Delete: true}}, func(code protocol.ErrorCode) {
-				o.deleted(code)
-				done(code)
+			o.change(o.everyOffset(), func(blockKey) {}, func(code protocol.ErrorCode) {
+				if failed(code) {
+					return
+				}
+				o.write([]coordinator.Op{{Key: coordinator.KeyGroup(o.name), Delete: true}}, func(code protocol.ErrorCode) {
+					o.deleted(code)
+					done(code)
+				})
 			})
 		})
 	})

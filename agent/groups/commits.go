@@ -3,6 +3,7 @@ package groups
 import (
 	"context"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve-io/varve/coordinator"
@@ -61,44 +62,51 @@ type partition struct {
 
 // commit has the owner commit what is wanted and sets the codes of partitions that were not.
 func (c *Coordinator) commit(ctx context.Context, req *kmsg.OffsetCommitRequest, wanted []change, codes map[partition]protocol.ErrorCode) {
-	type outcome struct {
-		code    protocol.ErrorCode // of all that are not in refused
-		refused map[partition]protocol.ErrorCode
-	}
-	result, code := call(ctx, c, req.Group, func(o *owner, done func(outcome)) {
+	result, code := call(ctx, c, req.Group, func(o *owner, done func(commitOutcome)) {
 		if !o.exists() && req.Generation >= 0 {
-			done(outcome{code: noSuchGroup(req.Version)})
+			done(commitOutcome{code: noSuchGroup(req.Version)})
 			return
 		}
 		o.ask(commitEvent(req), func(r group.Result) {
 			if code := r.(group.CodeResult).Code; code != protocol.None {
-				done(outcome{code: code})
+				done(commitOutcome{code: code})
 				return
 			}
 			fitting, refused := c.fitting(wanted)
 			tooLarge := func(b blockKey) {
 				for _, ch := range fitting {
-					if b == (blockKey{ch.topic, ch.partition / coordinator.OffsetsPerKey}) {
+					if b == ch.block() {
 						refused[partition{ch.topic, ch.partition}] = protocol.InvalidCommitOffsetSize
 					}
 				}
 			}
-			o.change(fitting, tooLarge, func(code protocol.ErrorCode) { done(outcome{code, refused}) })
+			o.change(fitting, tooLarge, func(code protocol.ErrorCode) { done(commitOutcome{code, refused}) })
 		})
 	})
 	if code != protocol.None {
 		result.code = code
 	}
+	result.tell(wanted, codes, c.metrics.commits)
+}
+
+// commitOutcome is what became of a commit.
+type commitOutcome struct {
+	code    protocol.ErrorCode // of all that are not in refused
+	refused map[partition]protocol.ErrorCode
+}
+
+// tell sets the codes of the partitions of a commit, and counts those that were committed.
+func (r commitOutcome) tell(wanted []change, codes map[partition]protocol.ErrorCode, commits prometheus.Counter) {
 	for _, ch := range wanted {
 		at := partition{ch.topic, ch.partition}
-		switch refused, ok := result.refused[at]; {
+		refused, ok := r.refused[at]
+		switch {
 		case ok:
 			codes[at] = refused
+		case r.code == protocol.None:
+			commits.Inc()
 		default:
-			codes[at] = result.code
-			if result.code == protocol.None {
-				c.metrics.commits.Inc()
-			}
+			codes[at] = r.code
 		}
 	}
 }
@@ -198,17 +206,27 @@ func (o *owner) checkDelete() protocol.ErrorCode {
 	return protocol.None
 }
 
-// remove deletes those of the offsets that exist.
+// remove deletes those of the offsets that exist, and what open transactions have of them.
 func (o *owner) remove(changes []change, done func(protocol.ErrorCode)) {
-	existing := make([]change, 0, len(changes))
+	wanted := make(map[partition]bool, len(changes))
 	for _, ch := range changes {
-		b := o.offsets[blockKey{ch.topic, ch.partition / coordinator.OffsetsPerKey}]
-		if b == nil {
-			continue
-		}
-		if _, ok := b.latest[ch.partition]; ok {
-			existing = append(existing, ch)
-		}
+		wanted[partition{ch.topic, ch.partition}] = true
 	}
-	o.change(existing, func(blockKey) {}, done) // a smaller block fits if it fitted before
+	o.strip(func(p partition) bool { return wanted[p] }, func(code protocol.ErrorCode) {
+		if code != protocol.None {
+			done(code)
+			return
+		}
+		existing := make([]change, 0, len(changes))
+		for _, ch := range changes {
+			b := o.offsets[ch.block()]
+			if b == nil {
+				continue
+			}
+			if _, ok := b.latest[ch.partition]; ok {
+				existing = append(existing, ch)
+			}
+		}
+		o.change(existing, func(blockKey) {}, done) // a smaller block fits if it fitted before
+	})
 }

@@ -10,7 +10,8 @@ import (
 )
 
 // OffsetFetch returns durable offsets. A partition without one, and every partition of a group that does not exist, has
-// offset -1 and no error. Several groups are fetched one after another (v8 and later).
+// offset -1 and no error. One whose offset an open transaction may change is UNSTABLE_OFFSET_COMMIT for who asks for stable offsets (v7 and later,
+// KIP-447); others see the offset that counts as yet. Several groups are fetched one after another (v8 and later).
 func (c *Coordinator) OffsetFetch(ctx context.Context, req *kmsg.OffsetFetchRequest) *kmsg.OffsetFetchResponse {
 	resp := kmsg.NewPtrOffsetFetchResponse()
 	resp.Version = req.Version
@@ -28,13 +29,14 @@ func (c *Coordinator) OffsetFetch(ctx context.Context, req *kmsg.OffsetFetchRequ
 				wanted[t.Topic] = t.Partitions
 			}
 		}
-		found, code := c.fetch(ctx, g.Group, wanted)
+		found, code := c.fetch(ctx, g.Group, wanted, req.RequireStable)
 		answer.ErrorCode = int16(code)
 		for _, t := range found {
 			topic := kmsg.NewOffsetFetchResponseGroupTopic()
 			topic.Topic = t.topic
 			for _, p := range t.partitions {
 				part := kmsg.NewOffsetFetchResponseGroupTopicPartition()
+				part.ErrorCode = int16(p.code)
 				part.Partition, part.Offset, part.LeaderEpoch, part.Metadata = p.partition, p.Offset, p.LeaderEpoch, &p.Metadata
 				topic.Partitions = append(topic.Partitions, part)
 			}
@@ -55,7 +57,7 @@ func (c *Coordinator) fetchOne(ctx context.Context, req *kmsg.OffsetFetchRequest
 			wanted[t.Topic] = t.Partitions
 		}
 	}
-	found, code := c.fetch(ctx, req.Group, wanted)
+	found, code := c.fetch(ctx, req.Group, wanted, req.RequireStable)
 	if req.Version >= 2 {
 		resp.ErrorCode = int16(code)
 	} else if code != protocol.None {
@@ -66,6 +68,7 @@ func (c *Coordinator) fetchOne(ctx context.Context, req *kmsg.OffsetFetchRequest
 		topic.Topic = t.topic
 		for _, p := range t.partitions {
 			part := kmsg.NewOffsetFetchResponseTopicPartition()
+			part.ErrorCode = int16(p.code)
 			part.Partition, part.Offset, part.LeaderEpoch, part.Metadata = p.partition, p.Offset, p.LeaderEpoch, &p.Metadata
 			if req.Version < 2 {
 				part.ErrorCode = int16(code)
@@ -85,6 +88,7 @@ type topicOffsets struct {
 type partitionOffset struct {
 	partition int32
 	coordinator.GroupOffset
+	code protocol.ErrorCode
 }
 
 var noOffset = coordinator.GroupOffset{Offset: int64(protocol.NoOffset), LeaderEpoch: int32(protocol.NoLeaderEpoch)}
@@ -104,7 +108,7 @@ func pick(wanted map[string][]int32, offset func(string, int32) (coordinator.Gro
 			if !ok {
 				at = noOffset
 			}
-			t.partitions = append(t.partitions, partitionOffset{p, at})
+			t.partitions = append(t.partitions, partitionOffset{partition: p, GroupOffset: at})
 		}
 		found = append(found, t)
 	}
@@ -113,7 +117,7 @@ func pick(wanted map[string][]int32, offset func(string, int32) (coordinator.Gro
 
 // fetch returns the wanted offsets, or with nil all that there are. An agent that was stopped for a while, and has lost the group meanwhile, must not answer from
 // what it remembers.
-func (c *Coordinator) fetch(ctx context.Context, name string, wanted map[string][]int32) ([]topicOffsets, protocol.ErrorCode) {
+func (c *Coordinator) fetch(ctx context.Context, name string, wanted map[string][]int32, stable bool) ([]topicOffsets, protocol.ErrorCode) {
 	if _, ok := c.deps.Leads(coordinator.ShardOfName(name, c.cfg.Shards)); !ok {
 		return nil, protocol.NotCoordinator
 	}
@@ -122,21 +126,42 @@ func (c *Coordinator) fetch(ctx context.Context, name string, wanted map[string]
 	}
 	return call(ctx, c, name, func(o *owner, done func([]topicOffsets)) {
 		o.used = c.deps.Now()
+		var found []topicOffsets
 		if wanted != nil {
-			done(pick(wanted, o.offset))
-			return
+			found = pick(wanted, o.offset)
+		} else {
+			found = o.all()
 		}
-		var all []topicOffsets
-		for _, key := range sortedBlocks(o.offsets) {
-			b := o.offsets[key]
-			for _, p := range sortedPartitions(b.durable) {
-				if n := len(all); n == 0 || all[n-1].topic != key.topic {
-					all = append(all, topicOffsets{topic: key.topic})
-				}
-				last := &all[len(all)-1]
-				last.partitions = append(last.partitions, partitionOffset{p, b.durable[p]})
+		if stable {
+			o.maskUnstable(found)
+		}
+		done(found)
+	})
+}
+
+// all returns every durable offset.
+func (o *owner) all() []topicOffsets {
+	var all []topicOffsets
+	for _, key := range sortedBlocks(o.offsets) {
+		b := o.offsets[key]
+		for _, p := range sortedPartitions(b.durable) {
+			if n := len(all); n == 0 || all[n-1].topic != key.topic {
+				all = append(all, topicOffsets{topic: key.topic})
+			}
+			last := &all[len(all)-1]
+			last.partitions = append(last.partitions, partitionOffset{partition: p, GroupOffset: b.durable[p]})
+		}
+	}
+	return all
+}
+
+// maskUnstable takes out the offsets that open transactions may change.
+func (o *owner) maskUnstable(found []topicOffsets) {
+	for _, t := range found {
+		for i, p := range t.partitions {
+			if o.unstable(t.topic, p.partition) {
+				t.partitions[i] = partitionOffset{partition: p.partition, GroupOffset: noOffset, code: protocol.UnstableOffsetCommit}
 			}
 		}
-		done(all)
-	})
+	}
 }

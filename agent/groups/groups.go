@@ -54,6 +54,10 @@ type Config struct {
 	WritesInFlightMax  int           // of one owner; then its mailbox waits
 	LoadTimeout        time.Duration // of reading a group from the coordinator
 	TopicDeletionsLive int           // groups that a topic's deletion is carried out in at the same time
+	TransactionsMax    int           // open in one group
+	MarkersLive        int           // groups that the end of a transaction is carried out in at the same time
+	VerifyTimeout      time.Duration // of asking a transaction's coordinator
+	VerifyInterval     time.Duration // after which it is asked again about a transaction in doubt
 }
 
 // DefaultConfig returns Kafka's defaults where Kafka has the option, else Varve's.
@@ -74,6 +78,10 @@ func DefaultConfig(shards uint32) Config {
 		WritesInFlightMax:  64,
 		LoadTimeout:        10 * time.Second,
 		TopicDeletionsLive: 8,
+		TransactionsMax:    5000,
+		MarkersLive:        8,
+		VerifyTimeout:      5 * time.Second,
+		VerifyInterval:     5 * time.Second,
 	}
 }
 
@@ -90,7 +98,7 @@ type Topics interface {
 	Topic(name string) (coordinator.Topic, int64, bool)
 }
 
-// Deps are what a Coordinator works with. Prove, Now, NewID and Log are required.
+// Deps are what a Coordinator works with. Prove, Verify, Now, NewID and Log are required.
 type Deps struct {
 	KV     coordinator.KV // read only
 	Ledger Ledger
@@ -98,7 +106,12 @@ type Deps struct {
 	// block nor call the Coordinator.
 	Leads func(coordinator.ShardID) (epoch int32, ok bool)
 	// Prove returns once it is certain that this agent led what it leads after the call began, or with an error.
-	Prove   func(context.Context) error
+	Prove func(context.Context) error
+	// Verify asks the coordinator of a transaction whether it is open and has the shard, or with Add makes it so. It returns nil or
+	// a [*protocol.Error]; any other error is that of a coordinator that cannot be reached. As long as markers of a decision are on
+	// their way, the answer to a question with the epoch that these markers carry must be CONCURRENT_TRANSACTIONS, and consent to
+	// Add must wait. It is called from many goroutines.
+	Verify  func(context.Context, Transaction) error
 	Topics  Topics
 	Now     func() time.Time
 	NewID   func() string // a new, random UUID, for ids of members
@@ -127,11 +140,13 @@ type Coordinator struct {
 	index  map[string]entry
 	// indexed holds the epoch for which the index of a shard is complete.
 	indexed map[coordinator.ShardID]int32
+	// producers tells which groups of a shard have pending offsets of whom.
+	producers map[coordinator.ShardID]*producers
 	// deleting counts the deletions of a topic's offsets that are under way.
 	deleting map[string]int
 	closed   bool
 
-	scan   sync.Mutex     // held while the index is completed
+	scan   sync.Mutex     // held while an index is completed
 	ending sync.WaitGroup // owners
 }
 
@@ -142,6 +157,7 @@ func New(cfg Config, deps Deps) *Coordinator {
 		base: base, stop: stop,
 		cfg: cfg, deps: deps, log: deps.Log, metrics: newMetrics(deps.Metrics),
 		owners: map[string]*owner{}, index: map[string]entry{}, indexed: map[coordinator.ShardID]int32{}, deleting: map[string]int{},
+		producers: map[coordinator.ShardID]*producers{},
 	}
 }
 
@@ -164,6 +180,7 @@ func (c *Coordinator) Resign(shard coordinator.ShardID) {
 	ended := c.end(func(o *owner) bool { return o.shard == shard }, protocol.NotCoordinator)
 	c.mu.Lock()
 	delete(c.indexed, shard)
+	delete(c.producers, shard)
 	for name, e := range c.index {
 		if e.shard == shard {
 			delete(c.index, name)

@@ -2,6 +2,13 @@ package groups
 
 import "github.com/prometheus/client_golang/prometheus"
 
+// Values of the label outcome.
+const (
+	outcomeCommitted = "committed"
+	outcomeAborted   = "aborted"
+	outcomeDropped   = "dropped"
+)
+
 // metrics of the group coordinator.
 type metrics struct {
 	live       *prometheus.GaugeVec
@@ -9,6 +16,8 @@ type metrics struct {
 	rebalances prometheus.Counter
 	commits    prometheus.Counter
 	expired    prometheus.Counter
+	txnCommits prometheus.Counter
+	txnEnds    *prometheus.CounterVec
 }
 
 // newMetrics registers the metrics, unless reg is nil.
@@ -25,9 +34,14 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		rebalances: counter("varve_group_rebalances_total", "Join phases that began."),
 		commits:    counter("varve_group_offset_commits_total", "Offsets of partitions that OffsetCommit made durable."),
 		expired:    counter("varve_group_offsets_expired_total", "Offsets that outlived their retention."),
+		txnCommits: counter("varve_group_txn_offset_commits_total", "Offsets of partitions that TxnOffsetCommit took into transactions."),
+		txnEnds: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "varve_group_txn_ends_total",
+			Help: "Transactions that ended in a group: committed, aborted, or dropped because they were over and no marker had come.",
+		}, []string{"outcome"}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.live, m.joins, m.rebalances, m.commits, m.expired)
+		reg.MustRegister(m.live, m.joins, m.rebalances, m.commits, m.expired, m.txnCommits, m.txnEnds)
 	}
 	return m
 }

@@ -31,6 +31,13 @@ type change struct {
 	offset    *coordinator.GroupOffset
 }
 
+func (ch change) block() blockKey { return blockOf(ch.topic, ch.partition) }
+
+// blockOf returns the block that a partition's offset is in.
+func blockOf(topic string, partition int32) blockKey {
+	return blockKey{topic, partition / coordinator.OffsetsPerKey}
+}
+
 // blockWrite is a block's content on its way to the coordinator.
 type blockWrite struct {
 	key     blockKey
@@ -46,7 +53,7 @@ const (
 
 // offset returns the durable offset of a partition.
 func (o *owner) offset(topic string, partition int32) (coordinator.GroupOffset, bool) {
-	b := o.offsets[blockKey{topic, partition / coordinator.OffsetsPerKey}]
+	b := o.offsets[blockOf(topic, partition)]
 	if b == nil {
 		return coordinator.GroupOffset{}, false
 	}
@@ -59,7 +66,7 @@ func (o *owner) offset(topic string, partition int32) (coordinator.GroupOffset, 
 func (o *owner) change(changes []change, refused func(blockKey), done func(protocol.ErrorCode)) {
 	contents := map[blockKey]coordinator.GroupOffsets{}
 	for _, ch := range changes {
-		key := blockKey{ch.topic, ch.partition / coordinator.OffsetsPerKey}
+		key := ch.block()
 		content := contents[key]
 		if content == nil {
 			content = coordinator.GroupOffsets{}
@@ -71,7 +78,9 @@ func (o *owner) change(changes []change, refused func(blockKey), done func(proto
 		if ch.offset == nil {
 			delete(content, ch.partition)
 		} else {
-			content[ch.partition] = *ch.offset
+			offset := *ch.offset
+			offset.CommitMs = o.stamp(ch.topic, ch.partition, offset.CommitMs)
+			content[ch.partition] = offset
 		}
 	}
 	var writes []blockWrite
@@ -99,24 +108,7 @@ func (o *owner) writeBlocks(writes []blockWrite, done func(protocol.ErrorCode)) 
 	parts := split(writes)
 	missing, worst := len(parts), protocol.None
 	for _, part := range parts {
-		ops := make([]coordinator.Op, 0, len(part)+1)
-		for _, w := range part {
-			ops = append(ops, coordinator.Op{
-				Key: coordinator.KeyOffsets(o.name, w.key.topic, w.key.block), Value: w.value, Delete: w.value == nil,
-			})
-			o.begin(w)
-		}
-		record := !o.recorded
-		if record { // a group with offsets has a record, by which it is found
-			ops = append(ops, o.simpleRecord())
-		}
-		o.write(ops, func(code protocol.ErrorCode) {
-			for _, w := range part {
-				o.finish(w, code)
-			}
-			if record && code == protocol.None {
-				o.nowRecorded()
-			}
+		o.writePart(part, nil, func(code protocol.ErrorCode) {
 			if worst == protocol.None {
 				worst = code
 			}
@@ -125,6 +117,29 @@ func (o *owner) writeBlocks(writes []blockWrite, done func(protocol.ErrorCode)) 
 			}
 		})
 	}
+}
+
+// writePart hands blocks to the ledger in one call, with other operations.
+func (o *owner) writePart(part []blockWrite, ops []coordinator.Op, done func(protocol.ErrorCode)) {
+	for _, w := range part {
+		ops = append(ops, coordinator.Op{
+			Key: coordinator.KeyOffsets(o.name, w.key.topic, w.key.block), Value: w.value, Delete: w.value == nil,
+		})
+		o.begin(w)
+	}
+	record := !o.recorded
+	if record { // a group with offsets has a record, by which it is found
+		ops = append(ops, o.simpleRecord())
+	}
+	o.write(ops, func(code protocol.ErrorCode) {
+		for _, w := range part {
+			o.finish(w, code)
+		}
+		if record && code == protocol.None {
+			o.nowRecorded()
+		}
+		done(code)
+	})
 }
 
 // simpleRecord is the record of a group of which no generation was worked in yet.

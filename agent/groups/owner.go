@@ -28,13 +28,15 @@ type owner struct {
 	shown   atomic.Pointer[shown]
 
 	mu          sync.Mutex
-	completions []func()           // outcomes of writes
+	completions []func()           // outcomes of writes, and of what was done aside
 	reason      protocol.ErrorCode // what requests are told once it has ended; set once
 
 	// owned
 	machine  *group.Machine
 	recorded bool // the group's record is, or has been, durable
 	offsets  map[blockKey]*block
+	open     map[protocol.ProducerID]*openTransaction
+	askAt    time.Time // when transactions in doubt are asked about; zero if there are none
 	waiting  map[group.RequestID]func(group.Result)
 	requests group.RequestID // number of the newest
 	inFlight int             // writes
@@ -54,7 +56,7 @@ func newOwner(c *Coordinator, name string, shard coordinator.ShardID, epoch int3
 	return &owner{
 		c: c, name: name, shard: shard, epoch: epoch, ctx: ctx, stop: stop,
 		mailbox: make(chan func(), c.cfg.MailboxMax), signal: make(chan struct{}, 1), ended: make(chan struct{}),
-		offsets: map[blockKey]*block{}, waiting: map[group.RequestID]func(group.Result){},
+		offsets: map[blockKey]*block{}, open: map[protocol.ProducerID]*openTransaction{}, waiting: map[group.RequestID]func(group.Result){},
 	}
 }
 
@@ -136,6 +138,9 @@ func (o *owner) loop(ctx context.Context) {
 			if at, ok := o.machine.Deadline(); ok && !o.c.deps.Now().Before(at) {
 				o.step(group.Tick{})
 			}
+			if !o.askAt.IsZero() && !o.c.deps.Now().Before(o.askAt) {
+				o.askDoubts()
+			}
 		}
 	}
 }
@@ -147,6 +152,9 @@ func (o *owner) untilTimer() time.Duration {
 	if at, ok := o.machine.Deadline(); ok {
 		wait = min(wait, at.Sub(now))
 	}
+	if !o.askAt.IsZero() {
+		wait = min(wait, o.askAt.Sub(now))
+	}
 	if o.idle() {
 		if left := o.used.Add(o.c.cfg.IdleTimeout).Sub(now); left > 0 {
 			wait = min(wait, left) // else release will wake it
@@ -155,7 +163,7 @@ func (o *owner) untilTimer() time.Duration {
 	return max(wait, 0)
 }
 
-// idle tells whether nothing would be lost if the owner ended.
+// idle tells whether nothing that is not durable would be lost if the owner ended.
 func (o *owner) idle() bool {
 	return o.machine.Idle() && o.inFlight == 0 && len(o.waiting) == 0
 }
@@ -169,6 +177,8 @@ func (o *owner) forget() bool {
 	case o.undone:
 		o.tellEnd(protocol.CoordinatorNotAvailable)
 		return true
+	case len(o.open) > 0: // a marker is to come
+		return false
 	case o.c.deps.Now().Before(o.used.Add(o.c.cfg.IdleTimeout)):
 		return false
 	}
@@ -250,8 +260,7 @@ func (o *owner) write(ops []coordinator.Op, after func(protocol.ErrorCode)) {
 	}
 	o.inFlight++
 	o.c.deps.Ledger.Write(o.shard, ops, func(err error) {
-		o.mu.Lock()
-		o.completions = append(o.completions, func() {
+		o.comeBack(func() {
 			o.inFlight--
 			code := o.code(err)
 			if err != nil {
@@ -262,12 +271,32 @@ func (o *owner) write(ops []coordinator.Op, after func(protocol.ErrorCode)) {
 			}
 			after(code)
 		})
-		o.mu.Unlock()
-		o.wake()
 	})
 }
 
-// complete takes the outcomes of writes.
+// aside carries out a task that may take its time, within VerifyTimeout, on a goroutine of its own; what it returns is called on the
+// owner's, unless the owner has ended.
+func (o *owner) aside(task func(context.Context) (outcome func())) {
+	o.c.ending.Add(1)
+	go func() {
+		defer o.c.ending.Done()
+		pprof.Do(o.ctx, pprof.Labels("varve", "group transaction"), func(ctx context.Context) {
+			ctx, cancel := context.WithTimeout(ctx, o.c.cfg.VerifyTimeout)
+			defer cancel()
+			o.comeBack(task(ctx))
+		})
+	}()
+}
+
+// comeBack has the owner take an outcome. It may be called from any goroutine.
+func (o *owner) comeBack(outcome func()) {
+	o.mu.Lock()
+	o.completions = append(o.completions, outcome)
+	o.mu.Unlock()
+	o.wake()
+}
+
+// complete takes the outcomes that there are.
 func (o *owner) complete() {
 	o.mu.Lock()
 	completions := o.completions

@@ -9,7 +9,7 @@ import (
 	"github.com/varve-io/varve/protocol"
 )
 
-// load reads the group and its offsets. Both reads are linearizable and begin after the agent's epoch did, so they
+// load reads the group, its offsets, and those of open transactions. The reads are linearizable and begin after the agent's epoch did, so they
 // see all that earlier leaders of the shard wrote.
 func (o *owner) load(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, o.c.cfg.LoadTimeout)
@@ -21,6 +21,13 @@ func (o *owner) load(ctx context.Context) error {
 	items, _, err := o.c.deps.KV.List(ctx, coordinator.PrefixGroupOffsets(o.name), 0)
 	if err != nil {
 		return fmt.Errorf("read offsets: %w", err)
+	}
+	pending, _, err := o.c.deps.KV.List(ctx, coordinator.PrefixGroupPending(o.shard, o.name), 0)
+	if err != nil {
+		return fmt.Errorf("read pending offsets: %w", err)
+	}
+	if err := o.loadPending(pending); err != nil {
+		return err
 	}
 	for _, it := range items {
 		_, topic, number, err := coordinator.ParseKeyOffsets(it.Key)

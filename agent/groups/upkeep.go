@@ -52,7 +52,8 @@ func (c *Coordinator) dueGroups() []string {
 	return names
 }
 
-// expire deletes offsets that have outlived their retention, and the group if it is empty and has no offsets left.
+// expire deletes offsets that have outlived their retention and that no open transaction may change, and the group if it is empty and has
+// neither offsets nor open transactions left.
 func (o *owner) expire() {
 	if o.machine.State() == group.Dead || !o.recorded {
 		return
@@ -65,7 +66,7 @@ func (o *owner) expire() {
 			continue
 		}
 		for _, p := range sortedPartitions(b.durable) {
-			if at, ok := o.expiry(b.durable[p]); ok && !at.After(now) {
+			if at, ok := o.expiry(b.durable[p]); ok && !at.After(now) && !o.unstable(key.topic, p) {
 				expired = append(expired, change{topic: key.topic, partition: p})
 			}
 		}
@@ -75,7 +76,7 @@ func (o *owner) expire() {
 		o.c.metrics.expired.Add(float64(len(expired)))
 	}
 	o.change(expired, func(blockKey) {}, func(code protocol.ErrorCode) {
-		if code == protocol.None && len(o.offsets) == 0 && o.machine.Idle() && o.machine.State() == group.Empty {
+		if code == protocol.None && len(o.offsets) == 0 && len(o.open) == 0 && o.machine.Idle() && o.machine.State() == group.Empty {
 			o.delete(func(protocol.ErrorCode) {})
 		}
 	})
@@ -173,14 +174,20 @@ func (c *Coordinator) TopicDeleted(ctx context.Context, topic string) error {
 }
 
 func (o *owner) topicDeleted(topic string, done func(protocol.ErrorCode)) {
-	var changes []change
-	for _, key := range sortedBlocks(o.offsets) {
-		if key.topic != topic {
-			continue
+	o.strip(func(p partition) bool { return p.topic == topic }, func(code protocol.ErrorCode) {
+		if code != protocol.None {
+			done(code)
+			return
 		}
-		for _, p := range sortedPartitions(o.offsets[key].latest) {
-			changes = append(changes, change{topic: topic, partition: p})
+		var changes []change
+		for _, key := range sortedBlocks(o.offsets) {
+			if key.topic != topic {
+				continue
+			}
+			for _, p := range sortedPartitions(o.offsets[key].latest) {
+				changes = append(changes, change{topic: topic, partition: p})
+			}
 		}
-	}
-	o.change(changes, func(blockKey) {}, done)
+		o.change(changes, func(blockKey) {}, done)
+	})
 }

@@ -33,7 +33,7 @@ type Object struct {
 type Extent struct {
 	First        protocol.Offset
 	Next         protocol.Offset // one past the last
-	LastStable   protocol.Offset // at the time of the flush
+	LastStable   protocol.Offset // as of Next: where the first transaction begins that is open there
 	Pos, Size    int64           // byte range of the section in the object
 	MaxTimestamp int64           // of its records, Unix milliseconds
 	Epoch        protocol.LeaderEpoch

@@ -11,11 +11,14 @@
 // request's [Request] hears of it, fetches wake, and the batch goes to the flush.
 //
 // A batch that is a duplicate of one in the log is answered like the first, but not before that one is durable.
+//
+// The markers that end transactions go the same way ([Batch.Mark]). A batch that may begin one brings the ticket of its verification ([Partition.Verify]).
 package ingest
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -29,11 +32,50 @@ import (
 // Batch is one partition's part of a Produce request. The caller fills the first fields; Result is valid once the request is done.
 type Batch struct {
 	Partition *Partition
-	Header    batch.Header // as checked
-	Bytes     []byte       // the batch; its base offset and leader epoch are overwritten
+	Header    batch.Header      // as checked
+	Bytes     []byte            // the batch; its base offset and leader epoch are overwritten
+	Ticket    *partition.Ticket // of its verification; nil if none was needed
 
 	Result Result
+	marker marker // if it is one
 	wait   wait
+}
+
+// marker is what a control batch says beside its header.
+type marker struct {
+	commit           bool
+	strict           bool
+	coordinatorEpoch int32
+}
+
+// Mark makes of b a marker that ends a transaction in a partition. It goes through [Ingest.Produce], with AcksAll, and is judged as [partition.Producers.CheckMarker]
+// tells; one that is in the log already is answered once all before it is durable. strict is for transactions by which the producer's epoch is raised.
+func (b *Batch) Mark(p *Partition, m batch.EndMarker, strict bool) error {
+	raw, err := batch.AppendControlBatch(nil, 0, protocol.NoLeaderEpoch, m)
+	if err != nil {
+		return fmt.Errorf("mark the end of a transaction of producer %d: %w", m.ProducerID, err)
+	}
+	h, err := batch.Parse(raw)
+	if err != nil {
+		return fmt.Errorf("mark the end of a transaction of producer %d: %w", m.ProducerID, err)
+	}
+	b.Partition, b.Header, b.Bytes, b.Ticket = p, h, raw, nil
+	b.marker = marker{commit: m.Marker == batch.Commit, strict: strict, coordinatorEpoch: m.CoordinatorEpoch}
+	return nil
+}
+
+// kind returns what the batch is to its producer's transaction.
+func (b *Batch) kind() Kind {
+	switch a := b.Header.Attributes; {
+	case !a.Transactional():
+		return Plain
+	case !a.Control():
+		return Transactional
+	case b.marker.commit:
+		return Commit
+	default:
+		return Abort
+	}
 }
 
 // Result is the answer to one partition's part.
@@ -55,8 +97,9 @@ type Flusher interface {
 
 // Entry is a durable batch in the WAL's memory, which stays there until the WAL is trimmed past it.
 type Entry struct {
-	Partition *Partition
-	Ref       wal.Ref
+	Partition  *Partition
+	Ref        wal.Ref
+	LastStable protocol.Offset // as in its [EntryHeader]
 }
 
 // Ingest appends batches to one WAL log. Its methods may be called concurrently.
@@ -153,7 +196,8 @@ func (in *Ingest) append(nowMs int64, b *Batch) {
 	b.wait.next = placed.Last + 1
 	batch.Restamp(b.Bytes, placed.Base, p.log.Epoch())
 	var head [EntryHeaderBytes]byte
-	EntryHeader{Shard: p.Shard, Topic: p.ID.Topic, Partition: p.ID.Partition}.Put(head[:])
+	stable := p.log.StableAtEnd()
+	EntryHeader{Shard: p.Shard, Topic: p.ID.Topic, Partition: p.ID.Partition, LastStable: stable}.Put(head[:])
 	ref, err := in.log.Append(head[:], b.Bytes, batch.Summed(b.Bytes), &b.wait)
 	if err != nil {
 		// The log has failed for good, and with it this leadership; recovery rebuilds the state.
@@ -161,9 +205,11 @@ func (in *Ingest) append(nowMs int64, b *Batch) {
 		b.wait.request.refuse(b, refusal(err))
 		return
 	}
-	b.wait.ref = ref
+	b.wait.ref, b.wait.stable = ref, stable
 	p.produced.Add(int64(len(b.Bytes)))
-	p.push(tailBatch{base: placed.Base, next: placed.Last + 1, maxTs: b.Header.MaxTimestamp, ref: ref})
+	p.push(tailBatch{
+		base: placed.Base, next: placed.Last + 1, maxTs: b.Header.MaxTimestamp, kind: b.kind(), producer: b.Header.ProducerID, ref: ref,
+	})
 	p.mu.Unlock()
 }
 
@@ -179,7 +225,8 @@ func (in *Ingest) place(nowMs int64, b *Batch) (partition.Placement, error) {
 	h := &b.Header
 	return b.Partition.log.Append(nowMs, partition.Batch{
 		ProducerID: h.ProducerID, ProducerEpoch: h.ProducerEpoch, BaseSequence: h.BaseSequence,
-		Records: h.Records, MaxTimestamp: h.MaxTimestamp, Transactional: h.Attributes.Transactional(),
+		Records: h.Records, MaxTimestamp: h.MaxTimestamp, Transactional: h.Attributes.Transactional(), Ticket: b.Ticket,
+		Marker: h.Attributes.Control(), CoordinatorEpoch: b.marker.coordinatorEpoch, Strict: b.marker.strict,
 	})
 }
 

@@ -35,6 +35,8 @@ type Partition struct {
 type tailBatch struct {
 	base, next protocol.Offset
 	maxTs      int64
+	kind       Kind
+	producer   protocol.ProducerID // of a batch that is not Plain
 	ref        wal.Ref
 }
 

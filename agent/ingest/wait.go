@@ -19,7 +19,8 @@ type wait struct {
 	ingest   *Ingest
 	next     protocol.Offset // after the batch
 	ref      wal.Ref
-	answered bool // the request has heard; only the WAL's goroutine looks
+	stable   protocol.Offset // last stable offset as of the batch's end
+	answered bool            // the request has heard; only the WAL's goroutine looks
 }
 
 var _ wal.Waiter = (*wait)(nil)
@@ -35,14 +36,14 @@ func (w *wait) Stored() {
 func (w *wait) Durable() {
 	p := w.batch.Partition
 	p.mu.Lock()
-	ref := w.ref // written under the lock by append, which may still hold it
+	ref, stable := w.ref, w.stable // written under the lock by append, which may still hold it
 	p.log.Durable(w.next)
 	for _, o := range p.watchers {
 		o.wake()
 	}
 	repeats := p.takeRepeats()
 	p.mu.Unlock()
-	w.ingest.flusher.Durable(Entry{Partition: p, Ref: ref})
+	w.ingest.flusher.Durable(Entry{Partition: p, Ref: ref, LastStable: stable})
 	w.answer()
 	for _, r := range repeats {
 		r.wait.answer()

@@ -30,12 +30,12 @@ type Restorer struct {
 }
 
 // Run rebuilds every partition of some shards that has records: offsets and epochs from the index, idempotent producers from the footers of segments that are
-// young enough. The index must hold all commits of the logs that came before. epochs are the shards with their leader epochs, start gives a partition's log
+// young enough, open transactions from those that reach beyond the partition's last stable offset, however old. The index must hold all commits of the logs that came before. epochs are the shards with their leader epochs, start gives a partition's log
 // start offset.
 func (r *Restorer) Run(ctx context.Context, epochs map[coordinator.ShardID]protocol.LeaderEpoch,
 	start func(partition.ID) protocol.Offset,
 ) (map[partition.ID]*partition.Log, error) {
-	logs := make(map[partition.ID]*partition.Log)
+	logs := make(map[partition.ID]*restored)
 	objects := make(map[*index.Object]struct{})
 	oldest := r.Now().Add(-r.ProducerIdle).UnixMilli()
 	for _, id := range r.Index.Partitions() {
@@ -47,22 +47,40 @@ func (r *Restorer) Run(ctx context.Context, epochs map[coordinator.ShardID]proto
 		if !ok {
 			continue
 		}
-		l := partition.New(epoch)
+		l := &restored{Log: partition.New(epoch), stable: extents[len(extents)-1].LastStable}
 		l.RestoreStart(max(start(id), extents[0].First))
 		for i := range extents {
 			e := &extents[i]
 			l.RestoreEnd(e.Epoch, e.First, e.Next)
-			if e.Object.CreatedMs >= oldest {
+			if l.needs(e.Object.CreatedMs >= oldest, e.Next) {
 				objects[e.Object] = struct{}{}
 			}
 		}
 		logs[id] = l
 	}
-	return logs, r.producers(ctx, objects, logs)
+	if err := r.producers(ctx, objects, oldest, logs); err != nil {
+		return nil, err
+	}
+	done := make(map[partition.ID]*partition.Log, len(logs))
+	for id, l := range logs {
+		done[id] = l.Log
+	}
+	return done, nil
 }
 
+// restored is a partition's log on its way.
+type restored struct {
+	*partition.Log
+	// stable is the last stable offset as of the end of what is committed: no transaction that began below is open.
+	stable protocol.Offset
+}
+
+// needs reports whether batches up to next, in a segment that is young enough for producers or not, are to be looked at. The rest of such a segment is not: without
+// those between, a partition's older batches would tell of sequences that are long over.
+func (l *restored) needs(young bool, next protocol.Offset) bool { return young || next > l.stable }
+
 // producers reads the footers of the objects, several at once, and applies them in the order of offsets.
-func (r *Restorer) producers(ctx context.Context, objects map[*index.Object]struct{}, logs map[partition.ID]*partition.Log) error {
+func (r *Restorer) producers(ctx context.Context, objects map[*index.Object]struct{}, oldest int64, logs map[partition.ID]*restored) error {
 	ordered := make([]*index.Object, 0, len(objects))
 	for o := range objects {
 		ordered = append(ordered, o)
@@ -98,7 +116,7 @@ func (r *Restorer) producers(ctx context.Context, objects map[*index.Object]stru
 			select {
 			case footer := <-queue[i].footer:
 				<-slots
-				if err := r.apply(footer, logs); err != nil {
+				if err := apply(footer, oldest, logs); err != nil {
 					return err
 				}
 			case <-ctx.Done():
@@ -113,11 +131,11 @@ func (r *Restorer) producers(ctx context.Context, objects map[*index.Object]stru
 	return nil
 }
 
-func (r *Restorer) apply(footer *segment.Footer, logs map[partition.ID]*partition.Log) error {
+func apply(footer *segment.Footer, oldest int64, logs map[partition.ID]*restored) error {
 	for i := range footer.Sections {
 		s := &footer.Sections[i]
 		l := logs[partition.ID{Topic: s.Topic, Partition: s.Partition}]
-		if l == nil {
+		if l == nil || !l.needs(footer.Header.CreatedMs >= oldest, s.NextOffset) {
 			continue
 		}
 		for b, err := range s.All() {
@@ -129,7 +147,10 @@ func (r *Restorer) apply(footer *segment.Footer, logs map[partition.ID]*partitio
 			}
 			l.Restore(footer.Header.CreatedMs, b.LeaderEpoch, b.Offset, partition.Batch{
 				ProducerID: b.ProducerID, ProducerEpoch: b.ProducerEpoch, BaseSequence: b.BaseSequence,
-				Records: b.LastOffsetDelta + 1, MaxTimestamp: b.MaxTimestamp, Transactional: b.Flags&segment.FlagTransactional != 0,
+				Records: b.LastOffsetDelta + 1, MaxTimestamp: b.MaxTimestamp,
+				// Of a transaction that has ended the marker may be in a segment that is not read: clocks differ.
+				Transactional: b.Flags&segment.FlagTransactional != 0 && b.Offset >= l.stable,
+				Marker:        b.Flags&segment.FlagControl != 0, CoordinatorEpoch: b.CoordinatorEpoch,
 			})
 		}
 	}

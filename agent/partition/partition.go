@@ -3,6 +3,9 @@
 //
 //	start <= last stable offset <= high watermark <= end
 //
+// A batch of a transaction begins it here, if none of its producer is open; a marker, which the transaction's coordinator has written, ends it. The last stable offset
+// is where the first transaction begins that is open, or whose marker is not durable yet: a reader of committed transactions gets nothing from there on.
+//
 // A batch is judged and given its place by [Log.Append]; it becomes readable when the WAL says that it is durable
 // ([Log.Durable]). Durability comes in the order of appends, so the high watermark only grows. There is no way back from Append: if
 // the WAL fails, the leadership ends and recovery builds the state anew from what was stored.
@@ -46,10 +49,11 @@ func New(epoch protocol.LeaderEpoch) *Log { return &Log{epoch: epoch} }
 // Restore adds a batch that is committed already, in order of offsets, while a new leader rebuilds the state; gaps are allowed
 // only where the log was cut or compacted. nowMs is the clock that producers' expiry counts from.
 func (l *Log) Restore(nowMs int64, epoch protocol.LeaderEpoch, base protocol.Offset, b Batch) {
-	l.RestoreEnd(epoch, base, base+protocol.Offset(b.Records))
 	if b.ProducerID >= 0 {
 		l.producers.Append(nowMs, b, base)
 	}
+	l.RestoreEnd(epoch, base, base+protocol.Offset(b.Records))
+	l.producers.settle(l.high)
 }
 
 // RestoreEnd adds a stretch of committed offsets without looking at its batches.
@@ -70,13 +74,23 @@ func (l *Log) noteEpoch(epoch protocol.LeaderEpoch, start protocol.Offset) {
 type Placement struct {
 	Base      protocol.Offset // of the batch, or of the one that it repeats
 	Last      protocol.Offset // offset of its last record
-	Duplicate bool            // it is in the log already; readable once the high watermark has passed Last
+	Duplicate bool            // it, or all that it would do, is in the log already; readable once the high watermark has passed Last
 }
 
 // Append judges a batch and, unless it is a duplicate or refused, gives it its place. The caller must then append it to the WAL
 // before it lets go of its lock. An error is a [*protocol.Error], and changed nothing.
 func (l *Log) Append(nowMs int64, b Batch) (Placement, error) {
-	if b.ProducerID >= 0 {
+	switch {
+	case b.ProducerID < 0:
+	case b.Marker:
+		again, err := l.producers.CheckMarker(b)
+		if err != nil {
+			return Placement{}, err
+		}
+		if again { // its first copy may not be durable yet
+			return Placement{Base: l.end - 1, Last: l.end - 1, Duplicate: true}, nil
+		}
+	default:
 		dup, err := l.producers.Check(b)
 		if err != nil {
 			return Placement{}, err
@@ -104,6 +118,7 @@ func (l *Log) Durable(next protocol.Offset) bool {
 		return false
 	}
 	l.high = next
+	l.producers.settle(next)
 	return true
 }
 
@@ -129,8 +144,20 @@ func (l *Log) Start() protocol.Offset { return l.start }
 // HighWatermark returns the offset below which every record is durable.
 func (l *Log) HighWatermark() protocol.Offset { return l.high }
 
-// LastStable returns the last stable offset: without transactions, the high watermark.
-func (l *Log) LastStable() protocol.Offset { return l.high }
+// LastStable returns the last stable offset: everything below is durable and of no transaction that may yet be aborted. It is not below the log start offset, which
+// may pass an open transaction.
+func (l *Log) LastStable() protocol.Offset {
+	if len(l.producers.unstable) > 0 {
+		return max(l.start, min(l.high, l.producers.unstable[0].first))
+	}
+	return l.high
+}
+
+// StableAtEnd returns what the last stable offset will be when everything up to the end is durable, and nothing follows: it goes with the newest batch into the
+// WAL and its segment, so that whoever restores the log or reads it from there knows where its open transactions begin.
+func (l *Log) StableAtEnd() protocol.Offset {
+	return l.producers.firstOpen(l.end)
+}
 
 // End returns the offset that the next record will get.
 func (l *Log) End() protocol.Offset { return l.end }

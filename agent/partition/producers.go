@@ -21,6 +21,12 @@ type Batch struct {
 	Records       int32 // number of offsets that it takes
 	MaxTimestamp  int64 // Unix milliseconds
 	Transactional bool
+	Ticket        *Ticket // by which it may begin a transaction; nil for none. A batch that is restored needs none
+
+	// Marker: it ends its producer's transaction, has no sequence, and is told by CoordinatorEpoch and Strict; see [Producers.CheckMarker].
+	Marker           bool
+	CoordinatorEpoch int32 // leader epoch of the shard whose leader wrote the marker
+	Strict           bool  // the marker has a raised producer epoch (KIP-890)
 }
 
 // LastSequence returns the sequence of the batch's last record; sequences wrap around to 0 after the largest int32.
@@ -38,15 +44,26 @@ type Appended struct {
 
 // Producer is the state of one idempotent producer in one partition.
 type Producer struct {
-	ID          protocol.ProducerID
-	Epoch       protocol.ProducerEpoch
-	UpdatedMs   int64      // when its newest batch was appended, by the leader's clock
-	TimestampMs int64      // largest timestamp of its newest batch
-	Batches     []Appended // the newest last; at most BatchesKept, at least one
+	ID    protocol.ProducerID
+	Epoch protocol.ProducerEpoch
+	// CoordinatorEpoch is that of its newest marker; NoCoordinatorEpoch if it has none.
+	CoordinatorEpoch int32
+	TxnFirst         protocol.Offset // where its open transaction begins; NoOffset without one
+	UpdatedMs        int64           // when its newest batch or marker was appended, by the leader's clock
+	TimestampMs      int64           // largest timestamp of its newest batch or marker
+	Batches          []Appended      // of its epoch, the newest last; at most BatchesKept, none if only a marker came
 }
 
-// last returns the newest batch.
-func (p *Producer) last() Appended { return p.Batches[len(p.Batches)-1] }
+// NoCoordinatorEpoch stands for the coordinator's epoch of a producer that no marker came of.
+const NoCoordinatorEpoch int32 = -1
+
+// LastSequence returns the sequence of its newest record; NoSequence if it has sent none under its epoch.
+func (p *Producer) LastSequence() int32 {
+	if len(p.Batches) == 0 {
+		return protocol.NoSequence
+	}
+	return p.Batches[len(p.Batches)-1].LastSequence
+}
 
 // duplicate finds a kept batch with the same sequences.
 func (p *Producer) duplicate(b Batch) (Appended, bool) {
@@ -62,20 +79,26 @@ func (p *Producer) duplicate(b Batch) (Appended, bool) {
 	return Appended{}, false
 }
 
-// Producers are the idempotent producers of one partition, as Kafka's ProducerStateManager keeps them. It is not
+// Producers are the idempotent producers of one partition and their transactions, as Kafka's ProducerStateManager keeps them. It is not
 // safe for concurrent use.
 type Producers struct {
 	byID map[protocol.ProducerID]*Producer
+
+	// unstable are the transactions that are open or whose marker is not durable, in the order in which they began; ended counts the latter.
+	unstable []transaction
+	ended    int
+	tickets  map[protocol.ProducerID]*Ticket // at most ticketsMax
 }
 
 // Check decides about a batch of an idempotent producer before it is appended: nil if it is next in sequence, or the
 // kept batch that it repeats. The rules and codes are those of Kafka's ProducerAppendInfo: an older epoch is
 // INVALID_PRODUCER_EPOCH; a new epoch starts at sequence 0; a producer that is not known (expired, or never
-// seen) may start anywhere; everything else that is not next is OUT_OF_ORDER_SEQUENCE_NUMBER.
+// seen) may start anywhere; everything else that is not next is OUT_OF_ORDER_SEQUENCE_NUMBER. A producer whose epoch was raised by a marker starts at 0. Then it is
+// the transaction's turn, see checkTransaction.
 func (s *Producers) Check(b Batch) (dup *Appended, err error) {
 	p := s.byID[b.ProducerID]
 	if p == nil {
-		return nil, nil
+		return nil, s.checkTransaction(nil, b)
 	}
 	if a, ok := p.duplicate(b); ok {
 		return &a, nil
@@ -88,32 +111,42 @@ func (s *Producers) Check(b Batch) (dup *Appended, err error) {
 			return nil, protocol.OutOfOrderSequenceNumber.Errorf("producer %d starts epoch %d at sequence %d, want 0",
 				b.ProducerID, b.ProducerEpoch, b.BaseSequence)
 		}
-	case b.BaseSequence != addSequence(p.last().LastSequence, 1):
+	case b.BaseSequence != addSequence(p.LastSequence(), 1):
 		return nil, protocol.OutOfOrderSequenceNumber.Errorf("producer %d epoch %d: sequence %d, want %d",
-			b.ProducerID, b.ProducerEpoch, b.BaseSequence, addSequence(p.last().LastSequence, 1))
+			b.ProducerID, b.ProducerEpoch, b.BaseSequence, addSequence(p.LastSequence(), 1))
 	}
-	return nil, nil
+	return nil, s.checkTransaction(p, b)
 }
 
-// Append records a batch that took its place in the log at base. nowMs is the leader's clock.
+// Append records a batch or marker that took its place in the log at base. nowMs is the leader's clock.
 func (s *Producers) Append(nowMs int64, b Batch, base protocol.Offset) {
 	if s.byID == nil {
 		s.byID = make(map[protocol.ProducerID]*Producer)
 	}
 	p := s.byID[b.ProducerID]
 	if p == nil {
-		p = &Producer{ID: b.ProducerID, Epoch: b.ProducerEpoch, Batches: make([]Appended, 0, BatchesKept)}
+		p = &Producer{
+			ID: b.ProducerID, Epoch: b.ProducerEpoch, CoordinatorEpoch: NoCoordinatorEpoch, TxnFirst: protocol.NoOffset,
+			Batches: make([]Appended, 0, BatchesKept),
+		}
 		s.byID[b.ProducerID] = p
 	}
 	if p.Epoch != b.ProducerEpoch {
 		p.Epoch = b.ProducerEpoch
 		p.Batches = p.Batches[:0]
 	}
+	p.UpdatedMs, p.TimestampMs = nowMs, b.MaxTimestamp
+	if b.Marker {
+		s.end(p, b, base+1)
+		return
+	}
+	if b.Transactional && p.TxnFirst == protocol.NoOffset {
+		s.begin(p, base)
+	}
 	if len(p.Batches) == BatchesKept {
 		copy(p.Batches, p.Batches[1:])
 		p.Batches = p.Batches[:BatchesKept-1]
 	}
-	p.UpdatedMs, p.TimestampMs = nowMs, b.MaxTimestamp
 	p.Batches = append(p.Batches, Appended{
 		BaseSequence: b.BaseSequence, LastSequence: b.LastSequence(),
 		BaseOffset: base, LastOffset: base + protocol.Offset(b.Records) - 1,
@@ -121,19 +154,23 @@ func (s *Producers) Append(nowMs int64, b Batch, base protocol.Offset) {
 }
 
 // Expire forgets producers that have appended nothing since beforeMs (producer.id.expiration.ms), and, if more than most are left,
-// the ones idle for longest.
+// the ones idle for longest; none whose transaction is open. It also forgets tickets that nobody has asked for since the call before.
 func (s *Producers) Expire(beforeMs int64, most int) {
+	s.expireTickets()
 	for id, p := range s.byID {
-		if p.UpdatedMs < beforeMs {
+		if p.UpdatedMs < beforeMs && p.TxnFirst == protocol.NoOffset {
 			delete(s.byID, id)
 		}
 	}
-	if len(s.byID) <= most {
+	surplus := len(s.byID) - most
+	if surplus <= 0 {
 		return
 	}
-	all := s.byAge()
-	for _, p := range all[:len(all)-most] {
-		delete(s.byID, p.ID)
+	for _, p := range s.byAge() {
+		if surplus > 0 && p.TxnFirst == protocol.NoOffset {
+			delete(s.byID, p.ID)
+			surplus--
+		}
 	}
 }
 

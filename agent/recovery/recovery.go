@@ -226,7 +226,7 @@ func (r *Recovery) flush(ctx context.Context, w *flush.Writer, sealed []*wal.Sea
 			}
 		}
 		records = append(records, flush.Record{
-			Entry: int64(n), Name: name, Batch: slices.Clone(b),
+			Entry: int64(n), Name: name, Batch: slices.Clone(b), LastStable: h.LastStable,
 			Key: segment.Key{Shard: uint32(h.Shard), Topic: h.Topic, Partition: h.Partition},
 		})
 		size += len(b)

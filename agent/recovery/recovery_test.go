@@ -66,7 +66,7 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// write puts a segment's entries into a store, one record each, whose offset is the entry's number less one.
+// write puts a segment's entries into a store, one record each, whose offset is the entry's number less one. The last stable offset is half of the entry's number.
 func (w *world) write(t *testing.T, store string, s coordinator.WALSegment, last int64) {
 	t.Helper()
 	id := wal.SegmentID{Log: wal.LogID(w.record.ID), Number: s.Number}
@@ -83,7 +83,7 @@ func (w *world) write(t *testing.T, store string, s coordinator.WALSegment, last
 			t.Fatal(err)
 		}
 		var head [ingest.EntryHeaderBytes]byte
-		ingest.EntryHeader{Topic: topic.ID}.Put(head[:])
+		ingest.EntryHeader{Topic: topic.ID, LastStable: protocol.Offset(entry / 2)}.Put(head[:])
 		h := frame.Header{Segment: id, Fence: 1, First: wal.EntryID(entry)}
 		memory := disk.Aligned(frame.BlockBytes)
 		h.Put(memory[frame.HeaderBytes:], head[:], payload, crc32c.Tail{})
@@ -132,6 +132,9 @@ func (w *world) committed(t *testing.T) (next protocol.Offset) {
 				t.Errorf("a commit begins at offset %d, want %d", p.FirstOffset, next)
 			}
 			next = p.NextOffset
+			if p.LastStable != next/2 {
+				t.Errorf("a commit ends at offset %d with last stable offset %d, want %d", next, p.LastStable, next/2)
+			}
 		}
 	}
 	return next

@@ -120,12 +120,17 @@ func (b *Builder) fits(more int) bool {
 	return footerFixedMax+b.catalogBytes+len(b.index)+more <= FooterBytesMax
 }
 
+func (b *Builder) find(key Key) (at int32, ok bool) {
+	if int(b.recent) < len(b.sections) && b.sections[b.recent].Key == key {
+		return b.recent, true
+	}
+	at, ok = b.byKey[key]
+	return at, ok
+}
+
 // section finds the section of key, or opens it for its first batch.
 func (b *Builder) section(key Key, topicName string, first *Batch) (int32, error) {
-	if int(b.recent) < len(b.sections) && b.sections[b.recent].Key == key {
-		return b.recent, nil
-	}
-	if at, ok := b.byKey[key]; ok {
+	if at, ok := b.find(key); ok {
 		b.recent = at
 		return at, nil
 	}
@@ -180,9 +185,9 @@ func (b *Builder) topic(id protocol.TopicID, name string) (int32, error) {
 }
 
 // SetLastStable records the last stable offset of a section as of its end. Without it a section has no open
-// transaction at its end: its last stable offset is its next offset.
+// transaction at its end: its last stable offset is its next offset. It may be set again, as the section grows.
 func (b *Builder) SetLastStable(key Key, offset protocol.Offset) error {
-	at, ok := b.byKey[key]
+	at, ok := b.find(key)
 	if !ok {
 		return fmt.Errorf("set last stable offset: no section for shard %d topic %s partition %d", key.Shard, key.Topic, key.Partition)
 	}

@@ -47,6 +47,8 @@ func (c *coding) append(dst []byte, b *Batch) []byte {
 		dst = binary.AppendVarint(dst, int64(b.ProducerEpoch)-int64(c.producerEpoch))
 		if flags&FlagControl == 0 {
 			dst = binary.AppendVarint(dst, int64(b.BaseSequence)-int64(c.sequence))
+		} else {
+			dst = binary.AppendVarint(dst, int64(b.CoordinatorEpoch))
 		}
 	}
 	c.advance(b)
@@ -64,17 +66,20 @@ func (c *coding) read(d *fields.Reader, b *Batch) bool {
 	if flags&flagEpoch != 0 {
 		b.LeaderEpoch += protocol.LeaderEpoch(d.UvarintMax(uint64(math.MaxInt32 - c.epoch)))
 	}
-	b.ProducerID, b.ProducerEpoch, b.BaseSequence = protocol.NoProducerID, protocol.NoProducerEpoch, protocol.NoSequence
+	b.ProducerID, b.ProducerEpoch, b.BaseSequence, b.CoordinatorEpoch = protocol.NoProducerID, protocol.NoProducerEpoch, protocol.NoSequence, 0
 	ok := true
 	if flags&flagProducer != 0 {
 		producer := c.producer + protocol.ProducerID(d.Varint())
 		epoch := int64(c.producerEpoch) + d.Varint()
-		sequence := int64(protocol.NoSequence)
+		sequence, coordinator := int64(protocol.NoSequence), int64(0)
 		if flags&FlagControl == 0 {
 			sequence = int64(c.sequence) + d.Varint()
+		} else {
+			coordinator = d.Varint()
 		}
-		ok = producer >= 0 && epoch == int64(int16(epoch)) && sequence >= -1 && sequence <= math.MaxInt32
+		ok = producer >= 0 && epoch == int64(int16(epoch)) && sequence >= -1 && sequence <= math.MaxInt32 && coordinator == int64(int32(coordinator))
 		b.ProducerID, b.ProducerEpoch, b.BaseSequence = producer, protocol.ProducerEpoch(epoch), int32(sequence)
+		b.CoordinatorEpoch = int32(coordinator)
 	}
 	c.advance(b)
 	return ok && !d.Bad() && b.Size >= batch.HeaderBytes
@@ -128,6 +133,7 @@ func describe(data []byte) (Batch, error) {
 	if err != nil {
 		return Batch{}, err
 	}
+	b.CoordinatorEpoch = end.CoordinatorEpoch
 	if end.Marker == batch.Commit {
 		b.Flags |= FlagCommit
 	}

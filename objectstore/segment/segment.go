@@ -101,6 +101,8 @@ type Batch struct {
 	BaseSequence    int32                  // of the first record; NoSequence without idempotence and in markers
 	ProducerEpoch   protocol.ProducerEpoch // NoProducerEpoch without idempotence
 	Flags           Flags
+	// CoordinatorEpoch is that of the coordinator that wrote the marker; 0 in other batches.
+	CoordinatorEpoch int32
 }
 
 // Next returns the offset after the batch.

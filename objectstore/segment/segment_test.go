@@ -66,9 +66,9 @@ func (s spec) encode() []byte {
 	return raw
 }
 
-// marker encodes the record of a transaction marker: kind 0 aborts, 1 commits.
+// marker encodes the record of a transaction marker of coordinator epoch 1000: kind 0 aborts, 1 commits.
 func marker(kind byte) []byte {
-	return []byte{32, 0, 0, 0, 8, 0, 0, 0, kind, 12, 0, 0, 0, 0, 0, 0, 0}
+	return []byte{32, 0, 0, 0, 8, 0, 0, 0, kind, 12, 0, 0, 0, 0, 3, 0xe8, 0}
 }
 
 var (
@@ -226,9 +226,9 @@ func TestBatches(t *testing.T) {
 	want := []Batch{
 		{Offset: 0, LastOffsetDelta: 2, MaxTimestamp: now + 1, LeaderEpoch: 5, ProducerID: 900, Flags: FlagTransactional | 4},
 		{Offset: 3, LastOffsetDelta: 1, MaxTimestamp: now - 50, LeaderEpoch: 5, ProducerID: 901, ProducerEpoch: 4, BaseSequence: math.MaxInt32},
-		{Offset: 5, MaxTimestamp: now + 9, LeaderEpoch: 5, ProducerID: 900, BaseSequence: -1, Flags: FlagTransactional | FlagControl | FlagCommit},
+		{Offset: 5, MaxTimestamp: now + 9, LeaderEpoch: 5, ProducerID: 900, BaseSequence: -1, Flags: FlagTransactional | FlagControl | FlagCommit, CoordinatorEpoch: 1000},
 		{Offset: 6, LastOffsetDelta: 1, MaxTimestamp: now + 10, LeaderEpoch: 5, ProducerID: 901, ProducerEpoch: 4, BaseSequence: 1, Flags: FlagTransactional},
-		{Offset: 8, MaxTimestamp: now + 11, LeaderEpoch: 6, ProducerID: 901, ProducerEpoch: 4, BaseSequence: -1, Flags: FlagTransactional | FlagControl},
+		{Offset: 8, MaxTimestamp: now + 11, LeaderEpoch: 6, ProducerID: 901, ProducerEpoch: 4, BaseSequence: -1, Flags: FlagTransactional | FlagControl, CoordinatorEpoch: 1000},
 		{Offset: 9, LastOffsetDelta: 3, MaxTimestamp: now + 12, LeaderEpoch: 6, ProducerID: 902, BaseSequence: 12345, Flags: FlagTransactional | 1},
 	}
 	i := 0

@@ -90,6 +90,22 @@ var layouts = map[protocol.Key][]field{
 		int32f.from(3), // replica
 		structsOf(textf, structsOf(int32f, int32f, int32f)), // partition, current leader epoch, leader epoch
 	},
+	protocol.KeyAddPartitionsToTxn: {
+		textf.upTo(3), int64f.upTo(3), int16f.upTo(3), structsOf(textf, listOf(int32f)).upTo(3), // transactional id, producer id and epoch, topics
+		structsOf(textf, int64f, int16f, boolf, structsOf(textf, listOf(int32f))).from(4), // the same, verify only
+	},
+	protocol.KeyAddOffsetsToTxn: {textf, int64f, int16f, textf},
+	protocol.KeyEndTxn:          {textf, int64f, int16f, boolf},
+	protocol.KeyWriteTxnMarkers: {
+		structsOf(int64f, int16f, boolf, // producer id and epoch, commit
+			structsOf(textf, listOf(int32f)), int32f, int8f.from(2)), // topics, coordinator's epoch, transaction version
+	},
+	protocol.KeyTxnOffsetCommit: {
+		textf, textf, int64f, int16f, // transactional id, group, producer id and epoch
+		int32f.from(3), textf.from(3), textf.from(3), // generation, member, instance
+		structsOf(textf,
+			structsOf(int32f, int64f, int32f.from(2), textf)), // partition, offset, leader epoch, metadata
+	},
 	protocol.KeyDescribeConfigs: {
 		structsOf(int8f, textf, listOf(textf)), boolf, boolf.from(3), // resource; synonyms, documentation
 	},
@@ -103,4 +119,6 @@ var layouts = map[protocol.Key][]field{
 	protocol.KeyOffsetDelete:            {textf, structsOf(textf, structsOf(int32f))},
 	protocol.KeyDescribeCluster:         {boolf, int8f.from(1), boolf.from(2)},
 	protocol.KeyDescribeProducers:       {structsOf(textf, listOf(int32f))},
+	protocol.KeyDescribeTransactions:    {listOf(textf)},
+	protocol.KeyListTransactions:        {listOf(textf), listOf(int64f), int64f.from(1), textf.from(2)},
 }

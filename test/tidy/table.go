@@ -40,6 +40,7 @@ var rooms = []Room{
 	{Path: "objectstore/..."},
 
 	{Path: "coordinator/group", Pure: true, Rooms: []string{"protocol/..."}},
+	{Path: "coordinator/txn", Pure: true, Rooms: []string{"protocol/..."}},
 	{Path: "coordinator/placement", Pure: true},
 	{Path: "coordinator/...", Rooms: []string{"protocol/..."}},
 

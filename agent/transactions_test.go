@@ -1,0 +1,223 @@
+package agent_test
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kversion"
+)
+
+// versions are the clients that matter: those that raise their epoch with each transaction (KIP-890), and those before.
+var versions = map[string]*kversion.Versions{"v1": kversion.V3_6_0(), "v2": kversion.V4_1_0()}
+
+// TestTransactions commits and aborts transactions over partitions of three agents, and moves and kills agents in between.
+func TestTransactions(t *testing.T) {
+	for name, version := range versions {
+		t.Run(name, func(t *testing.T) {
+			s := newSeveral(t, true, "a", "b", "c")
+			const partitions = 8
+			p, err := kgo.NewClient(s.seeds(), kgo.TransactionalID("p"), kgo.MaxVersions(version), kgo.RecordPartitioner(kgo.ManualPartitioner()),
+				kgo.MetadataMinAge(50*time.Millisecond), kgo.TransactionTimeout(20*time.Second))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(p.Close)
+			if resp, err := kadm.NewClient(p).CreateTopic(t.Context(), partitions, 1, nil, "t"); err != nil || resp.Err != nil {
+				t.Fatal(err, resp.Err)
+			}
+			var want, all int
+			transaction := func(commit bool) {
+				t.Helper()
+				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				defer cancel()
+				if err := p.BeginTransaction(); err != nil {
+					t.Fatal(err)
+				}
+				var records []*kgo.Record
+				for n := range int32(partitions) {
+					records = append(records, &kgo.Record{Topic: "t", Partition: n, Value: []byte(strconv.FormatBool(commit))})
+				}
+				if err := p.ProduceSync(ctx, records...).FirstErr(); err != nil {
+					t.Fatal(err)
+				}
+				if err := p.EndTransaction(ctx, kgo.TransactionEndTry(commit)); err != nil {
+					t.Fatal(err)
+				}
+				if all++; commit {
+					want++
+				}
+			}
+			for range 3 {
+				transaction(true)
+				transaction(false)
+			}
+			s.begin(t, "d")
+			s.agents["d"].await(t)
+			transaction(true)
+			s.drain(t, "a")
+			transaction(false)
+			transaction(true)
+			s.crash("b")
+			transaction(true)
+			transaction(false)
+			for isolation, n := range map[kgo.IsolationLevel]int{kgo.ReadCommitted(): want, kgo.ReadUncommitted(): all} {
+				s.reads(t, isolation, partitions, n, n == want)
+			}
+			s.drain(t, s.left()...)
+		})
+	}
+}
+
+// reads wants n records in each partition, in that isolation.
+func (s *several) reads(t *testing.T, isolation kgo.IsolationLevel, partitions int32, n int, committed bool) {
+	t.Helper()
+	for p := range partitions {
+		reader, err := kgo.NewClient(s.seeds(), kgo.FetchIsolationLevel(isolation),
+			kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{"t": {p: kgo.NewOffset().AtStart()}}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		got := 0
+		for got < n {
+			fetches := reader.PollFetches(ctx)
+			if err := fetches.Err(); err != nil {
+				t.Fatalf("partition %d, after %d of %d records: %v", p, got, n, err)
+			}
+			fetches.EachRecord(func(r *kgo.Record) {
+				if committed && string(r.Value) != "true" {
+					t.Errorf("partition %d: the record at offset %d was aborted", p, r.Offset)
+				}
+				got++
+			})
+		}
+		if got > n {
+			t.Errorf("partition %d: %d records, want %d", p, got, n)
+		}
+		cancel()
+		reader.Close()
+	}
+}
+
+// TestFencing has a second producer of the same transactional id come while a transaction is open.
+func TestFencing(t *testing.T) {
+	for name, version := range versions {
+		t.Run(name, func(t *testing.T) {
+			s := newSeveral(t, false, "a", "b", "c")
+			producer := func() *kgo.Client {
+				p, err := kgo.NewClient(s.seeds(), kgo.TransactionalID("p"), kgo.MaxVersions(version), kgo.DefaultProduceTopic("t"), kgo.MetadataMinAge(50*time.Millisecond))
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(p.Close)
+				return p
+			}
+			first := producer()
+			if resp, err := kadm.NewClient(first).CreateTopic(t.Context(), 1, 1, nil, "t"); err != nil || resp.Err != nil {
+				t.Fatal(err, resp.Err)
+			}
+			send := func(p *kgo.Client, value string) error {
+				return p.ProduceSync(t.Context(), kgo.StringRecord(value)).FirstErr()
+			}
+			if err := errors.Join(first.BeginTransaction(), send(first, "false")); err != nil {
+				t.Fatal(err)
+			}
+			second := producer()
+			if err := errors.Join(second.BeginTransaction(), send(second, "true"), second.EndTransaction(t.Context(), kgo.TryCommit)); err != nil {
+				t.Fatal(err)
+			}
+			err := send(first, "false")
+			if err == nil {
+				err = first.EndTransaction(t.Context(), kgo.TryCommit)
+			}
+			if !errors.Is(err, kerr.ProducerFenced) && !errors.Is(err, kerr.InvalidProducerEpoch) {
+				t.Errorf("the first producer is told %v, want that it is fenced", err)
+			}
+			s.reads(t, kgo.ReadCommitted(), 1, 1, true)
+		})
+	}
+}
+
+// TestConsumeTransformProduce has offsets decided with the records, while agents come and go.
+func TestConsumeTransformProduce(t *testing.T) {
+	for name, version := range versions {
+		t.Run(name, func(t *testing.T) {
+			s := newSeveral(t, true, "a", "b", "c")
+			const records = 200
+			in, err := kgo.NewClient(s.seeds(), kgo.DefaultProduceTopic("in"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(in.Close)
+			if _, err := kadm.NewClient(in).CreateTopics(t.Context(), 4, 1, nil, "in", "t"); err != nil {
+				t.Fatal(err)
+			}
+			for i := range records {
+				if err := in.ProduceSync(t.Context(), kgo.StringRecord(strconv.Itoa(i))).FirstErr(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			session, err := kgo.NewGroupTransactSession(s.seeds(), kgo.TransactionalID("copy"), kgo.MaxVersions(version), kgo.ConsumerGroup("copiers"), kgo.ConsumeTopics("in"),
+				kgo.DefaultProduceTopic("t"), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.RequireStableFetchOffsets(),
+				kgo.MetadataMinAge(50*time.Millisecond), kgo.FetchMaxPartitionBytes(300))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(session.Close)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			for copied, round := 0, 0; copied < records; round++ {
+				fetches := session.PollRecords(ctx, 20)
+				if err := ctx.Err(); err != nil {
+					t.Fatalf("after %d records: %v", copied, err)
+				}
+				if err := session.Begin(); err != nil {
+					t.Fatal(err)
+				}
+				n := 0
+				fetches.EachRecord(func(r *kgo.Record) {
+					n++
+					session.Produce(ctx, &kgo.Record{Value: r.Value}, nil)
+				})
+				switch round {
+				case 2:
+					s.drain(t, "a")
+				case 4:
+					s.crash("b")
+				}
+				committed, err := session.End(ctx, kgo.TransactionEndTry(round%3 != 1))
+				if err != nil {
+					t.Fatalf("after %d records: %v", copied, err)
+				}
+				if committed {
+					copied += n
+				}
+			}
+			seen := make(map[string]int)
+			out, err := kgo.NewClient(s.seeds(), kgo.ConsumeTopics("t"), kgo.FetchIsolationLevel(kgo.ReadCommitted()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(out.Close)
+			for len(seen) < records {
+				fetches := out.PollFetches(ctx)
+				if err := ctx.Err(); err != nil {
+					t.Fatalf("%d of %d records are there: %v", len(seen), records, err)
+				}
+				fetches.EachRecord(func(r *kgo.Record) { seen[string(r.Value)]++ })
+			}
+			for value, n := range seen {
+				if n != 1 {
+					t.Errorf("record %s is there %d times", value, n)
+				}
+			}
+			s.drain(t, s.left()...)
+		})
+	}
+}
