@@ -55,12 +55,12 @@ var explained = map[feature]string{
 	commitResume:      "a member consumes, commits and leaves; the next continues after the commit, which the broker shows",
 	seekByTime:        "finds the first record at or after a time within a batch and reads on from there",
 	administer:        "creates a topic, describes it, alters its configuration, adds partitions, deletes it",
-	transactional: "commits and aborts transactions over three partitions and a group's offset; while one is open the last stable " +
+	transactional: "commits and aborts transactions over a dozen partitions and a group's offset; while one is open the last stable " +
 		"offset and the group's offset stand still, afterwards both isolation levels see exactly what they must",
 	fencing:       "a second producer of the transactional id fences the first; a transaction beyond its timeout is aborted, and its commit refused",
 	copyRestarted: "a member of a group copies a topic in transactions, a third of which it aborts, and is killed in one; another of the same transactional id goes on; each record is copied once, in order",
 	copyByTwo:     "the same by two members of two transactional ids; the one that is left waits for the transaction of the one that was killed to be aborted",
-	readIsolated:  "by both isolation levels, reads what each client of this table wrote in transactions, and from the middle of aborted and of committed ones",
+	readIsolated:  "by both isolation levels, reads what each client of this table wrote in transactions; starts in the middle of one that was aborted, between others",
 }
 
 // corpusRecords is how many records a client produces in each codec.
@@ -99,7 +99,7 @@ func TestClients(t *testing.T) {
 		})
 		t.Run("applications", func(t *testing.T) {
 			t.Parallel()
-			s.runTool(t, streamsApplication, "counts words exactly once, stopped, started, and killed", s.countsWords)
+			s.runTool(t, "Kafka Streams", "counts words exactly once, stopped, started, and killed", s.countsWords)
 		})
 	})
 	if err := s.interleave(t.Context()); err != nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -21,7 +22,7 @@ type results struct {
 	tools []toolResult
 }
 
-// toolResult is the outcome of one command-line tool.
+// toolResult is the outcome of one use of a command-line tool, or of an application.
 type toolResult struct {
 	tool, does string
 	err        error
@@ -106,14 +107,28 @@ func (r *results) write(subjects []subject) error {
 	} {
 		fmt.Fprintf(&b, "- %s: %s.\n", f, explained[f])
 	}
-	b.WriteString("\n## Apache Kafka's command-line tools\n\n| tool | does | result |\n| --- | --- | --- |\n")
+	var scripts, others []toolResult
 	for _, result := range r.tools {
-		cell := "ok"
-		if result.err != nil {
-			cell = "**FAIL**" + note(result.tool, result.does, result.err.Error())
+		if strings.HasPrefix(result.tool, "kafka-") {
+			scripts = append(scripts, result)
+		} else {
+			others = append(others, result)
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s |\n", result.tool, result.does, cell)
 	}
+	// Those of one name have run one after the other, those of several at the same time.
+	slices.SortStableFunc(others, func(x, y toolResult) int { return strings.Compare(x.tool, y.tool) })
+	table := func(title string, results []toolResult) {
+		b.WriteString("\n## " + title + "\n\n| | does | result |\n| --- | --- | --- |\n")
+		for _, result := range results {
+			cell := "ok"
+			if result.err != nil {
+				cell = "**FAIL**" + note(result.tool, result.does, result.err.Error())
+			}
+			fmt.Fprintf(&b, "| %s | %s | %s |\n", result.tool, result.does, cell)
+		}
+	}
+	table("Apache Kafka's command-line tools", scripts)
+	table("Applications and administrators", others)
 	if count > 0 {
 		b.WriteString("\n## Notes\n\n" + notes.String())
 	}

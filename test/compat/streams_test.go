@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,7 +25,8 @@ type words struct {
 	lines   int
 }
 
-const streamsApplication = "Kafka Streams"
+// wordsApplication is the application's id, with which its transactional ids begin.
+const wordsApplication = "words"
 
 // streamsTimeout is the timeout of the application's transactions; Streams' own default.
 const streamsTimeout = 10 * time.Second
@@ -44,7 +46,7 @@ func (s *suite) countsWords(ctx context.Context, t *testing.T) error {
 	}
 	w := &words{suite: s, in: in, out: out, counts: map[string]int{}}
 	w.command = append(java(s.classes, filepath.Join(s.tools.jars, "*")), "WordCount", "--bootstrap", s.bootstrap,
-		"--topic", in, "--to", out, "--id", "words", "--commit", "100", "--session", strconv.FormatInt(copySession.Milliseconds(), 10),
+		"--topic", in, "--to", out, "--id", wordsApplication, "--commit", "100", "--session", strconv.FormatInt(copySession.Milliseconds(), 10),
 		"--timeout", strconv.FormatInt(streamsTimeout.Milliseconds(), 10))
 	kept := t.TempDir()
 
@@ -105,22 +107,28 @@ func (w *words) write(ctx context.Context, lines int) error {
 	return nil
 }
 
-// killed kills the application while it counts: when counts that are not committed can be seen.
+// killed kills the application while it counts, with a transaction open.
 func (w *words) killed(ctx context.Context, m *member) error {
 	for {
-		if err := w.write(ctx, 20); err != nil {
+		if err := errors.Join(w.write(ctx, 20), m.broken()); err != nil {
 			return err
 		}
-		stable, ends, err := w.suite.ends(ctx, w.out)
+		// Stopped, it cannot end the transaction that is found.
+		if err := m.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+			return fmt.Errorf("stop the application: %w", err)
+		}
+		open, err := w.suite.admin.ListTransactions(ctx, nil, []string{"Ongoing"})
 		if err != nil {
-			return err
+			return fmt.Errorf("list transactions: %w", err)
 		}
-		if !slices.Equal(stable, ends) {
-			m.kill()
-			return nil
+		for id := range open {
+			if strings.HasPrefix(id, wordsApplication+"-") {
+				m.kill()
+				return nil
+			}
 		}
-		if err := m.broken(); err != nil {
-			return err
+		if err := m.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+			return fmt.Errorf("continue the application: %w", err)
 		}
 	}
 }

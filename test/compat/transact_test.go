@@ -78,7 +78,7 @@ type transacted struct {
 // transacts lets a client commit and abort transactions, and looks at what can be seen of them while they are open and
 // afterwards: records by last stable offset and by both isolation levels, offsets by the group's owner.
 func (s *suite) transacts(ctx context.Context, t *testing.T, of subject) error {
-	const partitions = 3
+	const partitions = 12
 	topic, err := s.topic(ctx, slug(of, "transacts"), partitions)
 	if err != nil {
 		return err
@@ -96,11 +96,11 @@ func (s *suite) transacts(ctx context.Context, t *testing.T, of subject) error {
 		offset     int64 // -1 is none
 		commit     bool
 	}{
-		{records: 60, partitions: 3, offset: -1, commit: true},
-		{records: 40, partitions: 2, offset: -1, commit: false},
-		{records: 30, partitions: 3, offset: 40, commit: true},
+		{records: 12, partitions: partitions, offset: -1, commit: true},
+		{records: 8, partitions: 5, offset: -1, commit: false},
+		{records: 6, partitions: partitions, offset: 40, commit: true},
 		{records: 20, partitions: 1, offset: 77, commit: false},
-		{records: 10, partitions: 3, offset: 55, commit: true},
+		{records: 2, partitions: 7, offset: 55, commit: true},
 	} {
 		records := numbered(fmt.Sprintf("%s-%d", topic, i), each.partitions, each.records)
 		open := opened{topic: topic, partitions: each.partitions, group: group, offset: stable}
