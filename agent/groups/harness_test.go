@@ -41,6 +41,7 @@ type cluster struct {
 	t      *testing.T
 	store  *mem.Store
 	topics map[string]coordinator.Topic
+	txns   *transactions
 }
 
 // agent is one coordinator with its ledger.
@@ -68,6 +69,7 @@ func inBubble(t *testing.T, test func(t *testing.T, c *cluster)) {
 			t:      t,
 			store:  mem.New(mem.Config{ClusterID: 1, Start: time.Now()}),
 			topics: map[string]coordinator.Topic{"orders": topic("orders", 200), "bills": topic("bills", 3)},
+			txns:   &transactions{producers: map[protocol.ProducerID]*producer{}},
 		})
 	})
 }
@@ -91,7 +93,7 @@ func (c *cluster) start(epoch int32, adjust ...func(*Config)) *agent {
 	}
 	ids := 0
 	a.Coordinator = New(cfg, Deps{
-		KV: c.store, Ledger: a.ledger, Leads: a.leads, Prove: a.prove, Topics: c, Now: time.Now,
+		KV: c.store, Ledger: a.ledger, Leads: a.leads, Prove: a.prove, Verify: c.txns.verify, Topics: c, Now: time.Now,
 		NewID:   func() string { a.mu.Lock(); defer a.mu.Unlock(); ids++; return fmt.Sprintf("%d-%d", epoch, ids) },
 		Log:     slog.New(slog.DiscardHandler),
 		Metrics: prometheus.NewPedanticRegistry(),

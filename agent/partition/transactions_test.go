@@ -109,20 +109,34 @@ func TestTransactions(t *testing.T) {
 		}},
 		"the first of several counts": {true, []step{
 			{plain(9, 0, 0), 0, 0, 0},
-			{verify("b", 8, 0, 0, false), 0, 0, 0}, {data(8, 0, 0, "b"), 0, 0, 0}, {durable(3), 0, 0, 0},
-			{mark(producer, 0, 1, false, false), 0, 0, 2}, {durable(4), 0, 2, 2},
-			{verify("c", producer, 0, 1, false), 0, 2, 2}, {data(producer, 0, 1, "c"), 0, 2, 2},
-			{mark(8, 0, 1, false, false), 0, 2, 4}, {durable(5), 0, 2, 4}, {durable(6), 0, 4, 4},
-			{mark(producer, 0, 1, false, false), 0, 4, 7}, {durable(7), 0, 7, 7},
+			{verify("b", 8, 0, 0, false), 0, 0, 0},
+			{data(8, 0, 0, "b"), 0, 0, 0},
+			{durable(3), 0, 0, 0},
+			{mark(producer, 0, 1, false, false), 0, 0, 2},
+			{durable(4), 0, 2, 2},
+			{verify("c", producer, 0, 1, false), 0, 2, 2},
+			{data(producer, 0, 1, "c"), 0, 2, 2},
+			{mark(8, 0, 1, false, false), 0, 2, 4},
+			{durable(5), 0, 2, 4},
+			{durable(6), 0, 4, 4},
+			{mark(producer, 0, 1, false, false), 0, 4, 7},
+			{durable(7), 0, 7, 7},
 		}},
 		"a later one ends first": {true, []step{
-			{verify("b", 8, 0, 0, false), 0, 0, 0}, {data(8, 0, 0, "b"), 0, 0, 0}, {mark(8, 0, 1, false, false), 0, 0, 0}, {durable(3), 0, 0, 0},
-			{mark(producer, 0, 1, false, false), 0, 0, 4}, {durable(4), 0, 4, 4},
+			{verify("b", 8, 0, 0, false), 0, 0, 0},
+			{data(8, 0, 0, "b"), 0, 0, 0},
+			{mark(8, 0, 1, false, false), 0, 0, 0},
+			{durable(3), 0, 0, 0},
+			{mark(producer, 0, 1, false, false), 0, 0, 4},
+			{durable(4), 0, 4, 4},
 		}},
 		"a marker voids tickets": {true, []step{
-			{mark(producer, 0, 1, false, false), 0, 0, 2}, {verify("b", producer, 0, 1, false), 0, 0, 2},
-			{mark(producer, 0, 1, false, true), 0, 0, 2}, {data(producer, 0, 1, "b"), again, 0, 2},
-			{verify("c", producer, 0, 1, false), 0, 0, 2}, {data(producer, 0, 1, "c"), 0, 0, 2},
+			{mark(producer, 0, 1, false, false), 0, 0, 2},
+			{verify("b", producer, 0, 1, false), 0, 0, 2},
+			{mark(producer, 0, 1, false, true), 0, 0, 2},
+			{data(producer, 0, 1, "b"), again, 0, 2},
+			{verify("c", producer, 0, 1, false), 0, 0, 2},
+			{data(producer, 0, 1, "c"), 0, 0, 2},
 		}},
 		"a marker voids tickets of a producer that is not known": {false, []step{
 			{verify("a", producer, 0, 0, false), 0, 0, 0}, {mark(producer, 0, 1, false, false), 0, 0, 1}, {data(producer, 0, 0, "a"), again, 0, 1},
@@ -131,24 +145,45 @@ func TestTransactions(t *testing.T) {
 			{mark(producer, 0, 1, false, false), 0, 0, 2}, {data(producer, 0, 1, "a"), again, 0, 2},
 		}},
 		"a ticket of another producer, or epoch": {false, []step{
-			{verify("a", 8, 0, 0, false), 0, 0, 0}, {verify("b", producer, 1, 0, false), 0, 0, 0},
-			{data(producer, 0, 0, "a"), again, 0, 0}, {data(producer, 0, 0, "b"), again, 0, 0}, {data(producer, 1, 0, "b"), 0, 0, 0},
+			{verify("a", 8, 0, 0, false), 0, 0, 0},
+			{verify("b", producer, 1, 0, false), 0, 0, 0},
+			{data(producer, 0, 0, "a"), again, 0, 0},
+			{data(producer, 0, 0, "b"), again, 0, 0},
+			{data(producer, 1, 0, "b"), 0, 0, 0},
 		}},
 		"a ticket of an older epoch is void": {false, []step{
-			{verify("a", producer, 0, 0, false), 0, 0, 0}, {verify("b", producer, 1, 0, false), 0, 0, 0}, {data(producer, 0, 0, "a"), again, 0, 0},
-			{verify("c", producer, 0, 0, false), 0, 0, 0}, {data(producer, 0, 0, "c"), again, 0, 0}, {data(producer, 1, 0, "b"), 0, 0, 0},
+			{verify("a", producer, 0, 0, false), 0, 0, 0},
+			{verify("b", producer, 1, 0, false), 0, 0, 0},
+			{data(producer, 0, 0, "a"), again, 0, 0},
+			{verify("c", producer, 0, 0, false), 0, 0, 0},
+			{data(producer, 0, 0, "c"), again, 0, 0},
+			{data(producer, 1, 0, "b"), 0, 0, 0},
 		}},
 		"a dropped ticket": {false, []step{
-			{verify("a", producer, 0, 0, false), 0, 0, 0}, {drop("a"), 0, 0, 0}, {data(producer, 0, 0, "a"), again, 0, 0},
-			{verify("b", producer, 0, 0, false), 0, 0, 0}, {drop("a"), 0, 0, 0}, {data(producer, 0, 0, "b"), 0, 0, 0},
+			{verify("a", producer, 0, 0, false), 0, 0, 0},
+			{drop("a"), 0, 0, 0},
+			{data(producer, 0, 0, "a"), again, 0, 0},
+			{verify("b", producer, 0, 0, false), 0, 0, 0},
+			{drop("a"), 0, 0, 0},
+			{data(producer, 0, 0, "b"), 0, 0, 0},
 		}},
 		"a ticket that is used lives on, another does not": {false, []step{
-			{verify("a", producer, 0, 0, false), 0, 0, 0}, {expire, 0, 0, 0}, {verify("b", producer, 0, 0, false), 0, 0, 0}, {expire, 0, 0, 0},
-			{data(producer, 0, 0, "a"), 0, 0, 0}, {verify("c", 8, 0, 0, false), 0, 0, 0}, {expire, 0, 0, 0}, {expire, 0, 0, 0}, {data(8, 0, 0, "c"), again, 0, 0},
+			{verify("a", producer, 0, 0, false), 0, 0, 0},
+			{expire, 0, 0, 0},
+			{verify("b", producer, 0, 0, false), 0, 0, 0},
+			{expire, 0, 0, 0},
+			{data(producer, 0, 0, "a"), 0, 0, 0},
+			{verify("c", 8, 0, 0, false), 0, 0, 0},
+			{expire, 0, 0, 0},
+			{expire, 0, 0, 0},
+			{data(8, 0, 0, "c"), again, 0, 0},
 		}},
 		"the first of several in flight begins": {false, []step{
-			{verify("a", producer, 0, 4, false), 0, 0, 0}, {verify("b", producer, 0, 6, false), 0, 0, 0},
-			{data(producer, 0, 6, "b"), order, 0, 0}, {data(producer, 0, 4, "b"), 0, 0, 0}, {data(producer, 0, 5, unknown), 0, 0, 0},
+			{verify("a", producer, 0, 4, false), 0, 0, 0},
+			{verify("b", producer, 0, 6, false), 0, 0, 0},
+			{data(producer, 0, 6, "b"), order, 0, 0},
+			{data(producer, 0, 4, "b"), 0, 0, 0},
+			{data(producer, 0, 5, unknown), 0, 0, 0},
 		}},
 		"with raised epochs sequence 0 begins": {false, []step{
 			{verify("a", producer, 3, 6, true), 0, 0, 0}, {data(producer, 3, 6, "a"), order, 0, 0}, {data(producer, 3, 0, "a"), 0, 0, 0},
@@ -159,35 +194,62 @@ func TestTransactions(t *testing.T) {
 			{mark(producer, 1, 1, false, false), 0, 0, 2}, {data(producer, 0, 1, unknown), epoch, 0, 2}, {plain(producer, 0, 1), epoch, 0, 2},
 		}},
 		"sequence 0 after a raise": {true, []step{
-			{mark(producer, 1, 1, true, false), 0, 0, 2}, {verify("b", producer, 1, 1, true), 0, 0, 2}, {data(producer, 1, 1, "b"), order, 0, 2},
-			{data(producer, 1, 0, "b"), 0, 0, 2}, {data(producer, 1, 1, unknown), 0, 0, 2},
+			{mark(producer, 1, 1, true, false), 0, 0, 2},
+			{verify("b", producer, 1, 1, true), 0, 0, 2},
+			{data(producer, 1, 1, "b"), order, 0, 2},
+			{data(producer, 1, 0, "b"), 0, 0, 2},
+			{data(producer, 1, 1, unknown), 0, 0, 2},
 		}},
 		"the sequence goes on without a raise": {true, []step{
-			{mark(producer, 0, 1, false, false), 0, 0, 2}, {verify("b", producer, 0, 0, false), 0, 0, 2}, {data(producer, 0, 2, "b"), order, 0, 2},
+			{mark(producer, 0, 1, false, false), 0, 0, 2},
+			{verify("b", producer, 0, 0, false), 0, 0, 2},
+			{data(producer, 0, 2, "b"), order, 0, 2},
 			{data(producer, 0, 1, "b"), 0, 0, 2},
 		}},
 		"an earlier coordinator": {true, []step{
-			{mark(producer, 0, 5, false, false), 0, 0, 2}, {verify("b", producer, 0, 1, false), 0, 0, 2}, {data(producer, 0, 1, "b"), 0, 0, 2},
-			{mark(producer, 0, 4, false, false), fenced, 0, 2}, {mark(producer, 1, 4, true, false), fenced, 0, 2}, {mark(producer, 0, 5, false, false), 0, 0, 4},
+			{mark(producer, 0, 5, false, false), 0, 0, 2},
+			{verify("b", producer, 0, 1, false), 0, 0, 2},
+			{data(producer, 0, 1, "b"), 0, 0, 2},
+			{mark(producer, 0, 4, false, false), fenced, 0, 2},
+			{mark(producer, 1, 4, true, false), fenced, 0, 2},
+			{mark(producer, 0, 5, false, false), 0, 0, 4},
 		}},
 		"an earlier coordinator, after a copy of its marker by a later one": {true, []step{
-			{mark(producer, 0, 4, false, false), 0, 0, 2}, {mark(producer, 0, 5, false, false), 0, 0, 3}, {verify("b", producer, 0, 1, false), 0, 0, 3},
-			{mark(producer, 0, 4, false, false), fenced, 0, 3}, {data(producer, 0, 1, "b"), 0, 0, 3}, {mark(producer, 0, 4, false, false), fenced, 0, 3},
+			{mark(producer, 0, 4, false, false), 0, 0, 2},
+			{mark(producer, 0, 5, false, false), 0, 0, 3},
+			{verify("b", producer, 0, 1, false), 0, 0, 3},
+			{mark(producer, 0, 4, false, false), fenced, 0, 3},
+			{data(producer, 0, 1, "b"), 0, 0, 3},
+			{mark(producer, 0, 4, false, false), fenced, 0, 3},
 		}},
 		"an older marker": {true, []step{
 			{mark(producer, 2, 1, false, false), 0, 0, 2}, {mark(producer, 1, 1, false, false), epoch, 0, 2}, {mark(producer, 1, 1, true, false), epoch, 0, 2},
 		}},
 		"a strict marker of the open transaction's epoch": {true, []step{
-			{mark(producer, 0, 1, true, false), epoch, 0, 0}, {mark(producer, 1, 1, true, false), 0, 0, 2}, {mark(producer, 1, 1, true, true), 0, 0, 2},
-			{verify("b", producer, 1, 0, true), 0, 0, 2}, {data(producer, 1, 0, "b"), 0, 0, 2}, {mark(producer, 1, 1, true, false), epoch, 0, 2},
+			{mark(producer, 0, 1, true, false), epoch, 0, 0},
+			{mark(producer, 1, 1, true, false), 0, 0, 2},
+			{mark(producer, 1, 1, true, true), 0, 0, 2},
+			{verify("b", producer, 1, 0, true), 0, 0, 2},
+			{data(producer, 1, 0, "b"), 0, 0, 2},
+			{mark(producer, 1, 1, true, false), epoch, 0, 2},
 		}},
 		"a marker without a transaction raises the epoch": {false, []step{
-			{mark(producer, 3, 1, true, false), 0, 0, 1}, {verify("a", producer, 2, 0, true), 0, 0, 1}, {data(producer, 2, 0, "a"), epoch, 0, 1},
-			{verify("b", producer, 3, 0, true), 0, 0, 1}, {data(producer, 3, 1, "b"), order, 0, 1}, {data(producer, 3, 0, "b"), 0, 0, 1},
+			{mark(producer, 3, 1, true, false), 0, 0, 1},
+			{verify("a", producer, 2, 0, true), 0, 0, 1},
+			{data(producer, 2, 0, "a"), epoch, 0, 1},
+			{verify("b", producer, 3, 0, true), 0, 0, 1},
+			{data(producer, 3, 1, "b"), order, 0, 1},
+			{data(producer, 3, 0, "b"), 0, 0, 1},
 		}},
 		"producers do not expire while it is open": {true, []step{
-			{plain(9, 0, 0), 0, 0, 0}, {expire, 0, 0, 0}, {data(producer, 0, 2, unknown), order, 0, 0}, {mark(producer, 0, 1, false, false), 0, 0, 3},
-			{plain(9, 0, 50), 0, 0, 4}, {expire, 0, 0, 4}, {plain(producer, 0, 50), 0, 0, 5}, {durable(5), 0, 5, 5},
+			{plain(9, 0, 0), 0, 0, 0},
+			{expire, 0, 0, 0},
+			{data(producer, 0, 2, unknown), order, 0, 0},
+			{mark(producer, 0, 1, false, false), 0, 0, 3},
+			{plain(9, 0, 50), 0, 0, 4},
+			{expire, 0, 0, 4},
+			{plain(producer, 0, 50), 0, 0, 5},
+			{durable(5), 0, 5, 5},
 		}},
 		"the log start passes it": {true, []step{
 			{plain(9, 0, 0), 0, 0, 0}, {plain(9, 0, 1), 0, 0, 0}, {durable(3), 0, 0, 0}, {start(2), 0, 2, 0}, {mark(producer, 0, 1, false, false), 0, 2, 4}, {durable(4), 0, 4, 4},
@@ -226,8 +288,13 @@ func TestTicketsAreBounded(t *testing.T) {
 	for id := range protocol.ProducerID(ticketsMax) {
 		s.Verify(id+1, 0, 0, false)
 	}
-	if len(s.tickets) > ticketsMax {
-		t.Errorf("%d tickets are remembered, want at most %d", len(s.tickets), ticketsMax)
+	used := len(s.tickets)
+	s.Append(0, Batch{ProducerID: ticketsMax, Records: 1, Transactional: true}, 0)
+	if len(s.tickets) != used-1 {
+		t.Error("a ticket is kept when its transaction has begun")
+	}
+	if used > ticketsMax {
+		t.Errorf("%d tickets are remembered, want at most %d", used, ticketsMax)
 	}
 	_, err := s.Check(Batch{ProducerID: 0, Records: 1, Transactional: true, Ticket: first})
 	if protocol.CodeOf(err) != protocol.NotEnoughReplicas {

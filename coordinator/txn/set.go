@@ -55,9 +55,10 @@ const setPartitionsMax = 1 << 20
 // spans of partitions between commas, such as "AAAAAAAAAAAAAAAAAAAAAA:7 t2PeJbCRQWGb0IpDLZ3lMA:0-63,70".
 func (s Set) MarshalText() ([]byte, error) {
 	var b []byte
-	for i := 0; i < len(s); {
-		first, begin := s[i], i
-		for i++; i < len(s) && s[i] == (Partition{first.Topic, s[i-1].Partition + 1}); i++ {
+	for begin := 0; begin < len(s); {
+		first, end := s[begin], begin+1
+		for end < len(s) && s[end] == (Partition{first.Topic, s[end-1].Partition + 1}) {
+			end++
 		}
 		switch {
 		case begin > 0 && s[begin-1].Topic == first.Topic:
@@ -69,9 +70,10 @@ func (s Set) MarshalText() ([]byte, error) {
 			b = append(append(b, first.Topic.String()...), ':')
 		}
 		b = strconv.AppendInt(b, int64(first.Partition), 10)
-		if last := s[i-1]; last != first {
+		if last := s[end-1]; last != first {
 			b = strconv.AppendInt(append(b, '-'), int64(last.Partition), 10)
 		}
+		begin = end
 	}
 	return b, nil
 }
