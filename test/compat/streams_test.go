@@ -107,7 +107,7 @@ func (w *words) write(ctx context.Context, lines int) error {
 	return nil
 }
 
-// killed kills the application while it counts, with a transaction open.
+// killed kills the application while it counts, with a transaction open in which it has counted.
 func (w *words) killed(ctx context.Context, m *member) error {
 	for {
 		if err := errors.Join(w.write(ctx, 20), m.broken()); err != nil {
@@ -117,20 +117,29 @@ func (w *words) killed(ctx context.Context, m *member) error {
 		if err := m.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 			return fmt.Errorf("stop the application: %w", err)
 		}
-		open, err := w.suite.admin.ListTransactions(ctx, nil, []string{"Ongoing"})
+		counting, err := w.counting(ctx)
 		if err != nil {
-			return fmt.Errorf("list transactions: %w", err)
+			return err
 		}
-		for id := range open {
-			if strings.HasPrefix(id, wordsApplication+"-") {
-				m.kill()
-				return nil
-			}
+		if counting {
+			m.kill()
+			return nil
 		}
 		if err := m.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 			return fmt.Errorf("continue the application: %w", err)
 		}
 	}
+}
+
+// counting tells whether there are counts in a transaction that is open.
+func (w *words) counting(ctx context.Context) (bool, error) {
+	open, err := w.suite.admin.ListTransactions(ctx, nil, []string{"Ongoing"})
+	if err != nil {
+		return false, fmt.Errorf("list transactions: %w", err)
+	}
+	stable, ends, err := w.suite.ends(ctx, w.out)
+	own := func(id string) bool { return strings.HasPrefix(id, wordsApplication+"-") }
+	return slices.ContainsFunc(open.TransactionalIDs(), own) && !slices.Equal(stable, ends), err
 }
 
 // counted waits until all that was written is counted, and looks at each count on the way there.

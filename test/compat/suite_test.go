@@ -36,8 +36,8 @@ func TestMain(m *testing.M) {
 	m.Run()
 }
 
-// featureWithin bounds one feature of one client, starts of its programs included.
-const featureWithin = 90 * time.Second
+// featureWithin bounds one feature of one client, starts of its programs included: on a busy machine, those are most of it.
+const featureWithin = 3 * time.Minute
 
 // suite is one run: a broker, a client of our own to look at it, the clients under test, and the results.
 type suite struct {
