@@ -54,9 +54,11 @@ func (b *Broker) verify(ctx context.Context, req *kmsg.ProduceRequest, in *inges
 		for _, i := range of[at] {
 			x := &in.Batches[i]
 			if code := codes[x.Partition.Name][x.Partition.ID.Partition]; code != protocol.None {
-				x.Partition.Drop(&x.Header, x.Ticket)
-				x.Ticket = nil
 				x.Result.Err = refusedBy(code, req.Version)
+				if !protocol.CodeOf(x.Result.Err).Retriable() { // else the ticket knows which batch must come first
+					x.Partition.Drop(&x.Header, x.Ticket)
+				}
+				x.Ticket = nil
 			}
 		}
 	}

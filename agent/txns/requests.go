@@ -7,7 +7,6 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
-	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/txn"
 	"github.com/varve-io/varve/protocol"
 )
@@ -15,10 +14,13 @@ import (
 // endVersion2 is the version of EndTxn from which on a producer has its epoch raised with each transaction (KIP-890).
 const endVersion2 = 5
 
-// fenced is the code that older versions of a request know for PRODUCER_FENCED, which begins with version first.
-func fenced(code protocol.ErrorCode, version, first int16) protocol.ErrorCode {
-	if code == protocol.ProducerFenced && version < first {
+// known is the code that a version of a request knows instead of PRODUCER_FENCED, which begins with version fenced, and TRANSACTION_ABORTABLE, which begins with version abortable.
+func known(code protocol.ErrorCode, version, fenced, abortable int16) protocol.ErrorCode {
+	switch {
+	case code == protocol.ProducerFenced && version < fenced:
 		return protocol.InvalidProducerEpoch
+	case code == protocol.TransactionAbortable && version < abortable:
+		return protocol.InvalidTxnState
 	}
 	return code
 }
@@ -45,7 +47,7 @@ func (c *Coordinator) InitProducerID(ctx context.Context, req *kmsg.InitProducer
 			resp.ProducerID, resp.ProducerEpoch = int64(result.ProducerID), int16(result.Epoch)
 		}
 	}
-	resp.ErrorCode = int16(fenced(code, req.Version, 4))
+	resp.ErrorCode = int16(known(code, req.Version, 4, 5))
 	return resp
 }
 
@@ -122,7 +124,7 @@ func (c *Coordinator) addTo(ctx context.Context, version int16, one *kmsg.AddPar
 			case code == protocol.None && slices.Contains(result.Missing, p):
 				code = protocol.TransactionAbortable
 			}
-			part.ErrorCode = int16(fenced(code, version, 2))
+			part.ErrorCode = int16(known(code, version, 2, 5))
 			topic.Partitions = append(topic.Partitions, part)
 		}
 		topics = append(topics, topic)
@@ -156,11 +158,10 @@ func (c *Coordinator) add(ctx context.Context, id string, add txn.Add) txn.Resul
 func (c *Coordinator) AddOffsets(ctx context.Context, req *kmsg.AddOffsetsToTxnRequest) *kmsg.AddOffsetsToTxnResponse {
 	resp := kmsg.NewPtrAddOffsetsToTxnResponse()
 	resp.Version = req.Version
-	group := txn.Partition{Partition: int32(coordinator.ShardOfName(req.Group, c.cfg.Shards))}
 	result := c.add(ctx, req.TransactionalID, txn.Add{
-		ProducerID: protocol.ProducerID(req.ProducerID), Epoch: protocol.ProducerEpoch(req.ProducerEpoch), Partitions: txn.NewSet(group),
+		ProducerID: protocol.ProducerID(req.ProducerID), Epoch: protocol.ProducerEpoch(req.ProducerEpoch), Partitions: txn.NewSet(c.groupOf(req.Group)),
 	})
-	resp.ErrorCode = int16(fenced(result.Code, req.Version, 2))
+	resp.ErrorCode = int16(known(result.Code, req.Version, 2, 4))
 	return resp
 }
 
@@ -188,7 +189,7 @@ func (c *Coordinator) EndTxn(ctx context.Context, req *kmsg.EndTxnRequest) *kmsg
 			resp.ProducerID, resp.ProducerEpoch = int64(result.ProducerID), int16(result.Epoch)
 		}
 	}
-	resp.ErrorCode = int16(fenced(code, req.Version, 2))
+	resp.ErrorCode = int16(known(code, req.Version, 2, 4))
 	return resp
 }
 

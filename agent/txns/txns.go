@@ -181,25 +181,20 @@ func (c *Coordinator) drop(s *shard) {
 
 // load reads the ids of a shard, and goes on with what was under way.
 func (c *Coordinator) load(s *shard) {
-	var items []coordinator.Item
+	var loaded []*transaction
+	var offsets map[sender]txn.Set
 	err := retry.Coordinator(s.led, c.deps.Log, "read transactions", func(ctx context.Context) (err error) {
-		items, _, err = c.deps.KV.List(ctx, coordinator.PrefixShardTxns(s.id), 0)
+		if loaded, err = c.readIDs(ctx, s); err != nil {
+			return err
+		}
+		offsets, err = c.readOffsets(ctx, loaded)
 		return err
 	})
-	if err != nil {
+	if err != nil { // what is open of an id must end before anything else may be said; so the shard's ids wait
 		if s.led.Err() == nil {
 			c.deps.Log.Error("the transactional ids of a shard cannot be read", "shard", s.id, "err", err)
 		}
 		return
-	}
-	loaded := make([]*transaction, 0, len(items))
-	for _, item := range items {
-		t, err := c.read(s, item)
-		if err != nil { // what is open of it must end before anything else may be said; so the shard's ids wait
-			c.deps.Log.Error("a transactional id cannot be read", "shard", s.id, "err", err)
-			return
-		}
-		loaded = append(loaded, t)
 	}
 	c.mu.Lock()
 	if c.shards[s.id] != s {
@@ -213,8 +208,63 @@ func (c *Coordinator) load(s *shard) {
 	close(s.loaded)
 	c.mu.Unlock()
 	for _, t := range loaded {
-		t.step(txn.Loaded{})
+		was := t.machine.Snapshot()
+		t.step(txn.Loaded{Offsets: offsets[sender{t.id, was.ProducerID, was.Epoch}]})
 	}
+}
+
+// readIDs reads the ids of a shard.
+func (c *Coordinator) readIDs(ctx context.Context, s *shard) ([]*transaction, error) {
+	items, _, err := c.deps.KV.List(ctx, coordinator.PrefixShardTxns(s.id), 0)
+	if err != nil {
+		return nil, err
+	}
+	loaded := make([]*transaction, 0, len(items))
+	for _, item := range items {
+		t, err := c.read(s, item)
+		if err != nil {
+			return nil, err
+		}
+		loaded = append(loaded, t)
+	}
+	return loaded, nil
+}
+
+// sender is a producer that has sent offsets to groups in its transaction.
+type sender struct {
+	id       string
+	producer protocol.ProducerID
+	epoch    protocol.ProducerEpoch
+}
+
+// readOffsets finds which shards of groups take part in transactions that are open. All that were said to do so are there: their coordinators had them durable before they asked.
+func (c *Coordinator) readOffsets(ctx context.Context, loaded []*transaction) (map[sender]txn.Set, error) {
+	if !slices.ContainsFunc(loaded, func(t *transaction) bool { return t.machine.State() == txn.Ongoing }) {
+		return nil, nil
+	}
+	items, _, err := c.deps.KV.List(ctx, coordinator.PrefixPending, 0)
+	if err != nil {
+		return nil, err
+	}
+	offsets := make(map[sender]txn.Set)
+	for _, item := range items {
+		group, producer, err := coordinator.ParseKeyPending(item.Key)
+		if err != nil {
+			return nil, err
+		}
+		pending, err := coordinator.Decode[coordinator.PendingOffsets](item)
+		if err != nil {
+			return nil, err
+		}
+		of := sender{pending.TransactionalID, producer, pending.Epoch}
+		offsets[of] = offsets[of].Union(txn.NewSet(c.groupOf(group)))
+	}
+	return offsets, nil
+}
+
+// groupOf is a group's place in a transaction's set.
+func (c *Coordinator) groupOf(name string) txn.Partition {
+	return txn.Partition{Partition: int32(coordinator.ShardOfName(name, c.cfg.Shards))}
 }
 
 // read makes an id of its record.

@@ -64,7 +64,11 @@ type Marked struct {
 
 // Loaded is the first event after [Load], when the caller can send markers: those of a decision that the one before may
 // not have sent are asked for again.
-type Loaded struct{}
+type Loaded struct {
+	// Offsets are the shards of all groups that the record's producer has sent offsets to, in its epoch, as far as that is durable: see "Offsets" in the
+	// package comment.
+	Offsets Set
+}
 
 // Tick says that time has passed.
 type Tick struct{}

@@ -98,7 +98,11 @@ func (s *script) event(t *testing.T, d *datadriven.TestData) Event {
 	case "cancel":
 		return Cancel{Request: RequestID(number(t, d, "request", 0))}
 	case "loaded":
-		return Loaded{}
+		var e Loaded
+		if d.HasArg("in") {
+			e.Offsets = partitions(t, d)
+		}
+		return e
 	case "expire":
 		s.now = s.now.Add(duration(t, d))
 		return Expire{}
