@@ -103,13 +103,13 @@ func (d driver) admin(ctx context.Context, topic string) (string, error) {
 }
 
 func (d driver) member(t *testing.T, topic, group string) (*member, error) {
-	return d.start(t, "member", "--topic", topic, "--group", group)
+	return d.start(t.Context(), t, "member", "--topic", topic, "--group", group)
 }
 
 // start runs a verb that goes on until its standard input ends.
-func (d driver) start(t *testing.T, verb string, args ...string) (*member, error) {
+func (d driver) start(ctx context.Context, t *testing.T, verb string, args ...string) (*member, error) {
 	argv := slices.Concat(d.command, []string{verb, "--bootstrap", d.bootstrap}, args)
-	return startMember(t, d.env, parseEvent, argv...)
+	return startMember(ctx, t, d.env, parseEvent, argv...)
 }
 
 // run executes a program to its end and returns its standard output. An error carries the end of its standard error.
@@ -221,9 +221,9 @@ type member struct {
 }
 
 // startMember starts a program whose output lines parse turns into events. The test's end kills it.
-func startMember(t *testing.T, env []string, parse func(string) (*event, error), argv ...string) (*member, error) {
+func startMember(ctx context.Context, t *testing.T, env []string, parse func(string) (*event, error), argv ...string) (*member, error) {
 	m := &member{exited: make(chan struct{}), changed: make(chan struct{})}
-	m.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), argv[0], argv[1:]...)
+	m.cmd = exec.CommandContext(context.WithoutCancel(ctx), argv[0], argv[1:]...)
 	m.cmd.Env = append(os.Environ(), env...)
 	output := &lineWriter{line: func(line string) { m.receive(line, parse) }}
 	m.cmd.Stdout, m.cmd.Stderr = output, output

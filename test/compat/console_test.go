@@ -94,7 +94,7 @@ func (c console) seek(ctx context.Context, topic string, since time.Time, maximu
 
 // member is a VerifiableConsumer, which tells its assignment and its records as JSON.
 func (c console) member(t *testing.T, topic, group string) (*member, error) {
-	return startMember(t, nil, parseVerifiable, c.argv(verifiableOut, "--topic", topic, "--group-id", group, "--verbose",
+	return startMember(t.Context(), t, nil, parseVerifiable, c.argv(verifiableOut, "--topic", topic, "--group-id", group, "--verbose",
 		"--session-timeout", "10000")...)
 }
 

@@ -22,12 +22,12 @@ const (
 	copyRecordsMax = 20              // in one transaction
 )
 
-func (s *suite) copier(t *testing.T, of subject, c copying) (*member, error) {
+func (s *suite) copier(ctx context.Context, t *testing.T, of subject, c copying) (*member, error) {
 	d, ok := of.client.(driver)
 	if !ok {
 		return nil, fmt.Errorf("%s has no driver", of.name)
 	}
-	return d.start(t, "copy", "--topic", c.from, "--to", c.to, "--group", c.group, "--id", c.id,
+	return d.start(ctx, t, "copy", "--topic", c.from, "--to", c.to, "--group", c.group, "--id", c.id,
 		"--timeout", strconv.FormatInt(c.timeout.Milliseconds(), 10), "--session", strconv.FormatInt(copySession.Milliseconds(), 10),
 		"--isolation", string(readCommitted), "--max", strconv.Itoa(copyRecordsMax), "--stall", c.stall)
 }
@@ -87,7 +87,7 @@ func (s *suite) copies(ctx context.Context, t *testing.T, of subject) error {
 	}
 	stalls := c
 	stalls.stall = "second-70"
-	first, err := s.copier(t, of, stalls)
+	first, err := s.copier(ctx, t, of, stalls)
 	if err != nil {
 		return err
 	}
@@ -95,7 +95,7 @@ func (s *suite) copies(ctx context.Context, t *testing.T, of subject) error {
 		return err
 	}
 	first.kill()
-	second, err := s.copier(t, of, c)
+	second, err := s.copier(ctx, t, of, c)
 	if err != nil {
 		return err
 	}
@@ -122,14 +122,14 @@ func (s *suite) copiesByTwo(ctx context.Context, t *testing.T, of subject) error
 	if err := in.put(ctx, 20, "early"); err != nil {
 		return err
 	}
-	first, err := s.copier(t, of, one)
+	first, err := s.copier(ctx, t, of, one)
 	if err != nil {
 		return err
 	}
 	if err := in.delivered(ctx, first); err != nil {
 		return err
 	}
-	second, err := s.copier(t, of, two)
+	second, err := s.copier(ctx, t, of, two)
 	if err != nil {
 		return err
 	}

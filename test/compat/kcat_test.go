@@ -85,7 +85,7 @@ func (k kcat) member(t *testing.T, topic, group string) (*member, error) {
 		}
 		return e, nil
 	}
-	return startMember(t, nil, parse, k.program, "-u", "-b", k.bootstrap, "-f", kcatFormat,
+	return startMember(t.Context(), t, nil, parse, k.program, "-u", "-b", k.bootstrap, "-f", kcatFormat,
 		"-X", "auto.offset.reset=earliest", "-X", "heartbeat.interval.ms=500", "-X", "session.timeout.ms=10000", "-G", group, topic)
 }
 

@@ -80,7 +80,7 @@ func (s *suite) countsWords(ctx context.Context, t *testing.T) error {
 
 // start starts the application with a folder for its state, and waits until it runs.
 func (w *words) start(ctx context.Context, t *testing.T, state string) (*member, error) {
-	m, err := startMember(t, nil, parseEvent, slices.Concat(w.command, []string{"--state", state})...)
+	m, err := startMember(ctx, t, nil, parseEvent, slices.Concat(w.command, []string{"--state", state})...)
 	if err != nil {
 		return nil, err
 	}

@@ -25,7 +25,7 @@ func (s *suite) producer(ctx context.Context, t *testing.T, of subject, id strin
 	if !ok {
 		return nil, fmt.Errorf("%s has no driver", of.name)
 	}
-	m, err := d.start(t, "transact", "--id", id, "--timeout", strconv.FormatInt(timeout.Milliseconds(), 10))
+	m, err := d.start(ctx, t, "transact", "--id", id, "--timeout", strconv.FormatInt(timeout.Milliseconds(), 10))
 	if err != nil {
 		return nil, err
 	}
