@@ -67,18 +67,13 @@ func (b *Broker) verify(ctx context.Context, req *kmsg.ProduceRequest, in *inges
 // refusedBy is what a producer is told for its coordinator's refusal (ReplicaManager.maybeSendPartitionsToTransactionCoordinator, Errors of AddPartitionsToTxnManager): what passes is one that every
 // version tries again.
 func refusedBy(code protocol.ErrorCode, version int16) error {
-	switch code {
-	case protocol.ProducerFenced:
+	switch {
+	case code == protocol.ProducerFenced:
 		code = protocol.InvalidProducerEpoch
-	case protocol.ConcurrentTransactions:
-		if version < produceVersion2 {
-			code = protocol.NotEnoughReplicas
-		}
-	case protocol.TransactionAbortable:
-		if version < produceAbortable {
-			code = protocol.InvalidTxnState
-		}
-	case protocol.CoordinatorNotAvailable, protocol.UnknownTopicOrPartition, protocol.OperationNotAttempted:
+	case code == protocol.TransactionAbortable && version < produceAbortable:
+		code = protocol.InvalidTxnState
+	case code == protocol.ConcurrentTransactions && version < produceVersion2,
+		code == protocol.CoordinatorNotAvailable, code == protocol.UnknownTopicOrPartition, code == protocol.OperationNotAttempted:
 		code = protocol.NotEnoughReplicas
 	}
 	return code.Errorf("the transaction's coordinator does not let the partition in")

@@ -21,8 +21,8 @@ type Transaction struct {
 	Producer protocol.ProducerID
 	Epoch    protocol.ProducerEpoch
 	Shard    coordinator.ShardID // of the group that the offsets are for
-	// Add makes the shard part of the transaction, which begins with it if none is open (KIP-890). Without it, the shard
-	// must be part of the transaction already.
+	// Add makes the shard part of the transaction, which begins with it if none is open (KIP-890). Without it, the transaction must be
+	// open; that it then has the shard, or takes it in, is its coordinator's to see to.
 	Add bool
 }
 

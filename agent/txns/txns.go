@@ -196,9 +196,13 @@ func (c *Coordinator) load(s *shard) {
 		}
 		return
 	}
+	for _, t := range loaded { // before anybody asks
+		was := t.machine.Snapshot()
+		t.step(txn.Loaded{Offsets: offsets[sender{t.id, was.ProducerID, was.Epoch}]})
+	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.shards[s.id] != s {
-		c.mu.Unlock()
 		return
 	}
 	for _, t := range loaded {
@@ -206,11 +210,6 @@ func (c *Coordinator) load(s *shard) {
 	}
 	c.ids += len(loaded)
 	close(s.loaded)
-	c.mu.Unlock()
-	for _, t := range loaded {
-		was := t.machine.Snapshot()
-		t.step(txn.Loaded{Offsets: offsets[sender{t.id, was.ProducerID, was.Epoch}]})
-	}
 }
 
 // readIDs reads the ids of a shard.

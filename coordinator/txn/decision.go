@@ -39,7 +39,7 @@ func (m *Machine) stage(now time.Time, next Snapshot, request RequestID, result 
 		next.Partitions = next.Partitions.Union(m.offsets)
 	}
 	m.writing.next = next
-	m.writing.answers = append(m.writing.answers, Reply{Request: request, Result: result})
+	m.writing.answers = append(m.writing.answers, Reply{Request: request, Result: result, Written: true})
 }
 
 // fence aborts the open transaction against its producer, whose epoch is no good from here on. If the producer is there
@@ -70,7 +70,9 @@ func (m *Machine) persisted(now time.Time, e Persisted) {
 		m.offsets = nil
 	}
 	for _, a := range w.answers {
-		m.reply(a.Request, a.Result)
+		if a.Request != 0 {
+			m.effects = append(m.effects, a)
+		}
 	}
 	if m.busy() {
 		m.mark(w.number)

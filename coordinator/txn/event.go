@@ -29,6 +29,8 @@ type Add struct {
 	Epoch      protocol.ProducerEpoch
 	Partitions Set
 	VerifyOnly bool // asks which of them are in the transaction, and changes nothing
+	// Sent: these are shards of groups whose coordinators have durably what was sent to them, under the transactional id: no write is needed for them to join an open transaction.
+	Sent bool
 }
 
 // End is an EndTxn request.
@@ -90,6 +92,7 @@ type Effect interface{ effect() }
 type Reply struct {
 	Request RequestID
 	Result  Result
+	Written bool // a write that began after the request came is durable; else the caller has to know that the id is still its to judge
 }
 
 // Persist stores the snapshot in place of the one before, and comes back as [Persisted]. Never more than one Persist or

@@ -29,9 +29,8 @@
 //
 // # Offsets
 //
-// Shards of groups (partitions of the zero topic) join an open transaction without a write: the group's coordinator has what was sent to it durable before it asks, and names the transaction
-// there, so that who takes the id over finds them ([Loaded]). A verification of one is as good as adding it, since the one who added it may have been another
-// coordinator. They are in the record with the next write, and so in every decision.
+// Shards of groups (partitions of the zero topic) join an open transaction without a write if what was sent to the groups is durable ([Add].Sent): their coordinators ask when it is, and name the
+// transaction there, so that who takes the id over finds them ([Loaded]). They are in the record with the next write, and so in every decision.
 //
 // # Epochs
 //

@@ -163,7 +163,7 @@ func (m *Machine) add(now time.Time, e Add) bool {
 		m.refuse(e.Request, code)
 		return true
 	}
-	if m.record.State == Ongoing && missing.ofTopics() == 0 {
+	if m.record.State == Ongoing && e.Sent {
 		m.offsets = m.offsets.Union(missing)
 		missing = nil
 	}

@@ -272,6 +272,7 @@ func (w *walk) add(c *client) {
 	if w.rnd.IntN(20) == 0 {
 		e.Epoch++ // nobody's
 	}
+	e.Sent = !e.VerifyOnly && e.Partitions.ofTopics() == 0 && w.rnd.IntN(2) == 0
 	is := w.send(e)
 	w.ask(e, func(r Result) {
 		found := slices.DeleteFunc(slices.Clone(e.Partitions), func(p Partition) bool { return slices.Contains(r.Missing, p) })
@@ -298,7 +299,9 @@ func (w *walk) add(c *client) {
 // send has the groups' coordinators take offsets, before the transaction's is asked.
 func (w *walk) send(e Add) identity {
 	is := identity{e.ProducerID, e.Epoch}
-	w.sent[is] = w.sent[is].Union(slices.DeleteFunc(slices.Clone(e.Partitions), func(p Partition) bool { return p.Topic != protocol.TopicID{} }))
+	if e.Sent {
+		w.sent[is] = w.sent[is].Union(e.Partitions)
+	}
 	return is
 }
 
