@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kmsg"
+
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/wal"
@@ -31,6 +33,13 @@ type breakage struct {
 	peer func(*node) wal.Sealer
 	// append stands for an append to a store of another machine; send takes frames there.
 	append func(x *connection, frames []byte, send func([]byte) error) error
+
+	// asks changes what an agent asks another one.
+	asks func(*cluster, kmsg.Request)
+	// fetched changes what a consumer is answered.
+	fetched func(*kmsg.FetchResponse)
+	// askedFor changes what an agent is answered by another one.
+	askedFor func(kmsg.Request, kmsg.Response, error) (kmsg.Response, error)
 
 	// logs changes which WAL logs an agent is told of; who is its task that asks, and at the revision that it asks for, if any.
 	logs func(w *world, who string, at int64, all []coordinator.Log)
