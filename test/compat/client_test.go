@@ -56,6 +56,9 @@ type subject struct {
 	lacks map[feature]string
 	// fenced is how the client names the error of a producer whose transactional id another one has taken over.
 	fenced string
+	// late is how it names the error of a commit after the transaction's timeout: by its version of the protocol, of a
+	// producer that was fenced, or of a transaction that is not open.
+	late string
 	// offsetsLast is whether the client keeps a transaction's offsets to itself until it commits.
 	offsetsLast bool
 }

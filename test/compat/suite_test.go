@@ -117,19 +117,19 @@ func (s *suite) addSubjects(t *testing.T) {
 		},
 		{
 			name: "confluent-kafka", version: pinned("python/requirements.txt", `confluent-kafka==(.*)`),
-			client: driver{bootstrap: s.bootstrap, command: []string{python, "python/confluent_driver.py"}}, fenced: "^_FENCED$",
+			client: driver{bootstrap: s.bootstrap, command: []string{python, "python/confluent_driver.py"}}, fenced: "^_FENCED$", late: "^_FENCED$",
 		},
 		{
 			name: "kafka-python", version: pinned("python/requirements.txt", `kafka-python==(.*)`),
-			client: driver{bootstrap: s.bootstrap, command: []string{python, "python/kafka_python_driver.py"}}, fenced: "^ProducerFencedError$",
+			client: driver{bootstrap: s.bootstrap, command: []string{python, "python/kafka_python_driver.py"}}, fenced: "^ProducerFencedError$", late: "^ProducerFencedError$",
 		},
 		{
 			name: "franz-go", version: goVersion("franz", "github.com/twmb/franz-go"), client: goDriver("franz"),
-			fenced: "^PRODUCER_FENCED|^INVALID_PRODUCER_EPOCH",
+			fenced: "^PRODUCER_FENCED:", late: "^INVALID_TXN_STATE:",
 		},
 		{
 			name: "sarama", version: goVersion("sarama", "github.com/IBM/sarama"), client: goDriver("sarama"),
-			fenced: "Error code = 90$", offsetsLast: true,
+			fenced: "Error code = 90$", late: "Error code = 90$", offsetsLast: true,
 		},
 		{
 			name: "kafka-go", version: goVersion("kafkago", "github.com/segmentio/kafka-go"), client: goDriver("kafkago"),
@@ -140,7 +140,7 @@ func (s *suite) addSubjects(t *testing.T) {
 		{
 			name: "Java clients", version: kafkaVersion,
 			client: driver{bootstrap: s.bootstrap, command: append(java(classes, filepath.Join(jars, "*")), "Driver")},
-			fenced: "^ProducerFencedException$",
+			fenced: "^ProducerFencedException$", late: "^InvalidTxnStateException$",
 		},
 		{
 			name: "Java command line", version: kafkaVersion, client: s.tools,
@@ -149,8 +149,8 @@ func (s *suite) addSubjects(t *testing.T) {
 		{
 			name: "KafkaJS", version: pinned("js/package.json", `"kafkajs": "(.*)"`),
 			client: driver{bootstrap: s.bootstrap, command: []string{"node", "js/driver.js"}, env: []string{"NODE_PATH=" + modules}},
-			fenced: "^PRODUCER_FENCED$|^INVALID_PRODUCER_EPOCH$",
-			lacks:  map[feature]string{copyByTwo: "KafkaJS commits offsets in transactions without the group's generation"},
+			fenced: "^INVALID_PRODUCER_EPOCH$", late: "^INVALID_PRODUCER_EPOCH$",
+			lacks: map[feature]string{copyByTwo: "KafkaJS commits offsets in transactions without the group's generation"},
 		},
 	}
 }

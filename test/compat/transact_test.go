@@ -403,7 +403,7 @@ func (s *suite) fences(ctx context.Context, t *testing.T, of subject) error {
 	if _, err := s.settled(ctx, topic); err != nil {
 		return fmt.Errorf("the timeout of a transaction: %w", err)
 	}
-	if err := refuses(second.do(ctx, "commit"), "."); err != nil {
+	if err := refuses(second.do(ctx, "commit"), of.late); err != nil {
 		return fmt.Errorf("commit after the timeout: %w", err)
 	}
 	return s.holds(ctx, &transacted{
