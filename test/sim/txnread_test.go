@@ -182,6 +182,9 @@ func (x *transacting) askOffset(id *transactional, stable bool) {
 	if stable {
 		floor = id.committed
 	}
+	if change := x.c.broken.asks; change != nil {
+		change(x.c, r)
+	}
 	x.c.inquire(n, fmt.Sprintf("consumer of %s", id.group), r, func(response kmsg.Response) {
 		a := response.(*kmsg.OffsetFetchResponse)
 		if a.ErrorCode != 0 || len(a.Topics) == 0 || a.Topics[0].Partitions[0].ErrorCode != 0 {
