@@ -88,6 +88,9 @@ func (x *transacting) pollReads() {
 func (x *transacting) answered(r *isolatedRead, p *kmsg.FetchResponseTopicPartition) {
 	if code := protocol.ErrorCode(p.ErrorCode); code != protocol.None || p.PreferredReadReplica >= 0 {
 		x.c.aside("%s: read %d from %d: %v, or rather from node %d", r.from.name, r.number, r.offset, code, p.PreferredReadReplica)
+		if p.PreferredReadReplica >= 0 {
+			x.sent++
+		}
 		return
 	}
 	report := x.c.check.report

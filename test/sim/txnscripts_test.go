@@ -125,16 +125,19 @@ func (t *theatre) markersFrom(n *node) (found *call) {
 	return found
 }
 
-// reads has somebody read a node's partition from an offset on, and returns how many records that showed. What it may show, the reader judges itself.
+// reads has somebody read a node's partition from an offset on, and returns how many records that showed: none if the reader was sent elsewhere. What it may show, the
+// reader judges itself.
 func (t *theatre) reads(n *node, offset int64, committed bool) int {
-	before := len(t.x.reads)
-	zone := n.machine.zone
+	before, sent := len(t.x.reads), t.x.sent
 	t.wait("an answer to a reader", func() bool {
 		if len(t.x.reads) == before && len(t.x.reading) == 0 {
-			t.x.read(n, t.number, offset, zone, committed)
+			t.x.read(n, t.number, offset, n.machine.zone, committed)
 		}
-		return len(t.x.reads) > before
+		return len(t.x.reads) > before || t.x.sent > sent
 	})
+	if len(t.x.reads) == before {
+		return 0
+	}
 	return len(t.x.reads[len(t.x.reads)-1].visible)
 }
 
@@ -155,7 +158,7 @@ func (t *theatre) end() int64 { return t.load.logs[t.number].floor + 1 }
 // decidedElsewhere: a transaction is decided on one agent while the group's leader on another answers OffsetFetch from its cache (13.8).
 func decidedElsewhere(s *clusterScript) {
 	for _, version2 := range []bool{false, true} {
-		t := transacts(s, version2, time.Minute)
+		t := transacts(s, version2, 10*time.Minute)
 		offset := func(stable bool) {
 			t.x.askOffset(t.i.of, stable)
 			t.wait("an answer to a consumer", func() bool { return len(t.asked) == 0 })
@@ -187,11 +190,12 @@ func decidedElsewhere(s *clusterScript) {
 
 // batchWithoutStableOffset: a consumer asks an agent that has a batch of a transaction, and not yet that the transaction is committed (13.9).
 func batchWithoutStableOffset(s *clusterScript) {
-	t := transacts(s, true, time.Minute)
+	t := transacts(s, true, 10*time.Minute)
 	near := t.others(t.leader)[0]
 	t.begin()
 	t.writes()
 	first := t.end() - 1
+	t.wait("the batch's commit", func() bool { return int64(t.check.ends[t.number]) > first })
 	t.wait("the batch, by "+near.name, func() bool { return t.reads(near, first, false) > 0 })
 	t.reads(near, first, true)
 	letGo := t.hold(&near.process, "watch ")
@@ -199,12 +203,15 @@ func batchWithoutStableOffset(s *clusterScript) {
 	t.wait("the marker's commit", func() bool { return int64(t.check.ends[t.number]) > t.end() })
 	t.reads(near, first, true)
 	letGo()
+	if t.x.all[0].decided != committed {
+		t.fail("the transaction is not committed: this shows nothing")
+	}
 	t.wait("the transaction, by "+near.name, func() bool { return t.reads(near, first, true) > 0 })
 }
 
 // diesAfterTheDecision: a coordinator has decided a transaction, and dies before it has sent a marker.
 func diesAfterTheDecision(s *clusterScript) {
-	t := transacts(s, false, time.Minute)
+	t := transacts(s, false, 10*time.Minute)
 	t.begin()
 	t.writes()
 	t.sends()
@@ -223,7 +230,7 @@ func diesAfterTheDecision(s *clusterScript) {
 
 // markerIsNotDurable: a partition's leader is lost when it has a marker that is not durable.
 func markerIsNotDurable(s *clusterScript) {
-	t := transacts(s, true, time.Minute)
+	t := transacts(s, true, 10*time.Minute)
 	t.begin()
 	t.writes()
 	first := t.end() - 1
@@ -260,7 +267,7 @@ func batchAfterTheTimeout(s *clusterScript) {
 
 // coordinatorMoves: a coordinator's shard is handed over while markers are on their way; they come when another transaction has begun.
 func coordinatorMoves(s *clusterScript) {
-	t := transacts(s, false, time.Minute) // of version 1: the epoch is the same in the next one
+	t := transacts(s, false, 10*time.Minute) // of version 1: the epoch is the same in the next one
 	t.begin()
 	t.writes()
 	first := t.end() - 1
@@ -279,19 +286,19 @@ func coordinatorMoves(s *clusterScript) {
 
 // leaderMovesWithOpenTransaction: a partition with an open transaction is handed over, and then the transaction is aborted.
 func leaderMovesWithOpenTransaction(s *clusterScript) {
-	t := transacts(s, true, time.Minute)
+	t := transacts(s, true, 10*time.Minute)
 	t.begin()
 	t.writes()
 	first := t.end() - 1
 	t.moves(t.shardOf(t.number), t.coordinator)
 	t.reads(t.coordinator, first, true)
 	t.ends(aborted)
-	t.wait("the abort", func() bool { return t.reads(t.coordinator, first, true) == 0 && t.x.reads[len(t.x.reads)-1].last > first })
+	t.wait("the abort", func() bool { return t.reads(t.coordinator, first, true) == 0 && len(t.x.reads) > 0 && t.x.reads[len(t.x.reads)-1].last > first })
 }
 
 // groupMovesWithOpenTransaction: a group to which an open transaction has sent an offset is handed over, and then the transaction is committed.
 func groupMovesWithOpenTransaction(s *clusterScript) {
-	t := transacts(s, true, time.Minute)
+	t := transacts(s, true, 10*time.Minute)
 	t.begin()
 	t.sends()
 	group := t.leaderOf(t.i.of.groupShard)
