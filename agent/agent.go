@@ -146,7 +146,7 @@ type Agent struct {
 	verifier   *txns.Verifier
 	topics     *topics.Topics
 	server     *server.Server
-	api        *api.Broker
+	api        atomic.Pointer[api.Broker]
 	wal        *wal.Log
 	writer     *flush.Writer
 	flusher    *flush.Flusher
@@ -268,6 +268,7 @@ func (a *Agent) broker(fetcher *fetch.Fetcher, lookup *fetch.Lookup, deps api.De
 	if a.cfg.Balancer {
 		cfg.Balancer = coordinator.Agent{Node: balancerNode, Host: a.cfg.AdvertiseHost, Port: a.cfg.AdvertisePort}
 	}
-	a.api = api.New(cfg, deps)
-	return a.api
+	b := api.New(cfg, deps)
+	a.api.Store(b)
+	return b
 }

@@ -91,7 +91,7 @@ func (a *Agent) awaitReaders(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, readersMax)
 	defer cancel()
 	for {
-		left := readersQuiet - a.deps.Now().Sub(a.api.FollowedAt())
+		left := readersQuiet - a.deps.Now().Sub(a.api.Load().FollowedAt())
 		if left <= 0 {
 			return
 		}

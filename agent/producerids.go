@@ -2,7 +2,7 @@ package agent
 
 import (
 	"context"
-	"sync"
+	"fmt"
 
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
@@ -16,18 +16,26 @@ const producerIDsPerBlock = 1000
 type producerIDs struct {
 	kv coordinator.KV
 
-	mu   sync.Mutex
+	turn chan struct{} // has capacity 1: who uses what is below
 	next int64
 	end  int64
 }
 
-// Next returns an id that nobody had before. It waits at most for one call to the coordinator, its own or another's.
+func newProducerIDs(kv coordinator.KV) *producerIDs {
+	return &producerIDs{kv: kv, turn: make(chan struct{}, 1)}
+}
+
+// Next returns an id that nobody had before. It waits for as long as one call to the coordinator may take, its own or another's.
 func (p *producerIDs) Next(ctx context.Context) (protocol.ProducerID, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, retry.CallTimeout)
+	defer cancel()
+	select {
+	case p.turn <- struct{}{}:
+	case <-ctx.Done():
+		return protocol.NoProducerID, fmt.Errorf("take a producer id: %w", ctx.Err())
+	}
+	defer func() { <-p.turn }()
 	if p.next == p.end {
-		ctx, cancel := context.WithTimeout(ctx, retry.CallTimeout)
-		defer cancel()
 		first, err := take(ctx, p.kv, coordinator.KeyNextPID, producerIDsPerBlock)
 		if err != nil {
 			return protocol.NoProducerID, err

@@ -456,13 +456,17 @@ func (a *Agent) startFlush(run context.Context, record coordinator.Log, revision
 // startGroups starts the coordinator of the consumer groups.
 func (a *Agent) startGroups(run context.Context) {
 	a.verifier = &txns.Verifier{View: a.view, Ask: a.ask}
-	a.ids = &producerIDs{kv: a.deps.KV}
+	a.ids = newProducerIDs(a.deps.KV)
 	cfg := groups.DefaultConfig(a.cluster.Shards)
 	cfg.InitialDelay = a.cfg.GroupDelay
 	a.groups = groups.New(cfg, groups.Deps{
 		KV: a.deps.KV, Ledger: a.ledger, Leads: a.partitions.Leads, Prove: a.prove, Topics: a.view, Now: a.deps.Now,
 		Verify: func(ctx context.Context, t groups.Transaction) error {
 			return a.verifier.VerifyGroup(ctx, t.ID, t.Producer, t.Epoch, t.Shard, t.Add)
+		},
+		CoordinatorEpoch: func(id string) int32 {
+			shard, _ := a.view.Shard(coordinator.ShardOfName(id, a.cluster.Shards))
+			return shard.Epoch
 		},
 		NewID: func() string { return uuid.NewString() }, Log: a.log, Metrics: a.deps.Metrics,
 	})
@@ -492,9 +496,18 @@ func (a *Agent) startTxns(run context.Context) {
 // ask has an agent, this one or another, answer a request of this agent's own.
 func (a *Agent) ask(ctx context.Context, to coordinator.Agent, req kmsg.Request) (kmsg.Response, error) {
 	if to.Log == a.id {
-		return a.api.Local(ctx, req)
+		return a.Answer(ctx, req)
 	}
 	return a.deps.Ask(ctx, to, req)
+}
+
+// Answer answers a request that an agent, this one or another, asks on its own: what Deps.Ask of the others brings. It fails while the agent does not serve.
+func (a *Agent) Answer(ctx context.Context, req kmsg.Request) (kmsg.Response, error) {
+	b := a.api.Load()
+	if b == nil {
+		return nil, protocol.CoordinatorNotAvailable.Errorf("node %d does not serve yet", a.node)
+	}
+	return b.Local(ctx, req)
 }
 
 // brokerConfigs tells DescribeConfigs what differs here from Kafka's defaults.

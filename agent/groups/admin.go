@@ -40,11 +40,25 @@ func (o *owner) reindex() {
 	}
 }
 
+// beginScan waits until no index is being completed. endScan must follow, unless it fails.
+func (c *Coordinator) beginScan(ctx context.Context) error {
+	select {
+	case c.scan <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait to list groups: %w", ctx.Err())
+	}
+}
+
+func (c *Coordinator) endScan() { <-c.scan }
+
 // completeIndex lets the index hold every group in the shards that the agent leads: it reads all groups of the cluster if
 // the agent came to lead a shard since it last did.
 func (c *Coordinator) completeIndex(ctx context.Context) error {
-	c.scan.Lock()
-	defer c.scan.Unlock()
+	if err := c.beginScan(ctx); err != nil {
+		return err
+	}
+	defer c.endScan()
 	missing := map[coordinator.ShardID]int32{}
 	for i := range c.cfg.Shards {
 		shard := coordinator.ShardID(i)

@@ -137,12 +137,14 @@ type Deps struct {
 	// a [*protocol.Error]; any other error is that of a coordinator that cannot be reached. As long as markers of a decision are on
 	// their way, the answer to a question with the epoch that these markers carry must be CONCURRENT_TRANSACTIONS, and consent to
 	// Add must wait. It is called from many goroutines.
-	Verify  func(context.Context, Transaction) error
-	Topics  Topics
-	Now     func() time.Time
-	NewID   func() string // a new, random UUID, for ids of members
-	Log     *slog.Logger
-	Metrics prometheus.Registerer
+	Verify func(context.Context, Transaction) error
+	// CoordinatorEpoch is the newest epoch known here in which a transactional id has had a coordinator. One that has consented to a transaction is known.
+	CoordinatorEpoch func(transactionalID string) int32
+	Topics           Topics
+	Now              func() time.Time
+	NewID            func() string // a new, random UUID, for ids of members
+	Log              *slog.Logger
+	Metrics          prometheus.Registerer
 }
 
 // Client is who sends a request, as DescribeGroups shows it.
@@ -172,7 +174,7 @@ type Coordinator struct {
 	deleting map[string]int
 	closed   bool
 
-	scan   sync.Mutex     // held while an index is completed
+	scan   chan struct{}  // has capacity 1: who completes an index
 	ending sync.WaitGroup // owners, and what they do aside
 }
 
@@ -183,7 +185,7 @@ func New(cfg Config, deps Deps) *Coordinator {
 		base: base, stop: stop,
 		cfg: cfg, deps: deps, log: deps.Log, metrics: newMetrics(deps.Metrics),
 		owners: map[string]*owner{}, index: map[string]entry{}, indexed: map[coordinator.ShardID]int32{}, deleting: map[string]int{},
-		producers: map[coordinator.ShardID]*producers{},
+		producers: map[coordinator.ShardID]*producers{}, scan: make(chan struct{}, 1),
 	}
 }
 

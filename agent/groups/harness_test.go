@@ -115,7 +115,7 @@ func (c *cluster) start(epoch int32, adjust ...func(*Config)) *agent {
 	}
 	ids, skew := 0, c.skew
 	a.Coordinator = New(cfg, Deps{
-		KV: c.store, Ledger: a.ledger, Leads: a.leads, Prove: a.prove, Verify: c.txns.verify, Topics: c,
+		KV: c.store, Ledger: a.ledger, Leads: a.leads, Prove: a.prove, Verify: c.txns.verify, CoordinatorEpoch: func(string) int32 { return 0 }, Topics: c,
 		Now:     func() time.Time { return time.Now().Add(skew) },
 		NewID:   func() string { a.mu.Lock(); defer a.mu.Unlock(); ids++; return fmt.Sprintf("%d-%d", epoch, ids) },
 		Log:     slog.New(slog.DiscardHandler),

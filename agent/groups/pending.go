@@ -277,23 +277,26 @@ func (o *owner) forgetOpen(tx *openTransaction) {
 
 // endTransaction carries out a marker. A request that is not verified by now is not of the transaction: its producer has
 // not waited for the answer.
-func (o *owner) endTransaction(m marker, done func(protocol.ErrorCode)) {
-	tx := o.open[m.producer]
+func (o *owner) endTransaction(m Marker, done func(protocol.ErrorCode)) {
+	tx := o.open[m.Producer]
 	switch {
 	case o.machine.State() == group.Dead:
 		done(protocol.CoordinatorLoadInProgress) // until its deletion has succeeded or failed
 		return
 	case tx == nil:
-		o.unindexProducer(m.producer)
+		o.unindexProducer(m.Producer)
 		done(protocol.None)
 		return
 	case !m.ends(tx.epoch):
 		done(protocol.None)
 		return
+	case m.CoordinatorEpoch < o.c.deps.CoordinatorEpoch(tx.id):
+		done(protocol.TransactionCoordinatorFenced)
+		return
 	}
 	if tx.request != nil {
 		tx.request.over = protocol.InvalidTxnState
-		if m.epoch > tx.epoch {
+		if m.Epoch > tx.epoch {
 			tx.request.over = protocol.InvalidProducerEpoch
 		}
 		tx.request = nil

@@ -124,15 +124,15 @@ func TestMarkerAfterTakeover(t *testing.T) {
 			code(t, "send", a.send(groups[i], 7, 0, "orders", 0, int64(i)), protocol.None)
 		}
 		a.stop()
-		err := a.EndTransaction(t.Context(), 0, 7, 1, true, true)
+		err := a.EndTransaction(t.Context(), 0, Marker{Producer: 7, Epoch: 1, Strict: true, Commit: true})
 		equal(t, "marker to who has ended", protocol.CodeOf(err), protocol.NotCoordinator)
 		b := c.start(2)
 		c.store.Inject(mem.Fault{Call: mem.CallList, Kind: mem.Unavailable})
-		err = b.EndTransaction(t.Context(), 0, 7, 1, true, true)
+		err = b.EndTransaction(t.Context(), 0, Marker{Producer: 7, Epoch: 1, Strict: true, Commit: true})
 		equal(t, "marker while the store is away", protocol.CodeOf(err), protocol.CoordinatorLoadInProgress)
 		c.store.Heal()
 		for shard := range coordinator.ShardID(testShards) {
-			if err := b.EndTransaction(t.Context(), shard, 7, 1, true, true); err != nil {
+			if err := b.EndTransaction(t.Context(), shard, Marker{Producer: 7, Epoch: 1, Strict: true, Commit: true}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -156,10 +156,10 @@ func TestTransactionsAtADeposedAgent(t *testing.T) {
 		a.sealed.Store(true)
 		release()
 		code(t, "send", <-sent, protocol.CoordinatorLoadInProgress)
-		err := a.EndTransaction(t.Context(), shardOf("g"), 8, 1, true, true)
+		err := a.EndTransaction(t.Context(), shardOf("g"), Marker{Producer: 8, Epoch: 1, Strict: true, Commit: true})
 		equal(t, "marker", protocol.CodeOf(err), protocol.NotCoordinator)
 		a.lose()
-		err = a.EndTransaction(t.Context(), shardOf("g"), 7, 1, true, true)
+		err = a.EndTransaction(t.Context(), shardOf("g"), Marker{Producer: 7, Epoch: 1, Strict: true, Commit: true})
 		equal(t, "marker", protocol.CodeOf(err), protocol.NotCoordinator)
 	})
 }
@@ -181,7 +181,7 @@ func TestResignWithTransactions(t *testing.T) {
 			to.mu.Unlock()
 		}
 		move(a, b, 3)
-		equal(t, "marker", protocol.CodeOf(a.EndTransaction(t.Context(), shard, 7, 1, true, true)), protocol.NotCoordinator)
+		equal(t, "marker", protocol.CodeOf(a.EndTransaction(t.Context(), shard, Marker{Producer: 7, Epoch: 1, Strict: true, Commit: true})), protocol.NotCoordinator)
 		equal(t, "index of who resigned", len(a.producers), 0)
 		code(t, "send", b.send("g", 7, 0, "orders", 1, 21), protocol.None)
 		move(b, a, 4)
@@ -209,7 +209,7 @@ func TestMarkerOvertakesARequest(t *testing.T) {
 			pending(t, sent, "send")
 			equal(t, "offset", a.stableOffset("g", "orders", 1), unstable)
 			code(t, "another request", a.send("g", 7, 0, "orders", 2, 22), protocol.CoordinatorLoadInProgress)
-			if err := a.EndTransaction(t.Context(), shardOf("g"), 7, test.epoch, test.strict, true); err != nil {
+			if err := a.EndTransaction(t.Context(), shardOf("g"), Marker{Producer: 7, Epoch: test.epoch, Strict: test.strict, Commit: true}); err != nil {
 				t.Fatal(err)
 			}
 			release()
@@ -235,7 +235,7 @@ func TestWritesOfTransactionsFail(t *testing.T) {
 		code(t, "send", a.send("g", 7, 0, "orders", 0, 20), protocol.None)
 		for _, commit := range []bool{true, false} { // the second marker may not be of another mind, but must do no harm
 			a.ledger.fail(coordinator.ErrNoSpace)
-			err := a.EndTransaction(t.Context(), shardOf("g"), 7, 1, true, commit)
+			err := a.EndTransaction(t.Context(), shardOf("g"), Marker{Producer: 7, Epoch: 1, Strict: true, Commit: commit})
 			equal(t, "marker", protocol.CodeOf(err), protocol.CoordinatorNotAvailable)
 			equal(t, "offset", a.stableOffset("g", "orders", 0), unstable)
 		}

@@ -148,7 +148,7 @@ func (a *agent) send(group string, id protocol.ProducerID, epoch protocol.Produc
 // finish ends a transaction of version 2: the marker's epoch is one above.
 func (a *agent) finish(group string, id protocol.ProducerID, epoch protocol.ProducerEpoch, commit bool) {
 	a.t.Helper()
-	if err := a.EndTransaction(a.t.Context(), shardOf(group), id, epoch+1, true, commit); err != nil {
+	if err := a.EndTransaction(a.t.Context(), shardOf(group), Marker{Producer: id, Epoch: epoch + 1, Strict: true, Commit: commit}); err != nil {
 		a.t.Fatal(err)
 	}
 }
@@ -229,7 +229,9 @@ func TestMarkerWaitsForDurability(t *testing.T) {
 		c.txns.set(7, producer{})
 		code(t, "send", a.send("g", 7, 0, "orders", 0, 20), protocol.None)
 		a.ledger.hold()
-		mark := func() error { return a.EndTransaction(t.Context(), shardOf("g"), 7, 1, true, true) }
+		mark := func() error {
+			return a.EndTransaction(t.Context(), shardOf("g"), Marker{Producer: 7, Epoch: 1, Strict: true, Commit: true})
+		}
 		first, second := later(mark), later(mark)
 		pending(t, first, "marker")
 		pending(t, second, "the same marker")
@@ -385,7 +387,7 @@ func TestMarkers(t *testing.T) {
 			code(t, "commit", a.commit("g", nobody, "orders", 0, 10), protocol.None)
 			code(t, "send", a.send("g", 7, 5, "orders", 0, 20), protocol.None)
 			for _, other := range []protocol.ProducerID{8, 7} {
-				if err := a.EndTransaction(t.Context(), shardOf("g"), other, test.epoch, test.strict, test.commit); err != nil {
+				if err := a.EndTransaction(t.Context(), shardOf("g"), Marker{Producer: other, Epoch: test.epoch, Strict: test.strict, Commit: test.commit}); err != nil {
 					t.Fatal(err)
 				}
 				want := test.want
@@ -480,7 +482,9 @@ func TestMarkerBehindACommitThatFails(t *testing.T) {
 		a.ledger.hold()
 		commit := later(func() int16 { return a.commit("g", nobody, "orders", 0, 30) })
 		pending(t, commit, "commit")
-		mark := later(func() error { return a.EndTransaction(t.Context(), shardOf("g"), 7, 1, true, true) })
+		mark := later(func() error {
+			return a.EndTransaction(t.Context(), shardOf("g"), Marker{Producer: 7, Epoch: 1, Strict: true, Commit: true})
+		})
 		pending(t, mark, "marker")
 		a.ledger.fail(coordinator.ErrNoSpace)
 		a.ledger.release()
@@ -508,7 +512,7 @@ func TestLargeTransaction(t *testing.T) {
 		}
 		// It takes several writes. The second fails, and then what was pending is still there.
 		a.ledger.fail(nil, coordinator.ErrNoSpace)
-		err := a.EndTransaction(t.Context(), shardOf("g"), 7, 1, true, true)
+		err := a.EndTransaction(t.Context(), shardOf("g"), Marker{Producer: 7, Epoch: 1, Strict: true, Commit: true})
 		equal(t, "marker", protocol.CodeOf(err), protocol.CoordinatorNotAvailable)
 		equal(t, "pending", len(c.pendingKeys()), 1)
 		equal(t, "offset", a.stableOffset("g", "t0", 0), unstable)

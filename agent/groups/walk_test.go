@@ -245,7 +245,7 @@ func (w *walk) mark(client *walkClient) {
 	run := func() error {
 		for _, a := range w.agents {
 			if _, ok := a.leads(shard); ok {
-				return a.EndTransaction(w.t.Context(), shard, client.id, client.epoch, true, client.commit)
+				return a.EndTransaction(w.t.Context(), shard, Marker{Producer: client.id, Epoch: client.epoch, Strict: true, Commit: client.commit})
 			}
 		}
 		return errors.New("nobody leads")

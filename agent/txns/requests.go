@@ -84,16 +84,20 @@ func (c *Coordinator) AddPartitions(ctx context.Context, req *kmsg.AddPartitions
 func (c *Coordinator) addTo(ctx context.Context, version int16, one *kmsg.AddPartitionsToTxnRequestTransaction) []kmsg.AddPartitionsToTxnResponseTransactionTopic {
 	var wanted []txn.Partition
 	unknown, sent := false, version >= agentsVersion && !one.VerifyOnly
-	place := func(name string, number int32) (txn.Partition, bool) {
-		if name == OffsetsTopic {
+	place := func(asked *kmsg.AddPartitionsToTxnRequestTransactionTopic, number int32) (txn.Partition, bool) {
+		if asked.Topic == OffsetsTopic {
 			return txn.Partition{Partition: number}, number >= 0 && uint32(number) < c.cfg.Shards
 		}
-		t, _, ok := c.deps.View.Topic(name)
+		t, _, ok := c.deps.View.Topic(asked.Topic)
+		if id := TopicOf(&asked.UnknownTags); id != (protocol.TopicID{}) && id != t.ID { // deleted and created again, which is not known here yet, or not there
+			return txn.Partition{}, false
+		}
 		return txn.Partition{Topic: t.ID, Partition: number}, ok && number >= 0 && number < t.Partitions
 	}
-	for _, t := range one.Topics {
+	for i := range one.Topics {
+		t := &one.Topics[i]
 		for _, n := range t.Partitions {
-			p, ok := place(t.Topic, n)
+			p, ok := place(t, n)
 			unknown, sent = unknown || !ok, sent && t.Topic == OffsetsTopic
 			wanted = append(wanted, p)
 		}
@@ -105,14 +109,15 @@ func (c *Coordinator) addTo(ctx context.Context, version int16, one *kmsg.AddPar
 		})
 	}
 	var topics []kmsg.AddPartitionsToTxnResponseTransactionTopic
-	for _, t := range one.Topics {
+	for i := range one.Topics {
+		t := &one.Topics[i]
 		topic := kmsg.NewAddPartitionsToTxnResponseTransactionTopic()
 		topic.Topic = t.Topic
 		for _, n := range t.Partitions {
 			part := kmsg.NewAddPartitionsToTxnResponseTransactionTopicPartition()
 			part.Partition = n
 			code := result.Code
-			switch p, ok := place(t.Topic, n); {
+			switch p, ok := place(t, n); {
 			case unknown && !ok:
 				code = protocol.UnknownTopicOrPartition
 			case unknown:
@@ -235,10 +240,7 @@ func (c *Coordinator) ListTransactions(ctx context.Context, req *kmsg.ListTransa
 		}
 	}
 	for _, s := range c.led() {
-		select {
-		case <-s.loaded:
-		case <-s.led.Done():
-		case <-ctx.Done():
+		if !c.awaitLoaded(ctx, s) {
 			resp.ErrorCode = int16(protocol.CoordinatorLoadInProgress)
 			return resp
 		}

@@ -25,6 +25,7 @@ type transaction struct {
 	requests txn.RequestID // the newest
 	waiting  map[txn.RequestID]chan txn.Reply
 	timer    *time.Timer // of the machine's deadline; nil until there is one
+	gone     bool        // it has no record and nobody knows it any more: another may take its place
 }
 
 func (c *Coordinator) newTransaction(s *shard, id string, m *txn.Machine) *transaction {
@@ -73,9 +74,7 @@ func (t *transaction) write(number uint64, op coordinator.Op) {
 	t.c.metrics.writes.Inc()
 	t.c.deps.Ledger.Write(t.shard.id, []coordinator.Op{op}, func(err error) {
 		t.step(txn.Persisted{Write: number, Code: outcome(err)})
-		if err == nil && op.Delete {
-			t.c.forget(t)
-		}
+		t.c.forget(t)
 	})
 }
 
@@ -122,22 +121,54 @@ func (c *Coordinator) ask(ctx context.Context, id string, create bool, event fun
 
 // answer is ask without the proof.
 func (c *Coordinator) answer(ctx context.Context, id string, create bool, event func(id txn.RequestID, fresh protocol.ProducerID) txn.Event) (txn.Reply, protocol.ErrorCode) {
-	t, code := c.find(ctx, id, create)
-	switch {
-	case code != protocol.None:
-		return txn.Reply{}, code
-	case t == nil:
-		return txn.Reply{Result: txn.Result{Code: protocol.InvalidProducerIDMapping}}, protocol.None
-	}
-	fresh := protocol.NoProducerID
-	if t.needsID() {
-		var err error
-		if fresh, err = c.deps.NextID(ctx); err != nil {
-			c.deps.Log.Warn("no producer id", "err", err)
-			return txn.Reply{}, protocol.CoordinatorNotAvailable
+	for {
+		t, code := c.find(ctx, id, create)
+		switch {
+		case code != protocol.None:
+			return txn.Reply{}, code
+		case t == nil:
+			return txn.Reply{Result: txn.Result{Code: protocol.InvalidProducerIDMapping}}, protocol.None
+		}
+		fresh := protocol.NoProducerID
+		if t.needsID() {
+			var err error
+			if fresh, err = c.deps.NextID(ctx); err != nil {
+				c.deps.Log.Warn("no producer id", "err", err)
+				c.forget(t)
+				return txn.Reply{}, protocol.CoordinatorNotAvailable
+			}
+		}
+		reply, code, ok := t.ask(ctx, func(id txn.RequestID) txn.Event { return event(id, fresh) })
+		if ok {
+			c.forget(t)
+			return reply, code
 		}
 	}
-	return t.ask(ctx, func(id txn.RequestID) txn.Event { return event(id, fresh) })
+}
+
+// forget takes an id out that has no record, so that ids which were asked for in vain, or have expired, cost nothing.
+func (c *Coordinator) forget(t *transaction) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.gone || t.machine.State() != txn.Dead || !t.machine.Idle() || len(t.waiting) > 0 {
+		return
+	}
+	t.gone = true
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.shards[t.shard.id] == t.shard && t.shard.txns[t.id] == t {
+		delete(t.shard.txns, t.id)
+		c.ids--
+	}
+}
+
+// stop ends the timer of an id whose shard is not led any more.
+func (t *transaction) stop() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.timer != nil {
+		t.timer.Stop()
+	}
 }
 
 func (t *transaction) needsID() bool {
@@ -146,10 +177,14 @@ func (t *transaction) needsID() bool {
 	return t.machine.NeedsID()
 }
 
-// ask gives the machine a request and waits for the answer.
-func (t *transaction) ask(ctx context.Context, event func(txn.RequestID) txn.Event) (txn.Reply, protocol.ErrorCode) {
+// ask gives the machine a request and waits for the answer; ok is false if the id is gone.
+func (t *transaction) ask(ctx context.Context, event func(txn.RequestID) txn.Event) (reply txn.Reply, code protocol.ErrorCode, ok bool) {
 	answer := make(chan txn.Reply, 1)
 	t.mu.Lock()
+	if t.gone {
+		t.mu.Unlock()
+		return txn.Reply{}, protocol.None, false
+	}
 	t.requests++
 	id := t.requests
 	t.waiting[id] = answer
@@ -157,11 +192,10 @@ func (t *transaction) ask(ctx context.Context, event func(txn.RequestID) txn.Eve
 	t.mu.Unlock()
 	limit := time.NewTimer(t.c.cfg.WaitMax)
 	defer limit.Stop()
-	code := protocol.None
 	for code == protocol.None {
 		select {
 		case reply := <-answer:
-			return reply, protocol.None
+			return reply, protocol.None, true
 		case <-limit.C: // what is being written goes on; what waits for others is told to come again
 			t.step(txn.Cancel{Request: id})
 		case <-t.shard.led.Done():
@@ -176,8 +210,8 @@ func (t *transaction) ask(ctx context.Context, event func(txn.RequestID) txn.Eve
 	t.mu.Unlock()
 	select {
 	case reply := <-answer:
-		return reply, protocol.None
+		return reply, protocol.None, true
 	default:
-		return txn.Reply{}, code
+		return txn.Reply{}, code, true
 	}
 }

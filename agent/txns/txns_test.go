@@ -95,7 +95,7 @@ func newWorld(t *testing.T) *world {
 	})
 	w.held = &heldLedger{Ledger: ledger.New(w.kv, func(coordinator.ShardID) {}), wrote: make(chan struct{}, 100)}
 	cfg := txns.DefaultConfig(shards)
-	cfg.WaitMax = 200 * time.Millisecond
+	cfg.WaitMax, cfg.Expiration = 200*time.Millisecond, time.Nanosecond
 	w.c = txns.New(cfg, txns.Deps{
 		KV: w.kv, Ledger: w.held, View: w.view, Ask: w.ask, Now: time.Now, Log: log,
 		NextID: func(context.Context) (protocol.ProducerID, error) {
@@ -352,6 +352,22 @@ func TestUnproved(t *testing.T) {
 	p.want("a producer that is fenced", p.end(true), protocol.NotCoordinator)
 	p.epoch++
 	p.want("a write proves itself", p.add("t", 1), protocol.None)
+}
+
+// TestComesBack has a producer come while its id expires, which nobody else did: whatever comes first, there is one id, and it is the producer's.
+func TestComesBack(t *testing.T) {
+	w := newWorld(t)
+	w.adopt(1)
+	first := w.init()
+	w.held.hold(true)
+	w.c.Expire()
+	<-w.held.wrote
+	back := make(chan *producer, 1)
+	go func() { back <- w.init() }()
+	w.held.hold(false)
+	second := <-back
+	second.want("add", second.add("t", 0), protocol.None)
+	first.want("the one before", first.add("t", 0), protocol.InvalidProducerIDMapping)
 }
 
 // TestTopicIsGone deletes a topic with an open transaction: its partitions need no markers.

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kmsg"
+
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/wal"
@@ -32,8 +34,18 @@ type breakage struct {
 	// append stands for an append to a store of another machine; send takes frames there.
 	append func(x *connection, frames []byte, send func([]byte) error) error
 
+	// asks changes what an agent asks another one.
+	asks func(*cluster, kmsg.Request)
+	// fetched changes what a consumer is answered.
+	fetched func(*kmsg.FetchResponse)
+	// askedFor changes what an agent is answered by another one.
+	askedFor func(kmsg.Request, kmsg.Response, error) (kmsg.Response, error)
+
 	// logs changes which WAL logs an agent is told of; who is its task that asks, and at the revision that it asks for, if any.
 	logs func(w *world, who string, at int64, all []coordinator.Log)
+
+	// lists changes what a List answers.
+	lists func(prefix string, items []coordinator.Item) []coordinator.Item
 
 	noSync          bool // appends are acknowledged before they are synced
 	forgetProducers bool // a new leader restores no idempotent producers

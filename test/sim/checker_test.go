@@ -39,6 +39,9 @@ func (c *checker) failed() bool { return len(c.findings) > 0 }
 
 // applied looks at a transaction that just applied.
 func (c *checker) applied(ops []coordinator.Op) {
+	if c.w.load.txns != nil {
+		c.w.load.txns.applied(ops)
+	}
 	for _, op := range ops {
 		if op.Delete {
 			continue
@@ -200,6 +203,7 @@ func (c *checker) final() {
 	for n := range parts {
 		slices.SortFunc(parts[n], func(a, b part) int { return cmp.Compare(a.section.FirstOffset, b.section.FirstOffset) })
 		var records []check.Record
+		var batches [][]byte
 		for _, p := range parts[n] {
 			for b, err := range p.section.All() {
 				if err != nil {
@@ -207,6 +211,7 @@ func (c *checker) final() {
 					return
 				}
 				at := b.Pos - p.section.Pos
+				batches = append(batches, p.data[at:at+int64(b.Size)])
 				some, err := parse(p.data[at : at+int64(b.Size)])
 				if err != nil {
 					c.report("8: partition %d: %v", n, err)
@@ -215,6 +220,9 @@ func (c *checker) final() {
 			}
 		}
 		c.compare(n, records)
+		if c.w.load.txns != nil {
+			c.w.load.txns.final(int32(n), batches)
+		}
 	}
 	for _, g := range c.w.load.committers {
 		c.groupOffset(g)
@@ -232,6 +240,11 @@ func (c *checker) compare(number int, final []check.Record) {
 		}
 		for i, r := range records {
 			h.Sends = append(h.Sends, check.Send{ID: r.ID, Content: r.Content, Floor: s.floor, Outcome: s.outcome, Offset: s.base + int64(i)})
+		}
+	}
+	for _, r := range final {
+		if r.ID.Writer == markerWriter {
+			h.Sends = append(h.Sends, check.Send{ID: r.ID, Content: r.Content, Floor: -1})
 		}
 	}
 	invariant := map[check.Kind]string{

@@ -147,6 +147,9 @@ func (c *cluster) clear() {
 	})
 	c.pollReads()
 	c.group.poll()
+	if c.load.txns != nil {
+		c.load.txns.poll()
+	}
 	c.pollQuestions()
 }
 
@@ -247,6 +250,10 @@ func (c *cluster) trouble() bool {
 	live := c.living()
 	if len(live) == 0 {
 		return false
+	}
+	if c.load.txns != nil && c.rng.IntN(4) == 0 {
+		c.load.txns.act()
+		return true
 	}
 	n := live[c.rng.IntN(len(live))]
 	switch c.rng.IntN(40) {

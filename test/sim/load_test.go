@@ -17,7 +17,8 @@ type load struct {
 	producers  []*producer
 	committers []*committer
 	logs       [partitions]history
-	healed     bool // there is one leader, and it is the last
+	txns       *transacting // nil for none
+	healed     bool         // there is one leader, and it is the last
 }
 
 // history is what clients of one partition did and saw.
@@ -310,6 +311,9 @@ func (l *load) finish() bool {
 			}
 		}
 	}
+	if l.txns != nil {
+		done = l.txns.finish() && done
+	}
 	return done
 }
 
@@ -321,8 +325,14 @@ func (l *load) waiting() string {
 			s += fmt.Sprintf(" p%d/%d", p.writer, w.first)
 		}
 	}
+	if l.txns != nil {
+		s += l.txns.waiting()
+	}
 	return s
 }
+
+// markerWriter is who has sent the markers of transactions.
+const markerWriter = -1
 
 // parse gives the records of a batch as a reader sees them.
 func parse(b []byte) ([]check.Record, error) {
@@ -332,6 +342,9 @@ func parse(b []byte) ([]check.Record, error) {
 	}
 	if err := batch.Verify(b, &h); err != nil {
 		return nil, err
+	}
+	if h.Attributes.Control() {
+		return []check.Record{{Offset: int64(h.BaseOffset), ID: check.ID{Writer: markerWriter, Seq: int64(h.BaseOffset)}, Content: content(b)}}, nil
 	}
 	var d batch.Decompressor
 	all, err := d.Records(&h, b)

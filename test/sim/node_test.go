@@ -74,7 +74,7 @@ func (n *node) exist(ctx context.Context, fs disk.FS) {
 	a := product.New(cfg, product.Deps{
 		KV:    &agentKV{Store: n.c.kv, w: n.c.world, by: &n.process},
 		Store: &agentBucket{Store: n.c.bucket, w: n.c.world, by: &n.process},
-		Disk:  store, Listener: n.listener, Peers: network{n}, Metrics: prometheus.NewRegistry(), Log: n.logger(),
+		Disk:  store, Listener: n.listener, Peers: network{n}, Ask: network{n}.Ask, Metrics: prometheus.NewRegistry(), Log: n.logger(),
 		Now: n.now,
 	})
 	n.agent.Store(a)

@@ -20,14 +20,21 @@ func TestSeeds(t *testing.T) {
 	runSeeds(t, singles, *seeds)
 }
 
+// logTo prints a trace, if a seed was asked for.
+func logTo(t *testing.T) func(string) {
+	if *seed == 0 {
+		return nil
+	}
+	return func(line string) { t.Log(line) }
+}
+
 // runSeeds runs so many seeds, the same ones each time unless fresh ones are asked for.
 func runSeeds(t *testing.T, create maker, count uint64) {
 	first := uint64(1)
 	var log func(string)
 	switch {
 	case *seed != 0:
-		first, count = *seed, 1
-		log = func(line string) { t.Log(line) }
+		first, count, log = *seed, 1, logTo(t)
 	case *fresh:
 		first = 1_000_000 + rand.Uint64N(1_000_000_000)
 	}
