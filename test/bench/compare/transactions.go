@@ -40,10 +40,10 @@ const (
 const manyProducers = 8
 
 func newTransactionPlan(smoke bool) transactionPlan {
-	duration, warmup := 4*time.Second, 8*time.Second
+	duration, warmup := 3*time.Second, 8*time.Second
 	produce := load.Defaults()
 	produce.Phases = load.Phases{Produce: true}
-	produce.Duration, produce.BytesMax = 4*time.Second, 3<<29
+	produce.Duration, produce.BytesMax = 3*time.Second, 3<<29
 	if smoke {
 		duration, warmup = time.Second, time.Second
 		produce.Duration, produce.BytesMax = time.Second, 128<<20
