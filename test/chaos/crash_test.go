@@ -7,7 +7,7 @@
 //	go test ./test/chaos -run TestCluster -faults 'etcd'   # each fault with a name like that, once
 //	go test ./test/chaos -run TestCluster -rounds 300 -outage 1m -timeout 0   # as many as that, drawn by the seed: for hours
 //	go test ./test/chaos -run TestTransactions -rounds 100 -timeout 0   # the same faults, under transactions; and likewise
-//	go test ./test/chaos -run TestTransactionLoad/kafka -rounds 6       # a minute of these, without faults, against Apache Kafka
+//	go test ./test/chaos -run TestTransactionLoad -kafka -rounds 6      # a minute of these, without faults, against Apache Kafka
 //
 // A failure of TestCluster or TestTransactions names the seed; -keep leaves all logs and data in a folder. A seed gives the same faults to the same
 // agents after the same pauses; how far the load and the agents are by then is the machine's.

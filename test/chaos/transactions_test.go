@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"flag"
 	"slices"
 	"testing"
 	"time"
@@ -9,24 +10,15 @@ import (
 	"github.com/varve-io/varve/test/servers"
 )
 
+var kafkaFlag = flag.Bool("kafka", false, "TestTransactionLoad runs against Apache Kafka")
+
 // A round of TestTransactionLoad is a time that the load runs.
 const roundLasts = 10 * time.Second
 
-// TestTransactionLoad runs the transactional load without faults, other than those of its clients: against Varve, and against
-// Apache Kafka, which shows that the load and the checker ask for nothing that Kafka does not do.
+// TestTransactionLoad runs the transactional load without faults, other than those of its clients. With -kafka it shows that
+// the load and the checker ask for nothing that Apache Kafka does not do.
 func TestTransactionLoad(t *testing.T) {
-	t.Run("varve", func(t *testing.T) {
-		runTransactions(t, servers.Varve(t, servers.VarveOptions{Binary: *binaryFlag}))
-	})
-	t.Run("kafka", func(t *testing.T) {
-		runTransactions(t, servers.Kafka(t, servers.KafkaOptions{Config: map[string]string{
-			// By default a transaction is found to be over its time up to ten seconds later.
-			"transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",
-		}}))
-	})
-}
-
-func runTransactions(t *testing.T, s *servers.Server) {
+	s := startBroker(t)
 	seed := chooseSeed()
 	t.Logf("-seed %d", seed)
 	l := newTxnLoad([]string{s.Address}, seed)
@@ -43,6 +35,18 @@ func runTransactions(t *testing.T, s *servers.Server) {
 	}
 	l.judge(t.Context(), t)
 	l.judgeUncommitted(t)
+}
+
+// startBroker starts Varve, or what else is asked for.
+func startBroker(t *testing.T) *servers.Server {
+	t.Helper()
+	if !*kafkaFlag {
+		return servers.Varve(t, servers.VarveOptions{Binary: *binaryFlag})
+	}
+	return servers.Kafka(t, servers.KafkaOptions{Config: map[string]string{
+		// By default a transaction is found to be over its time up to ten seconds later.
+		"transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",
+	}})
 }
 
 // judgeUncommitted takes what was read at read_uncommitted for read_committed, which the checker must find out.

@@ -491,8 +491,33 @@ func (l *txnLoad) audit(ctx context.Context) error {
 	}
 }
 
-// observe asks for the offsets of the copiers until ctx ends.
-func (l *txnLoad) observe(ctx context.Context, stable bool) error {
+// ask asks the broker for offsets, and hands them to take.
+type ask func(ctx context.Context, client *kadm.Client, take func(topic string, partition int32, offset int64)) error
+
+// groupOffsets asks for the offsets of the copiers, but for those that are not stable if that is asked.
+func groupOffsets(ctx context.Context, client *kadm.Client, take func(topic string, partition int32, offset int64)) error {
+	answers, err := client.FetchOffsets(ctx, copyGroup)
+	answers.Each(func(o kadm.OffsetResponse) {
+		if o.Err == nil {
+			take(o.Topic, o.Partition, o.At)
+		}
+	})
+	return err
+}
+
+// stableOffsets asks for the last stable offsets of all logs.
+func (l *txnLoad) stableOffsets(ctx context.Context, client *kadm.Client, take func(topic string, partition int32, offset int64)) error {
+	answers, err := client.ListCommittedOffsets(ctx, l.topics...)
+	answers.Each(func(o kadm.ListedOffset) {
+		if o.Err == nil {
+			take(o.Topic, o.Partition, o.Offset)
+		}
+	})
+	return err
+}
+
+// observe asks for offsets until ctx ends, and notes what it is told, with what else there is to say of it.
+func (l *txnLoad) observe(ctx context.Context, told *[]check.Told, about check.Told, ask ask) error {
 	const within = 2 * time.Second
 	client, err := l.client()
 	if err != nil {
@@ -508,23 +533,25 @@ func (l *txnLoad) observe(ctx context.Context, stable bool) error {
 		case <-tick.C:
 		}
 		asking, cancel := context.WithTimeout(ctx, within)
-		if stable {
+		if about.Stable {
 			asking = kadm.RequireStable(asking)
 		}
-		began := l.now()
-		answers, err := kadm.NewClient(client).FetchOffsets(asking, copyGroup)
+		about.Began = l.now()
+		var answers []check.Told
+		err := ask(asking, kadm.NewClient(client), func(topic string, partition int32, offset int64) {
+			about.Log, about.Offset = int32(l.find(topic, partition)), offset
+			answers = append(answers, about)
+		})
 		cancel()
 		if err != nil {
 			continue
 		}
-		told := check.Told{Group: 1, Began: began, Ended: l.now(), Stable: stable}
+		ended := l.now()
 		l.mu.Lock()
-		answers.Each(func(o kadm.OffsetResponse) {
-			if o.Err == nil { // not of one that is not stable
-				told.Log, told.Offset = int32(l.find(o.Topic, o.Partition)), o.At
-				l.told = append(l.told, told)
-			}
-		})
+		for _, a := range answers {
+			a.Ended = ended
+			*told = append(*told, a)
+		}
 		l.mu.Unlock()
 	}
 }

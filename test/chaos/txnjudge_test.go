@@ -199,7 +199,7 @@ func (l *txnLoad) judge(ctx context.Context, t *testing.T) {
 		records += len(log)
 	}
 	t.Logf("%d operations, %d committed records, %d cuts through the accounts, %d offsets told",
-		len(l.operations), records, len(l.cuts), len(l.told))
+		len(l.operations), records, len(l.cuts), len(l.told)+len(l.stable))
 	for _, what := range slices.Sorted(maps.Keys(l.outcomes)) {
 		t.Logf("%6d %s", l.outcomes[what], what)
 	}
@@ -208,7 +208,7 @@ func (l *txnLoad) judge(ctx context.Context, t *testing.T) {
 // findings judges the history.
 func (l *txnLoad) findings(final [][]check.Record) []check.Finding {
 	history := check.TxnHistory{Operations: l.operations, Final: final}
-	found := append(check.Transactions(history), check.Offsets(history, l.told)...)
+	found := slices.Concat(check.Transactions(history), check.Offsets(history, l.told), check.Stable(history, l.stable))
 	for p := range partitions {
 		var copies []check.Copy
 		for _, r := range final[outputLogs+p] {

@@ -67,8 +67,8 @@ const (
 //     one of the output, in transactions with the offsets of what they read.
 //   - Movers move amounts between accounts. Each account is a partition; a transaction has one record in each of two.
 //   - Spreaders write a few records to some partitions in a transaction.
-//   - Two readers follow everything, one at read_committed and one at read_uncommitted, and two observers ask for the offsets of the
-//     copiers, one of them for stable ones.
+//   - Two readers follow everything, one at read_committed and one at read_uncommitted, and observers ask for the offsets of the
+//     copiers, and for last stable offsets.
 //
 // One in ten transactions is aborted on purpose. From time to time a client comes to its end. It is killed, so that neither its group nor
 // its coordinator hears of it, and another takes its place; or the other is there first and fences it, of which the first learns only when it goes on;
@@ -89,7 +89,8 @@ type txnLoad struct {
 	mu         sync.Mutex
 	operations []check.Operation
 	facts      map[check.ID]fact // of each record of a copier or mover
-	told       []check.Told      // of the copiers' offsets
+	told       []check.Told      // offsets of the copiers
+	stable     []check.Told      // last stable offsets
 	cuts       [][]int64
 	acked      [partitions]int64  // highest sequence acknowledged, by partition of the input
 	copied     [partitions]int64  // highest sequence whose copy was read at read_committed
@@ -195,8 +196,9 @@ func (l *txnLoad) start(ctx context.Context) *txnRunning {
 	r.rest.Go(func() error { return l.follow(reading, kgo.ReadCommitted()) })
 	r.rest.Go(func() error { return l.follow(reading, kgo.ReadUncommitted()) })
 	r.rest.Go(func() error { return l.audit(reading) })
-	r.rest.Go(func() error { return l.observe(reading, false) })
-	r.rest.Go(func() error { return l.observe(reading, true) })
+	r.rest.Go(func() error { return l.observe(reading, &l.told, check.Told{Group: 1}, groupOffsets) })
+	r.rest.Go(func() error { return l.observe(reading, &l.told, check.Told{Group: 1, Stable: true}, groupOffsets) })
+	r.rest.Go(func() error { return l.observe(reading, &l.stable, check.Told{}, l.stableOffsets) })
 	return r
 }
 

@@ -52,7 +52,7 @@
 //   - a group whose offsets go with its transactions committed a record's processing twice: [Repeated].
 //
 // [Offsets] checks what anybody was told of the offsets that a group committed with its transactions: they count from the
-// decision on, and not before.
+// decision on, and not before. [Stable] checks the last stable offsets that anybody was told.
 //
 // [Copies] compares what a group of copiers made of a log with that log, exactly once and in order, and [Sums] does the sums over
 // accounts whose money transactions move.
@@ -141,7 +141,8 @@ const (
 	Repeated     Kind = "processed twice"      // by committed transactions of one group
 	Unprocessed  Kind = "unprocessed"          // in the input, and not in the output
 	EarlyOffset  Kind = "early offset"         // told for a group, by whose committed transactions it is not, or not yet
-	OldOffset    Kind = "old offset"           // told for a group after a later one was committed
+	OldOffset    Kind = "old offset"           // told for a group after a later one was committed, or for a log after a later one was told
+	EarlyStable  Kind = "early stable offset"  // above a record that nobody had asked to commit when the offset was told
 	Unbalanced   Kind = "unbalanced"           // what transactions moved does not add up to nothing
 )
 

@@ -379,3 +379,24 @@ func TestOffsets(t *testing.T) {
 		})
 	}
 }
+
+// TestStable tells last stable offsets that are too high, and that go back.
+func TestStable(t *testing.T) {
+	for name, c := range map[string]struct {
+		told []Told
+		want []string
+	}{
+		"nothing":               {nil, nil},
+		"all":                   {[]Told{{Log: 0, Offset: 1, Ended: 11}, {Log: 0, Offset: 4, Ended: 30}, {Log: 0, Offset: 6, Began: 35, Ended: 41}}, nil},
+		"an open transaction":   {[]Told{{Log: 0, Offset: 5, Ended: 39}}, []string{"early stable offset 0/0 at 0/5"}},
+		"going back":            {[]Told{{Log: 1, Offset: 4, Ended: 50}, {Log: 1, Offset: 1, Began: 51, Ended: 52}}, []string{"old offset 0/0 at 1/1"}},
+		"at the same time":      {[]Told{{Log: 1, Offset: 4, Ended: 50}, {Log: 1, Offset: 1, Began: 49, Ended: 52}}, nil},
+		"another log goes back": {[]Told{{Log: 0, Offset: 4, Ended: 50}, {Log: 1, Offset: 1, Began: 51, Ended: 52}}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if found := brief(Stable(soundTransactions(), c.told)); !slices.Equal(found, c.want) {
+				t.Errorf("found %q, want %q", found, c.want)
+			}
+		})
+	}
+}

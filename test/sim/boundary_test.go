@@ -66,6 +66,9 @@ func (k *agentKV) List(ctx context.Context, prefix string, at int64) (items []co
 		if change := k.w.broken.logs; change != nil && prefix == coordinator.PrefixLogs && err == nil {
 			items = changeLogs(items, func(all []coordinator.Log) { change(k.w, who, at, all) })
 		}
+		if change := k.w.broken.lists; change != nil && err == nil {
+			items = change(prefix, items)
+		}
 	}})
 	if parked != nil {
 		return nil, 0, parked

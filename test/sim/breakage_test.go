@@ -44,6 +44,9 @@ type breakage struct {
 	// logs changes which WAL logs an agent is told of; who is its task that asks, and at the revision that it asks for, if any.
 	logs func(w *world, who string, at int64, all []coordinator.Log)
 
+	// lists changes what a List answers.
+	lists func(prefix string, items []coordinator.Item) []coordinator.Item
+
 	noSync          bool // appends are acknowledged before they are synced
 	forgetProducers bool // a new leader restores no idempotent producers
 	squat           bool // somebody else's objects have the names of the first attempts

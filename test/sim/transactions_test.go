@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"strings"
 	"testing"
 )
 
@@ -29,4 +30,16 @@ func TestCalmTransactions(t *testing.T) {
 	if counts["committed"] < 10 || counts["aborted"] < 3 {
 		t.Errorf("too few transactions for anything to show: %v", counts)
 	}
+}
+
+// TestTransactionBreakages breaks one rule of transactions at a time.
+func TestTransactionBreakages(t *testing.T) {
+	for _, b := range transactionBreakages {
+		t.Run(strings.ReplaceAll(b.name, " ", "_"), func(t *testing.T) { b.notice(t, transactions, clusterBreakageSeeds) })
+	}
+}
+
+// transactionBreakages are caught within clusterBreakageSeeds seeds each. More rules are broken under scripts.
+var transactionBreakages = []breakage{
+	markersFirst, stableIgnored, abortedLeftOut, offsetsEarly, staleEpoch, oldLeaderMarks, openForgotten,
 }

@@ -20,6 +20,7 @@ type transacting struct {
 	reading  []*isolatedRead     // under way
 	reads    []*isolatedRead     // answered
 	stable   map[string]int64    // last stable offsets that readers saw, by node and partition
+	sent     int                 // readers that were sent to another node
 	seen     map[string]int64    // highest offset that was answered, by group
 	idle     time.Time           // since when nobody has a transaction under way, in the end
 	finishes bool                // no transaction begins any more

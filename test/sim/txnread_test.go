@@ -88,6 +88,9 @@ func (x *transacting) pollReads() {
 func (x *transacting) answered(r *isolatedRead, p *kmsg.FetchResponseTopicPartition) {
 	if code := protocol.ErrorCode(p.ErrorCode); code != protocol.None || p.PreferredReadReplica >= 0 {
 		x.c.aside("%s: read %d from %d: %v, or rather from node %d", r.from.name, r.number, r.offset, code, p.PreferredReadReplica)
+		if p.PreferredReadReplica >= 0 {
+			x.sent++
+		}
 		return
 	}
 	report := x.c.check.report
@@ -181,6 +184,9 @@ func (x *transacting) askOffset(id *transactional, stable bool) {
 	floor := x.seen[id.group]
 	if stable {
 		floor = id.committed
+	}
+	if change := x.c.broken.asks; change != nil {
+		change(x.c, r)
 	}
 	x.c.inquire(n, fmt.Sprintf("consumer of %s", id.group), r, func(response kmsg.Response) {
 		a := response.(*kmsg.OffsetFetchResponse)
