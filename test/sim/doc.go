@@ -12,12 +12,15 @@
 //	let time pass, stall an agent, take etcd or the bucket away for a while
 //	kill an agent; cut the power of its machine, which tears what was not synced; start another agent
 //
-// There are two scenes:
+// There are two scenes, and transactions, which come to the second one:
 //
 //	single    agents on one machine that succeed each other and may overlap, put together here from the product's rooms, on a log of one copy
 //	cluster   three to five machines with the product's own agent each ([agent.Agent]), which lead some of the shards each, keep three copies of each log,
 //	          and are spoken to in Kafka's protocol: by idempotent producers and others, consumers near and far, members of a group that join, commit, leave and
 //	          die, and by who asks for offsets and producer ids
+//	          with transactions: also by producers of both versions of the protocol (KIP-890), several of a transactional id at once, which commit, abort, leave
+//	          transactions to their timeouts, come again with their old epoch, and send offsets to groups; and by readers of both isolation levels, which do with
+//	          the list of aborted transactions what Kafka's do
 //
 // # What may happen
 //
@@ -29,10 +32,11 @@
 //	etcd          the same; leases end, it is full, it forgets history under a watch that lags
 //	agents        are killed, start, leave, two at once that take themselves for the leader
 //
-// A request to another machine is two parked calls, its way there and its way back. The connection that a segment is appended through is over after its first error, as in
+// A request to another machine is two parked calls, its way there and its way back. So are those that agents ask each other in Kafka's protocol: whether a transaction includes a
+// partition, and that markers be written. The connection that a segment is appended through is over after its first error, as in
 // wal/peer, whose place this network takes. Clients speak with agents without a network between; they give up, repeat, and ask the wrong agent.
 //
-// Not there: an etcd that is restored from an old copy, a cluster rebuilt from the bucket alone, and transactions, which the product does not have yet; clocks that jump
+// Not there: an etcd that is restored from an old copy, and a cluster rebuilt from the bucket alone; clocks that jump
 // without the durations that were measured by them, which a time.Time cannot express.
 //
 // # The same seed
@@ -49,9 +53,18 @@
 //	1 acknowledged records are there              4 a fenced writer commits nothing
 //	2 an offset shows the same bytes for ever     5 an idempotent batch is there once; a producer id is handed out once
 //	3 no gap, no overlap                          7 committed consumer offsets stay, and are answered; a fenced member commits none
-//	8 what a commit refers to exists and matches  - and in the end agents serve again, and can leave
+//	6 see below                                   - and in the end agents serve again, and can leave
+//	8 what a commit refers to exists and matches
 //
-// Not here: 6, of transactions, and 9, of limits.
+// Of 6, where decided is what etcd's record of the transactional id says:
+//
+//	a reader of what is committed is shown nothing of a transaction before it is decided, nothing of an aborted one, and all of the range it reads that is not of one
+//	in the end, all records of a transaction are visible or none, as it was decided, and none is open: the last stable offset is the high watermark
+//	the last stable offset does not pass a transaction that is undecided, and does not go back
+//	a group's offset is that of a committed transaction, never before it is decided; a stable one is that of the newest
+//	a producer is told what was decided; one that is fenced writes nothing, sends nothing and ends nothing; a producer id with an epoch is handed out once
+//
+// Not here: 9, of limits.
 //
 // # Interleavings
 //
@@ -70,10 +83,16 @@
 //	6    hand-over waits for durability                        hand over a shard before its entries are flushed
 //	7    drain with the only second copy                       leave without waiting for other agents' copies
 //	     told to leave while it starts                         the same
-//	8    of transactions                                       -
+//	8    decided elsewhere                                     answer offsets that an open transaction may change
+//	     dies after the decision                               a new coordinator forgets open transactions
+//	     a marker is not durable                               take markers for written that an old leader was sent
+//	     a batch after the timeout                             -
+//	     the coordinator moves                                 write markers of a deposed coordinator
+//	     the leader moves                                      a partition's new leader forgets open transactions
+//	     the group moves                                       a group's new leader forgets the offsets of open transactions
 //	9    read beyond the index                                 -
 //	     read from a deposed leader                            take leadership for proved
-//	     read_committed, of transactions                       -
+//	     a batch without its stable offset                     answer up to the high watermark
 //	10   quorum changes before the seal                        seal on too few answers
 //	11   a restored etcd: not there                            -
 //	12   TestRecovererDiesAfterUpload                          commit without comparing the log's record
@@ -92,11 +111,15 @@
 // # Breakages
 //
 // A simulation that finds nothing proves nothing unless it finds what is there. TestBreakages and TestClusterBreakages break one rule at a time, outside of the product's
-// code, and want each to be found within some seeds; TestScriptBreakages wants a script to fail without its rule.
+// code, and want each to be found within some seeds; TestScriptBreakages wants a script to fail without its rule. TestTransactionBreakages does so for transactions: markers are
+// sent before the decision is durable, the high watermark is answered, the list of aborted transactions is left out, offsets are applied when they are sent, a stale epoch is
+// accepted, markers that an old leader was sent count as written, a new coordinator forgets open transactions. Not broken, since no boundary lies there: that a marker voids
+// a ticket (agent/partition).
 //
 //	go test ./test/sim                       some seconds, always the same seeds
 //	go test ./test/sim -seeds 5000           more seeds, and more clusters
 //	go test ./test/sim -fresh                seeds that were hardly run before; it prints which
 //	go test ./test/sim -run TestSeeds -seed 17 -v      replays one, with its trace
+//	go test ./test/sim -run TestTransactions -seed 17 -v   the same with transactions
 //	go test ./test/sim -run TestClusters -seed 17 -v   replays a cluster, with what its agents say
 package sim

@@ -45,3 +45,8 @@ func TestTransactionBreakages(t *testing.T) {
 var transactionBreakages = []breakage{
 	markersFirst, stableIgnored, abortedLeftOut, offsetsEarly, staleEpoch, oldLeaderMarks, openForgotten,
 }
+
+// TestSameTransactionsSameTrace is TestSameSeedSameTrace for clusters with transactions.
+func TestSameTransactionsSameTrace(t *testing.T) {
+	sameTraces(t, transactions, 2)
+}

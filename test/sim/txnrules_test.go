@@ -153,7 +153,7 @@ var unverified = breakage{name: "let batches begin transactions that are not ope
 	return a, err
 }}
 
-// oldCoordinatorMarks: leaders cannot tell markers of a coordinator that was deposed from those of the present one.
+// Leaders cannot tell markers of a coordinator that was deposed from those of the present one.
 var oldCoordinatorMarks = breakage{name: "write markers of a deposed coordinator", asks: func(_ *cluster, req kmsg.Request) {
 	if r, ok := req.(*kmsg.WriteTxnMarkersRequest); ok {
 		for i := range r.Markers {
