@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
@@ -174,18 +175,11 @@ func (s *suite) stored(ctx context.Context, topic string) ([]kmsg.RecordBatch, e
 	end, _ := ends.Lookup(topic, 0)
 	var batches []kmsg.RecordBatch
 	for next := int64(0); next < end.Offset; {
-		partition := kmsg.NewFetchRequestTopicPartition()
-		partition.FetchOffset, partition.PartitionMaxBytes, partition.CurrentLeaderEpoch = next, 1<<20, -1
-		request := kmsg.NewPtrFetchRequest()
-		request.MaxBytes, request.SessionEpoch = 1<<20, -1
-		request.Topics = []kmsg.FetchRequestTopic{{
-			Topic: topic, TopicID: [16]byte(detail.ID), Partitions: []kmsg.FetchRequestTopicPartition{partition},
-		}}
-		answer, err := request.RequestWith(ctx, s.probe.Broker(int(detail.Partitions[0].Leader)))
+		answer, err := s.fetch(ctx, detail, next, readUncommitted)
 		if err != nil {
-			return nil, fmt.Errorf("fetch %s: %w", topic, err)
+			return nil, err
 		}
-		fetched, err := parseBatches(answer)
+		fetched, err := parseBatches(answer.RecordBatches)
 		if err != nil {
 			return nil, fmt.Errorf("fetch %s at offset %d: %w", topic, next, err)
 		}
@@ -197,18 +191,39 @@ func (s *suite) stored(ctx context.Context, topic string) ([]kmsg.RecordBatch, e
 	return batches, nil
 }
 
-// parseBatches reads the whole batches in a fetch of one partition. There is at least one.
-func parseBatches(answer *kmsg.FetchResponse) ([]kmsg.RecordBatch, error) {
+// fetch asks once for what is in partition 0 of a topic from an offset on.
+func (s *suite) fetch(
+	ctx context.Context, topic kadm.TopicDetail, from int64, sees isolation,
+) (kmsg.FetchResponseTopicPartition, error) {
+	partition := kmsg.NewFetchRequestTopicPartition()
+	partition.FetchOffset, partition.PartitionMaxBytes, partition.CurrentLeaderEpoch = from, 1<<20, -1
+	request := kmsg.NewPtrFetchRequest()
+	request.MaxBytes, request.SessionEpoch = 1<<20, -1
+	if sees == readCommitted {
+		request.IsolationLevel = 1
+	}
+	request.Topics = []kmsg.FetchRequestTopic{{
+		Topic: topic.Topic, TopicID: [16]byte(topic.ID), Partitions: []kmsg.FetchRequestTopicPartition{partition},
+	}}
+	answer, err := request.RequestWith(ctx, s.probe.Broker(int(topic.Partitions[0].Leader)))
+	if err != nil {
+		return kmsg.FetchResponseTopicPartition{}, fmt.Errorf("fetch %s: %w", topic.Topic, err)
+	}
 	if len(answer.Topics) != 1 || len(answer.Topics[0].Partitions) != 1 {
-		return nil, fmt.Errorf("error code %d and not one partition in the answer", answer.ErrorCode)
+		return kmsg.FetchResponseTopicPartition{}, fmt.Errorf("fetch %s: error code %d and not one partition in the answer", topic.Topic, answer.ErrorCode)
 	}
-	partition := answer.Topics[0].Partitions[0]
-	if partition.ErrorCode != 0 {
-		return nil, fmt.Errorf("error code %d", partition.ErrorCode)
+	fetched := answer.Topics[0].Partitions[0]
+	if fetched.ErrorCode != 0 {
+		return fetched, fmt.Errorf("fetch %s: error code %d", topic.Topic, fetched.ErrorCode)
 	}
+	return fetched, nil
+}
+
+// parseBatches reads the whole batches in a fetch of one partition. There is at least one.
+func parseBatches(fetched []byte) ([]kmsg.RecordBatch, error) {
 	const lengthEnd = 12 // a batch starts with 8 bytes of offset and 4 of the length of what follows
 	var batches []kmsg.RecordBatch
-	for left := partition.RecordBatches; len(left) >= lengthEnd; {
+	for left := fetched; len(left) >= lengthEnd; {
 		size := lengthEnd + int(left[8])<<24 + int(left[9])<<16 + int(left[10])<<8 + int(left[11])
 		if size > len(left) {
 			break
@@ -220,7 +235,7 @@ func parseBatches(answer *kmsg.FetchResponse) ([]kmsg.RecordBatch, error) {
 		batches, left = append(batches, batch), left[size:]
 	}
 	if len(batches) == 0 {
-		return nil, fmt.Errorf("no whole batch in %d bytes", len(partition.RecordBatches))
+		return nil, fmt.Errorf("no whole batch in %d bytes", len(fetched))
 	}
 	return batches, nil
 }

@@ -178,6 +178,18 @@ func (s *suite) looksOpen(ctx context.Context, o opened) error {
 				partition, ends[partition], stable[partition], o.before[partition], o.before[partition])
 		}
 	}
+	topics, err := s.admin.ListTopics(ctx, o.topic)
+	if err != nil {
+		return fmt.Errorf("look up %s: %w", o.topic, err)
+	}
+	fetched, err := s.fetch(ctx, topics[o.topic], o.before[0], readCommitted)
+	if err != nil {
+		return err
+	}
+	if len(fetched.RecordBatches) > 0 || fetched.LastStableOffset != o.before[0] || fetched.HighWatermark != ends[0] {
+		return fmt.Errorf("a reader of committed records gets %d bytes of it, last stable offset %d, high watermark %d, want none, %d, %d",
+			len(fetched.RecordBatches), fetched.LastStableOffset, fetched.HighWatermark, o.before[0], ends[0])
+	}
 	switch got, err := s.groupOffset(ctx, o.group, o.topic, true); {
 	case errors.Is(err, kerr.UnstableOffsetCommit):
 		if !o.unstable {

@@ -4,10 +4,11 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 )
 
 // seedsPerTransactions is how many worlds of one machine are run for each cluster with transactions.
-const seedsPerTransactions = 6
+const seedsPerTransactions = 10
 
 // TestTransactions runs clusters with transactions by seed.
 func TestTransactions(t *testing.T) {
@@ -18,8 +19,9 @@ func TestTransactions(t *testing.T) {
 func TestCalmTransactions(t *testing.T) {
 	var w *world
 	findings, _ := run(t, func(ctx context.Context, seed uint64, broken breakage) *world {
-		w = transactions(ctx, seed, broken)
-		w.chances = chances{}
+		w = newCluster(ctx, seed, broken, 3).world
+		w.scene.(*cluster).transact()
+		w.chances, w.steps, w.passes = chances{}, 8000, []time.Duration{time.Millisecond, 20 * time.Millisecond, 200 * time.Millisecond}
 		return w
 	}, max(*seed, 1), breakage{}, logTo(t))
 	if len(findings) > 0 {

@@ -84,15 +84,15 @@ const (
 	instancesMax     = 2 // of one transactional id
 	firstWriter      = 1000
 
-	timeoutSecondsMax = 6 // of transactions
+	timeoutLongest = 40 * time.Second // of transactions
 	// restsFor is how long all is at rest in the end before what is left open is wrong: a request that was given up may have let one begin late.
-	restsFor = 12 * time.Second
+	restsFor = timeoutLongest + 6*time.Second
 )
 
 // transactions is the maker of clusters with transactions.
 func transactions(ctx context.Context, seed uint64, broken breakage) *world {
 	w := clusters(ctx, seed, broken)
-	w.steps = 5000
+	w.steps = 6000
 	w.scene.(*cluster).transact()
 	return w
 }
@@ -106,7 +106,7 @@ func (c *cluster) transact() {
 	for i := range transactionalIDs {
 		name, group := fmt.Sprint("x", i), fmt.Sprint("copiers", i)
 		x.ids = append(x.ids, &transactional{
-			name: name, version2: i%2 == 1, timeout: time.Duration(1+c.rng.IntN(timeoutSecondsMax)) * time.Second, shard: coordinator.ShardOfName(name, c.world.cluster.Shards),
+			name: name, version2: i%2 == 1, timeout: []time.Duration{3 * time.Second, 15 * time.Second, timeoutLongest}[c.rng.IntN(3)], shard: coordinator.ShardOfName(name, c.world.cluster.Shards),
 			group: group, groupShard: coordinator.ShardOfName(group, c.world.cluster.Shards),
 		})
 	}
@@ -118,10 +118,16 @@ func (x *transacting) act() {
 	switch n := x.c.rng.IntN(12); {
 	case n < 8:
 		id := x.ids[x.c.rng.IntN(len(x.ids))]
-		if len(id.instances) == 0 || len(id.instances) < instancesMax && x.c.rng.IntN(60) == 0 {
+		if len(id.instances) == 0 || len(id.instances) < instancesMax && id.instances[0].txn != nil && x.c.rng.IntN(200) == 0 {
 			x.come(id)
 		}
-		id.instances[x.c.rng.IntN(len(id.instances))].act()
+		for _, i := range id.instances { // one waits for the other to be fenced, or goes on beside it
+			if i.doing == nil && x.c.rng.IntN(3) == 0 || i.doing != nil && x.c.step-i.doing.since > patience {
+				i.act()
+				return
+			}
+		}
+		id.instances[len(id.instances)-1].act()
 	case n < 11:
 		number := x.c.rng.Int32N(partitions)
 		b, zone := x.leader(x.c.shardOf(number)), ""
@@ -187,6 +193,9 @@ func (x *transacting) finish() bool {
 		clear(x.lasting)
 	}
 	if time.Since(x.idle) < restsFor {
+		if x.c.rng.IntN(4) == 0 {
+			x.c.pass(400 * time.Millisecond)
+		}
 		return false
 	}
 	for number := range int32(partitions) {

@@ -80,21 +80,21 @@ func (i *instance) act() {
 func (i *instance) choose() {
 	rng, t := i.x.c.rng, i.txn
 	switch n := rng.IntN(40); {
-	case n < 22:
+	case n < 20:
 		i.sendsTo = rng.Int32N(partitions)
 		i.unsent = i.newSend()
 		i.produce()
-	case n < 28 && t.offset == 0:
+	case n < 25 && t.offset == 0:
 		i.of.offset++
 		t.offset = i.of.offset
 		i.sendOffset()
-	case n < 28:
+	case n < 25 && !t.offsetSent:
 		i.sendOffset()
-	case n < 34 && (len(t.sends) > 0 || t.offset > 0):
+	case n < 36 && (len(t.sends) > 0 || t.offset > 0):
 		i.end(committed)
-	case n < 38 && (i.of.version2 || t.addsGroup || t.added != [partitions]bool{}):
+	case n < 38 && (i.of.version2 && rng.IntN(4) == 0 || len(t.sends) > 0 || t.addsGroup || t.added != [partitions]bool{}):
 		i.end(aborted)
-	case n < 39:
+	case n < 39 && rng.IntN(4) == 0:
 		i.silent = true
 		i.x.c.note("%s is silent", i.client)
 	}

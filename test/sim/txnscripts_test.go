@@ -258,7 +258,9 @@ func batchAfterTheTimeout(s *clusterScript) {
 	t.held = append(t.held, func(c *call) bool {
 		return on && c.by == &t.coordinator.process && strings.HasPrefix(c.what, "answer to "+t.leader.name+": AddPartitionsToTxn")
 	})
-	t.until("the verification", t.i.produce, func() bool { return t.parkedCall(&t.coordinator.process, "answer to "+t.leader.name+": AddPartitionsToTxn") != nil })
+	t.until("the verification", t.i.produce, func() bool {
+		return t.parkedCall(&t.coordinator.process, "answer to "+t.leader.name+": AddPartitionsToTxn") != nil
+	})
 	t.wait("the timeout", func() bool { return open.decided == aborted })
 	t.last(time.Second) // for the markers
 	on = false
@@ -293,7 +295,9 @@ func leaderMovesWithOpenTransaction(s *clusterScript) {
 	t.moves(t.shardOf(t.number), t.coordinator)
 	t.reads(t.coordinator, first, true)
 	t.ends(aborted)
-	t.wait("the abort", func() bool { return t.reads(t.coordinator, first, true) == 0 && len(t.x.reads) > 0 && t.x.reads[len(t.x.reads)-1].last > first })
+	t.wait("the abort", func() bool {
+		return t.reads(t.coordinator, first, true) == 0 && len(t.x.reads) > 0 && t.x.reads[len(t.x.reads)-1].last > first
+	})
 }
 
 // groupMovesWithOpenTransaction: a group to which an open transaction has sent an offset is handed over, and then the transaction is committed.
