@@ -138,21 +138,6 @@ var oldLeaderMarks = breakage{name: "take markers for written that an old leader
 	return done, nil
 }}
 
-var unverified = breakage{name: "let batches begin transactions that are not open", askedFor: func(req kmsg.Request, resp kmsg.Response, err error) (kmsg.Response, error) {
-	a, ok := resp.(*kmsg.AddPartitionsToTxnResponse)
-	if !ok {
-		return resp, err
-	}
-	for _, t := range a.Transactions {
-		for _, topic := range t.Topics {
-			for i := range topic.Partitions {
-				topic.Partitions[i].ErrorCode = int16(protocol.None)
-			}
-		}
-	}
-	return a, err
-}}
-
 // Leaders cannot tell markers of a coordinator that was deposed from those of the present one.
 var oldCoordinatorMarks = breakage{name: "write markers of a deposed coordinator", asks: func(_ *cluster, req kmsg.Request) {
 	if r, ok := req.(*kmsg.WriteTxnMarkersRequest); ok {
