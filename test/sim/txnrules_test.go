@@ -8,7 +8,6 @@ import (
 
 	"github.com/varve-io/varve/coordinator"
 	txnrecord "github.com/varve-io/varve/coordinator/txn"
-	"github.com/varve-io/varve/protocol"
 )
 
 // The rules of transactions, each broken.
