@@ -133,7 +133,9 @@ func describe(data []byte) (Batch, error) {
 	if err != nil {
 		return Batch{}, err
 	}
-	b.CoordinatorEpoch = end.CoordinatorEpoch
+	if b.ProducerID >= 0 { // a marker of nobody tells of nobody's coordinator
+		b.CoordinatorEpoch = end.CoordinatorEpoch
+	}
 	if end.Marker == batch.Commit {
 		b.Flags |= FlagCommit
 	}
