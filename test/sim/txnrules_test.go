@@ -138,7 +138,7 @@ var oldLeaderMarks = breakage{name: "take markers for written that an old leader
 	return done, nil
 }}
 
-var unverified = breakage{name: "let batches begin transactions that are not open", askedFor: func(req kmsg.Request, resp kmsg.Response, err error) (kmsg.Response, error) {
+var unverified = breakage{name: "let batches begin transactions that are not open", askedFor: func(_ kmsg.Request, resp kmsg.Response, err error) (kmsg.Response, error) {
 	a, ok := resp.(*kmsg.AddPartitionsToTxnResponse)
 	if !ok {
 		return resp, err
