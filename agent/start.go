@@ -464,6 +464,10 @@ func (a *Agent) startGroups(run context.Context) {
 		Verify: func(ctx context.Context, t groups.Transaction) error {
 			return a.verifier.VerifyGroup(ctx, t.ID, t.Producer, t.Epoch, t.Shard, t.Add)
 		},
+		CoordinatorEpoch: func(id string) int32 {
+			shard, _ := a.view.Shard(coordinator.ShardOfName(id, a.cluster.Shards))
+			return shard.Epoch
+		},
 		NewID: func() string { return uuid.NewString() }, Log: a.log, Metrics: a.deps.Metrics,
 	})
 	topic := a.cfg.Topics

@@ -161,7 +161,7 @@ func TestConsumeTransformProduce(t *testing.T) {
 				}
 			}
 			session, err := kgo.NewGroupTransactSession(s.seeds(), kgo.TransactionalID("copy"), kgo.MaxVersions(version), kgo.ConsumerGroup("copiers"), kgo.ConsumeTopics("in"),
-				kgo.DefaultProduceTopic("t"), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.RequireStableFetchOffsets(),
+				kgo.DefaultProduceTopic("t"), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 				kgo.MetadataMinAge(50*time.Millisecond), kgo.FetchMaxPartitionBytes(600))
 			if err != nil {
 				t.Fatal(err)

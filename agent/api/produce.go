@@ -41,7 +41,7 @@ func (b *Broker) produce(ctx context.Context, r *server.Request, req *kmsg.Produ
 			}
 		}
 	}
-	b.verify(ctx, req, in)
+	b.verify(ctx, r, req, in)
 	admit, cancel := context.WithTimeout(ctx, max(time.Second, min(time.Duration(req.TimeoutMillis)*time.Millisecond, admitMax)))
 	b.deps.Ingest.Produce(admit, in)
 	cancel()

@@ -83,7 +83,7 @@ func TestProduceErrorsByPartition(t *testing.T) {
 		{"from the future", "t", 9, plain(t, now+2*time.Hour.Milliseconds(), "x"), protocol.InvalidTimestamp},
 		{"log append time", "t", 10, appendTime, protocol.InvalidTimestamp},
 		{"no sequence", "t", 11, built(t, noSequence, now, "x"), protocol.InvalidRecord},
-		{"transactional", "t", 12, built(t, transactional, now, "x"), protocol.InvalidTxnState},
+		{"transactional", "t", 12, built(t, transactional, now, "x"), protocol.TransactionalIDAuthorizationFailed},
 		{"negative partition", "t", -1, good(), protocol.UnknownTopicOrPartition},
 		{"unknown partition", "t", 20, good(), protocol.UnknownTopicOrPartition},
 		{"good too", "t", 19, good(), protocol.None},
@@ -137,11 +137,13 @@ func TestProduceRequestErrors(t *testing.T) {
 	if got := code(9, produceRequest(2, one())); got != protocol.InvalidRequiredAcks {
 		t.Errorf("acks=2 is answered with %v", got)
 	}
-	txn := produceRequest(-1, one())
+	transactional := batch.NewBuilder(batch.None)
+	transactional.ProducerID, transactional.ProducerEpoch, transactional.BaseSequence, transactional.Transactional = 7, 0, 0, true
+	txn := produceRequest(-1, part{topic: "t", records: built(t, transactional, now, "x")})
 	id := "txn"
 	txn.TransactionID = &id
-	if got := code(9, txn); got != protocol.TransactionalIDAuthorizationFailed {
-		t.Errorf("a transaction is answered with %v", got)
+	if got := code(9, txn); got != protocol.InvalidProducerIDMapping {
+		t.Errorf("a transaction of an id that nobody has is answered with %v", got)
 	}
 	if got := code(13, produceRequest(-1, part{id: protocol.TopicID{1, 2}, records: plain(t, now, "x")})); got != protocol.UnknownTopicID {
 		t.Errorf("an unknown topic id is answered with %v", got)

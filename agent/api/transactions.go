@@ -3,9 +3,11 @@ package api
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/varve-io/varve/agent/groups"
 	"github.com/varve-io/varve/agent/ingest"
 	"github.com/varve-io/varve/agent/txns"
 	"github.com/varve-io/varve/coordinator"
@@ -62,7 +64,7 @@ func (b *Broker) writeTxnMarkers(ctx context.Context, req *kmsg.WriteTxnMarkersR
 				topic.Partitions = append(topic.Partitions, p)
 			}
 			for j, n := range t.Partitions {
-				marks = append(marks, mark{marker: m, topic: t.Topic, partition: n, code: &topic.Partitions[j].ErrorCode})
+				marks = append(marks, mark{marker: m, topic: t.Topic, id: txns.TopicOf(&t.UnknownTags), partition: n, code: &topic.Partitions[j].ErrorCode})
 			}
 			out.Topics = append(out.Topics, topic)
 		}
@@ -76,6 +78,7 @@ func (b *Broker) writeTxnMarkers(ctx context.Context, req *kmsg.WriteTxnMarkersR
 type mark struct {
 	marker    *kmsg.WriteTxnMarkersRequestMarker
 	topic     string
+	id        protocol.TopicID // zero if an operator asks
 	partition int32
 	code      *int16
 }
@@ -84,15 +87,19 @@ type mark struct {
 func (m *mark) strict() bool { return m.marker.TransactionVersion >= 2 }
 
 func (b *Broker) writeMarks(ctx context.Context, marks []mark) {
-	var groups sync.WaitGroup
+	ctx, cancel := context.WithTimeout(ctx, marksMax)
+	defer cancel()
+	var ofGroups sync.WaitGroup
 	in := ingest.NewRequest(0, ingest.AcksAll)
 	var codes []*int16 // of the batches
 	for i := range marks {
 		m := &marks[i]
 		if m.topic == txns.OffsetsTopic {
-			groups.Go(func() {
-				err := b.deps.Groups.EndTransaction(ctx, coordinator.ShardID(m.partition), protocol.ProducerID(m.marker.ProducerID),
-					protocol.ProducerEpoch(m.marker.ProducerEpoch), m.strict(), m.marker.Committed)
+			ofGroups.Go(func() {
+				err := b.deps.Groups.EndTransaction(ctx, coordinator.ShardID(m.partition), groups.Marker{
+					Producer: protocol.ProducerID(m.marker.ProducerID), Epoch: protocol.ProducerEpoch(m.marker.ProducerEpoch),
+					Strict: m.strict(), Commit: m.marker.Committed, CoordinatorEpoch: m.marker.CoordinatorEpoch,
+				})
 				*m.code = int16(protocol.CodeOf(err))
 			})
 			continue
@@ -104,6 +111,7 @@ func (b *Broker) writeMarks(ctx context.Context, marks []mark) {
 	b.deps.Ingest.Produce(ctx, in)
 	select {
 	case <-in.Done():
+		b.proveMarks(ctx, in)
 		for i := range in.Batches {
 			*codes[i] = int16(protocol.CodeOf(in.Batches[i].Result.Err))
 		}
@@ -112,12 +120,37 @@ func (b *Broker) writeMarks(ctx context.Context, marks []mark) {
 			*code = int16(protocol.RequestTimedOut)
 		}
 	}
-	groups.Wait()
+	ofGroups.Wait()
+}
+
+// marksMax bounds the wait for markers of one request to be durable: those that are not by then are asked for again, and others that come along with them are not held up.
+const marksMax = 5 * time.Second
+
+// proveMarks makes sure of markers for which nothing was appended, since they were there already, that this agent leads their partitions: one that has lost them may not know of the
+// transaction that they are to end.
+func (b *Broker) proveMarks(ctx context.Context, in *ingest.Request) {
+	repeated := func(x *ingest.Batch) bool { return x.Result.Err == nil && x.Result.Repeated }
+	for i := range in.Batches {
+		if !repeated(&in.Batches[i]) {
+			continue
+		}
+		if err := b.prove(ctx); err != nil {
+			for j := range in.Batches {
+				if repeated(&in.Batches[j]) {
+					in.Batches[j].Result.Err = err
+				}
+			}
+		}
+		return
+	}
 }
 
 // prepareMark makes the control batch of a marker.
 func (b *Broker) prepareMark(m *mark, out *ingest.Batch) {
 	t, err := b.topic(false, m.topic, [16]byte{})
+	if err == nil && m.id != (protocol.TopicID{}) && m.id != t.ID { // one of this name was deleted, or is new
+		err = protocol.UnknownTopicOrPartition.Err()
+	}
 	if err == nil {
 		var p *ingest.Partition
 		if p, err = b.deps.Partitions.Get(t, m.partition); err == nil {

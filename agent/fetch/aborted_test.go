@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/varve-io/varve/objectstore/fault"
+	"github.com/varve-io/varve/objectstore/segment"
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/batch"
 )
@@ -21,6 +22,13 @@ func transacted(t *testing.T, base protocol.Offset) []byte {
 	return data
 }
 
+// damageSecond lets nobody read the second segment.
+func (b *bucket) damageSecond() {
+	b.store.Add(fault.Rule{
+		Op: fault.Get, Prefix: segment.ID{Log: 1, Fence: 1, Commit: 2}.Name(), Times: fault.Always, Effect: fault.WrongBytes,
+	})
+}
+
 // TestAbortedUnknown holds that records of transactions are not answered while it is not known which of them were aborted: the segment with the marker cannot be read, or there
 // is none, against the word of the last stable offset.
 func TestAbortedUnknown(t *testing.T) {
@@ -33,7 +41,7 @@ func TestAbortedUnknown(t *testing.T) {
 			if second, err = batch.AppendControlBatch(nil, 1, 1, batch.EndMarker{Marker: batch.Abort, ProducerID: 7}); err != nil {
 				t.Fatal(err)
 			}
-			b.store.Add(fault.Rule{Op: fault.Get, Nth: 3, Effect: fault.WrongBytes}) // after the first segment's footer and batch
+			b.damageSecond()
 		}
 		b.add(t, map[int32][][]byte{0: {second}})
 		limits := Limits{BytesMax: 100, ReadCommitted: true}
@@ -45,6 +53,7 @@ func TestAbortedUnknown(t *testing.T) {
 		if !ended {
 			continue
 		}
+		b.store.Clear()
 		r = b.fetch(t, limits, want)
 		if part := &r.Parts[0]; part.Err != nil || part.Bytes == 0 || len(part.Aborted) != 1 || part.Aborted[0].ProducerID != 7 || part.Aborted[0].FirstOffset != 0 {
 			t.Errorf("once it can be read: %d bytes with %+v aborted, %v", part.Bytes, part.Aborted, part.Err)
@@ -62,7 +71,7 @@ func TestPlainIsCheap(t *testing.T) {
 	b := newBucket(t, 1<<20)
 	b.add(t, map[int32][][]byte{0: {raw(t, 0, 10, 1)}})
 	b.add(t, map[int32][][]byte{0: {transacted(t, 1)}})
-	b.store.Add(fault.Rule{Op: fault.Get, Nth: 3, Times: fault.Always, Effect: fault.WrongBytes})
+	b.damageSecond()
 	r := b.fetch(t, Limits{BytesMax: 90, ReadCommitted: true}, Want{Partition: restored(0, 0, 1), BytesMax: 90})
 	if part := &r.Parts[0]; part.Err != nil || part.Bytes == 0 || part.Aborted != nil {
 		t.Errorf("%d bytes with %+v aborted, %v", part.Bytes, part.Aborted, part.Err)

@@ -20,6 +20,32 @@
 // Besides, there is an index of all groups in the led shards, live or not, for ListGroups and for the upkeep that
 // expires offsets ([Coordinator.Run]).
 //
+// # Transactions
+//
+// Offsets that a producer sends in a transaction (TxnOffsetCommit) are pending until its end: they stand under a key of their own,
+// and take effect in the one write that deletes it, when the marker comes ([Coordinator.EndTransaction]). A shard stands in the
+// transaction's set for all its groups; an index tells which of them have something of whom. Of several commits of a
+// partition, in transactions or not, the one that came last counts, whichever ended first.
+//
+//	TxnOffsetCommit: check the member -> write what is pending -> Verify -> Prove -> answer
+//	                                                               \-> refused: take it out again -> answer
+//
+// Written first, so that no marker can come between the transaction's knowing of the shard and the offsets. What is not verified
+// when the marker comes is not committed. Where something is pending already the coordinator is asked before that, too, so that a copy of a
+// request that was late changes nothing. Who has been told that offsets are in the transaction was told so by an agent that
+// led the group after the transaction knew.
+//
+// An agent may die between the write and the answer. Then nobody knows whether the transaction knows of the shard, and if it
+// does not, no marker will ever come, and the partitions would be unstable for ever. So every transaction that is loaded, or that a write has failed
+// for, is in doubt: its coordinator is asked, at once and then every VerifyInterval, until it says that the transaction is open and has the
+// shard, so that a marker will come; or that it is over, and then what is pending is deleted. Over means that no commit can be on its
+// way: the epoch is the coordinator's own and no transaction with the shard is open, or the epoch is stale and a question with the next one, which the
+// marker of a commit would carry, does not find a decision either. Any other answer leaves the doubt. A marker commits only what
+// has exactly its transaction's epoch, and deletes what earlier ones left behind.
+//
+// One gap is left: a request that comes between its transaction's decision and the marker, to a group that has nothing pending of it, and whose
+// agent dies before it is refused, is committed with the rest. Only a client that did not wait for the answer before it committed can send one.
+//
 // Behaviour and error codes are those of Kafka 4's GroupCoordinatorService and OffsetMetadataManager.
 package groups
 
@@ -111,12 +137,14 @@ type Deps struct {
 	// a [*protocol.Error]; any other error is that of a coordinator that cannot be reached. As long as markers of a decision are on
 	// their way, the answer to a question with the epoch that these markers carry must be CONCURRENT_TRANSACTIONS, and consent to
 	// Add must wait. It is called from many goroutines.
-	Verify  func(context.Context, Transaction) error
-	Topics  Topics
-	Now     func() time.Time
-	NewID   func() string // a new, random UUID, for ids of members
-	Log     *slog.Logger
-	Metrics prometheus.Registerer
+	Verify func(context.Context, Transaction) error
+	// CoordinatorEpoch is the newest epoch known here in which a transactional id has had a coordinator. One that has consented to a transaction is known.
+	CoordinatorEpoch func(transactionalID string) int32
+	Topics           Topics
+	Now              func() time.Time
+	NewID            func() string // a new, random UUID, for ids of members
+	Log              *slog.Logger
+	Metrics          prometheus.Registerer
 }
 
 // Client is who sends a request, as DescribeGroups shows it.
@@ -147,7 +175,7 @@ type Coordinator struct {
 	closed   bool
 
 	scan   chan struct{}  // has capacity 1: who completes an index
-	ending sync.WaitGroup // owners
+	ending sync.WaitGroup // owners, and what they do aside
 }
 
 // New returns a coordinator without live groups. [Coordinator.Run] must run beside it.

@@ -35,6 +35,27 @@ import (
 //	expire offsets of subscribed topics                    TestExpiryOfTopicsThatAMemberLeftBehind
 //	no record for a group that only has offsets            TestTopicDeleted, TestExpiry
 //	keep a lost shard's groups in the index                TestResign
+//
+//	apply offsets before the marker                        TestTransaction, TestWalk
+//	apply those that are not verified                      TestMarkerOvertakesARequest
+//	do not compare a marker's epoch                        TestMarkers
+//	take a lower epoch                                     TestEpochsOfSenders
+//	replace what is pending before its marker              TestEpochsOfSenders, TestWalk
+//	do not load what is pending                            TestAgentDiesWhileItVerifies, TestWalk
+//	never UNSTABLE_OFFSET_COMMIT                           TestTransaction, TestWalk
+//	leave what was refused                                 TestRefusedTransactions
+//	answer without a proof of the leadership               TestTransactionsAtADeposedAgent
+//	do not list what is pending, for markers               TestMarkerAfterTakeover
+//	never ask about transactions in doubt                  TestAgentDiesWhileItVerifies, TestUpkeepFindsWhatWasLeftPending
+//	a stale epoch is over, without a second question       TestAgentDiesWhileItVerifies, TestWalk
+//	no answer means that a transaction is over             TestAgentDiesWhileItVerifies, TestWalk
+//	heed an answer that something has happened since       TestSenderComesAgain
+//	the last transaction that ends wins                    TestOrderOfCommits, TestWalk
+//	compare commits by clocks alone                        TestOrderOfCommits, TestOrderOfCommitsByAnotherClock
+//	touch what is pending before the coordinator consents  TestEpochsOfSenders
+//	expire, or forget, under a transaction                 TestTransactionsKeepOffsetsAndGroups
+//	deletions leave what is pending                        TestDeletionsTakeOutPendingOffsets
+//	delete what is pending before all of it is applied     TestLargeTransaction
 
 // cluster is a store with topics, on which agents coordinate groups one after another. It lives in a synctest bubble.
 type cluster struct {
@@ -42,6 +63,7 @@ type cluster struct {
 	store  *mem.Store
 	topics map[string]coordinator.Topic
 	txns   *transactions
+	skew   time.Duration // of the clocks of agents that are started
 }
 
 // agent is one coordinator with its ledger.
@@ -91,9 +113,10 @@ func (c *cluster) start(epoch int32, adjust ...func(*Config)) *agent {
 	for s := range coordinator.ShardID(testShards) {
 		a.epochs[s] = epoch
 	}
-	ids := 0
+	ids, skew := 0, c.skew
 	a.Coordinator = New(cfg, Deps{
-		KV: c.store, Ledger: a.ledger, Leads: a.leads, Prove: a.prove, Verify: c.txns.verify, Topics: c, Now: time.Now,
+		KV: c.store, Ledger: a.ledger, Leads: a.leads, Prove: a.prove, Verify: c.txns.verify, CoordinatorEpoch: func(string) int32 { return 0 }, Topics: c,
+		Now:     func() time.Time { return time.Now().Add(skew) },
 		NewID:   func() string { a.mu.Lock(); defer a.mu.Unlock(); ids++; return fmt.Sprintf("%d-%d", epoch, ids) },
 		Log:     slog.New(slog.DiscardHandler),
 		Metrics: prometheus.NewPedanticRegistry(),

@@ -277,15 +277,13 @@ func (o *owner) write(ops []coordinator.Op, after func(protocol.ErrorCode)) {
 // aside carries out a task that may take its time, within VerifyTimeout, on a goroutine of its own; what it returns is called on the
 // owner's, unless the owner has ended.
 func (o *owner) aside(task func(context.Context) (outcome func())) {
-	o.c.ending.Add(1)
-	go func() {
-		defer o.c.ending.Done()
+	o.c.ending.Go(func() {
 		pprof.Do(o.ctx, pprof.Labels("varve", "group transaction"), func(ctx context.Context) {
 			ctx, cancel := context.WithTimeout(ctx, o.c.cfg.VerifyTimeout)
 			defer cancel()
 			o.comeBack(task(ctx))
 		})
-	}()
+	})
 }
 
 // comeBack has the owner take an outcome. It may be called from any goroutine.

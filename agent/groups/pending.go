@@ -126,8 +126,9 @@ func (o *owner) stamp(topic string, p int32, ms int64) int64 {
 
 // sendOffsets takes offsets into a transaction: writes them, has them verified, and then calls done. Those that are refused are taken out again.
 //
-// A request of an epoch above that of what is pending comes from a producer whose transaction is over, but its marker may
-// still be on its way: then the coordinator is asked first. Its consent (given) says that all markers are written.
+// Where something is pending already, the coordinator is asked before that is touched too: a request of a higher epoch comes from a
+// producer whose transaction is over, but the marker may still be on its way; one of the same epoch may be a copy that was late, and
+// comes after the decision. Consent (given) says that the request's transaction is open, and so that all markers of earlier ones are written.
 func (o *owner) sendOffsets(t Transaction, wanted []change, given bool, done func(protocol.ErrorCode)) {
 	tx := o.open[t.Producer]
 	switch {
@@ -141,7 +142,7 @@ func (o *owner) sendOffsets(t Transaction, wanted []change, given bool, done fun
 	case tx.request != nil, tx.ending():
 		done(protocol.CoordinatorLoadInProgress) // one request at a time; the client asks again
 		return
-	case t.Epoch > tx.epoch && !given:
+	case !given:
 		o.askFirst(tx, t, wanted, done)
 		return
 	}
@@ -197,7 +198,7 @@ func (o *owner) stamped(wanted []change) topicOffsetsSet {
 	return set
 }
 
-// askFirst continues sendOffsets once the coordinator has consented to a transaction that follows one of which offsets are left.
+// askFirst continues sendOffsets once the coordinator has consented.
 func (o *owner) askFirst(tx *openTransaction, t Transaction, wanted []change, done func(protocol.ErrorCode)) {
 	request := &txnRequest{}
 	tx.request = request
@@ -276,23 +277,26 @@ func (o *owner) forgetOpen(tx *openTransaction) {
 
 // endTransaction carries out a marker. A request that is not verified by now is not of the transaction: its producer has
 // not waited for the answer.
-func (o *owner) endTransaction(m marker, done func(protocol.ErrorCode)) {
-	tx := o.open[m.producer]
+func (o *owner) endTransaction(m Marker, done func(protocol.ErrorCode)) {
+	tx := o.open[m.Producer]
 	switch {
 	case o.machine.State() == group.Dead:
 		done(protocol.CoordinatorLoadInProgress) // until its deletion has succeeded or failed
 		return
 	case tx == nil:
-		o.unindexProducer(m.producer)
+		o.unindexProducer(m.Producer)
 		done(protocol.None)
 		return
 	case !m.ends(tx.epoch):
 		done(protocol.None)
 		return
+	case m.CoordinatorEpoch < o.c.deps.CoordinatorEpoch(tx.id):
+		done(protocol.TransactionCoordinatorFenced)
+		return
 	}
 	if tx.request != nil {
 		tx.request.over = protocol.InvalidTxnState
-		if m.epoch > tx.epoch {
+		if m.Epoch > tx.epoch {
 			tx.request.over = protocol.InvalidProducerEpoch
 		}
 		tx.request = nil

@@ -21,8 +21,8 @@ type Transaction struct {
 	Producer protocol.ProducerID
 	Epoch    protocol.ProducerEpoch
 	Shard    coordinator.ShardID // of the group that the offsets are for
-	// Add makes the shard part of the transaction, which begins with it if none is open (KIP-890). Without it, the shard
-	// must be part of the transaction already.
+	// Add makes the shard part of the transaction, which begins with it if none is open (KIP-890). Without it, the transaction must be
+	// open; that it then has the shard, or takes it in, is its coordinator's to see to.
 	Add bool
 }
 
@@ -181,33 +181,33 @@ func txnCode(version int16, code protocol.ErrorCode) protocol.ErrorCode {
 	return code
 }
 
-// marker tells how a transaction ended.
-type marker struct {
-	producer protocol.ProducerID
-	epoch    protocol.ProducerEpoch
-	strict   bool // the epoch was raised at the end (KIP-890), so that it is above the transaction's
-	commit   bool
+// Marker tells how a transaction ended.
+type Marker struct {
+	Producer protocol.ProducerID
+	Epoch    protocol.ProducerEpoch
+	Strict   bool // the epoch was raised at the end (KIP-890), so that it is above the transaction's
+	Commit   bool
+	// CoordinatorEpoch is that of the shard of the transactional id in which its coordinator sends the marker.
+	CoordinatorEpoch int32
 }
 
 // ends tells whether the marker is of a transaction of this epoch or a later one.
-func (m marker) ends(epoch protocol.ProducerEpoch) bool {
-	return epoch < m.epoch || !m.strict && epoch == m.epoch
+func (m Marker) ends(epoch protocol.ProducerEpoch) bool {
+	return epoch < m.Epoch || !m.Strict && epoch == m.Epoch
 }
 
 // applies tells whether the marker commits the transaction of this epoch. One of an earlier epoch, which it ends too, was left behind.
-func (m marker) applies(epoch protocol.ProducerEpoch) bool {
-	if m.strict {
+func (m Marker) applies(epoch protocol.ProducerEpoch) bool {
+	if m.Strict {
 		epoch++
 	}
-	return m.commit && epoch == m.epoch
+	return m.Commit && epoch == m.Epoch
 }
 
 // EndTransaction applies what a producer has sent, in a transaction that is decided, to the groups of a shard, or deletes it. It
 // returns nil when that is durable, at once if there is nothing; else a [*protocol.Error]: then it must be called again. It may be called
-// any number of times. With strict, epoch is above that of the transaction, as one that was raised at its end (KIP-890).
-func (c *Coordinator) EndTransaction(ctx context.Context, shard coordinator.ShardID, producer protocol.ProducerID,
-	epoch protocol.ProducerEpoch, strict, commit bool,
-) error {
+// any number of times. One that an earlier coordinator of the id sends late is TRANSACTION_COORDINATOR_FENCED: its transaction has ended, and what is there now may be of the next.
+func (c *Coordinator) EndTransaction(ctx context.Context, shard coordinator.ShardID, m Marker) error {
 	led, ok := c.deps.Leads(shard)
 	if !ok {
 		return protocol.NotCoordinator.Err()
@@ -217,13 +217,12 @@ func (c *Coordinator) EndTransaction(ctx context.Context, shard coordinator.Shar
 		return protocol.NotCoordinator.Err()
 	}
 	if err := c.completeProducers(ctx, shard, led); err != nil {
-		c.log.Warn("end transaction", "shard", shard, "producer", producer, "error", err)
+		c.log.Warn("end transaction", "shard", shard, "producer", m.Producer, "error", err)
 		return protocol.CoordinatorLoadInProgress.Err()
 	}
-	m := marker{producer, epoch, strict, commit}
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.SetLimit(c.cfg.MarkersLive)
-	for _, name := range c.groupsOf(shard, producer) {
+	for _, name := range c.groupsOf(shard, m.Producer) {
 		tasks.Go(func() error {
 			result, code := call(ctx, c, name, func(o *owner, done func(protocol.ErrorCode)) { o.endTransaction(m, done) })
 			if code == protocol.None {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -76,6 +77,13 @@ func (s *transactions) set(id protocol.ProducerID, p producer, shards ...coordin
 	s.producers[id] = &p
 }
 
+// questions returns how many questions were asked.
+func (s *transactions) questions() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.asked
+}
+
 // setHook sets the hook.
 func (s *transactions) setHook(hook func(context.Context, Transaction) error) {
 	s.mu.Lock()
@@ -88,10 +96,14 @@ func (s *transactions) answer(err error) {
 	s.setHook(func(context.Context, Transaction) error { return err })
 }
 
-// hold lets questions wait until the returned function is called, or for ever.
-func (s *transactions) hold() (release func()) {
+// hold lets questions wait, but for the next ones to pass, until the returned function is called, or for ever.
+func (s *transactions) hold(pass int64) (release func()) {
 	held := make(chan struct{})
+	var asked atomic.Int64
 	s.setHook(func(ctx context.Context, _ Transaction) error {
+		if asked.Add(1) <= pass {
+			return nil
+		}
 		select {
 		case <-held:
 			return nil
@@ -136,7 +148,7 @@ func (a *agent) send(group string, id protocol.ProducerID, epoch protocol.Produc
 // finish ends a transaction of version 2: the marker's epoch is one above.
 func (a *agent) finish(group string, id protocol.ProducerID, epoch protocol.ProducerEpoch, commit bool) {
 	a.t.Helper()
-	if err := a.EndTransaction(a.t.Context(), shardOf(group), id, epoch+1, true, commit); err != nil {
+	if err := a.EndTransaction(a.t.Context(), shardOf(group), Marker{Producer: id, Epoch: epoch + 1, Strict: true, Commit: commit}); err != nil {
 		a.t.Fatal(err)
 	}
 }
@@ -217,7 +229,9 @@ func TestMarkerWaitsForDurability(t *testing.T) {
 		c.txns.set(7, producer{})
 		code(t, "send", a.send("g", 7, 0, "orders", 0, 20), protocol.None)
 		a.ledger.hold()
-		mark := func() error { return a.EndTransaction(t.Context(), shardOf("g"), 7, 1, true, true) }
+		mark := func() error {
+			return a.EndTransaction(t.Context(), shardOf("g"), Marker{Producer: 7, Epoch: 1, Strict: true, Commit: true})
+		}
 		first, second := later(mark), later(mark)
 		pending(t, first, "marker")
 		pending(t, second, "the same marker")
@@ -331,7 +345,7 @@ func TestRefusedPartitionsOfTransactions(t *testing.T) {
 		r := sendRequest("g", 7, 0, "orders", map[int32]int64{0: 1})
 		r.Topics[0].Partitions[0].Metadata = new(strings.Repeat("x", 4097))
 		code(t, "metadata too large", a.sendCode(r), protocol.OffsetMetadataTooLarge)
-		equal(t, "questions", c.txns.asked, 0)
+		equal(t, "questions", c.txns.questions(), 0)
 		r.Topics = append(r.Topics, sendRequest("g", 7, 0, "bills", map[int32]int64{0: 1}).Topics...)
 		resp := a.TxnOffsetCommit(t.Context(), r)
 		code(t, "metadata too large", resp.Topics[0].Partitions[0].ErrorCode, protocol.OffsetMetadataTooLarge)
@@ -373,7 +387,7 @@ func TestMarkers(t *testing.T) {
 			code(t, "commit", a.commit("g", nobody, "orders", 0, 10), protocol.None)
 			code(t, "send", a.send("g", 7, 5, "orders", 0, 20), protocol.None)
 			for _, other := range []protocol.ProducerID{8, 7} {
-				if err := a.EndTransaction(t.Context(), shardOf("g"), other, test.epoch, test.strict, test.commit); err != nil {
+				if err := a.EndTransaction(t.Context(), shardOf("g"), Marker{Producer: other, Epoch: test.epoch, Strict: test.strict, Commit: test.commit}); err != nil {
 					t.Fatal(err)
 				}
 				want := test.want
@@ -392,9 +406,15 @@ func TestEpochsOfSenders(t *testing.T) {
 		a := c.start(1)
 		c.txns.set(7, producer{epoch: 5})
 		code(t, "send", a.send("g", 7, 5, "orders", 0, 20), protocol.None)
-		asked := c.txns.asked
+		asked := c.txns.questions()
 		code(t, "lower epoch", a.send("g", 7, 4, "orders", 0, 19), protocol.InvalidProducerEpoch)
-		equal(t, "questions", c.txns.asked, asked)
+		equal(t, "questions", c.txns.questions(), asked)
+
+		// A copy that was late comes when its transaction is decided: nothing of it is ever written, though its agent may die.
+		c.txns.set(7, producer{epoch: 6, deciding: true})
+		writes := a.ledger.writes
+		code(t, "late copy", a.send("g", 7, 5, "orders", 0, 18), protocol.InvalidProducerEpoch)
+		equal(t, "writes", a.ledger.writes, writes)
 
 		// The transaction is decided, and its marker on the way, when the next one sends.
 		c.txns.set(7, producer{epoch: 6, deciding: true})
@@ -438,6 +458,21 @@ func TestOrderOfCommits(t *testing.T) {
 	})
 }
 
+// The clock of the next agent may be behind.
+func TestOrderOfCommitsByAnotherClock(t *testing.T) {
+	inBubble(t, func(t *testing.T, c *cluster) {
+		a := c.start(1)
+		c.txns.set(7, producer{})
+		code(t, "commit", a.commit("g", nobody, "orders", 0, 10), protocol.None)
+		a.stop()
+		c.skew = -time.Hour
+		b := c.start(2)
+		code(t, "send", b.send("g", 7, 0, "orders", 0, 20), protocol.None)
+		b.finish("g", 7, 0, true)
+		equal(t, "offset", b.stableOffset("g", "orders", 0), 20)
+	})
+}
+
 // A later commit that fails must not keep a transaction's offset from being committed.
 func TestMarkerBehindACommitThatFails(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *cluster) {
@@ -447,7 +482,9 @@ func TestMarkerBehindACommitThatFails(t *testing.T) {
 		a.ledger.hold()
 		commit := later(func() int16 { return a.commit("g", nobody, "orders", 0, 30) })
 		pending(t, commit, "commit")
-		mark := later(func() error { return a.EndTransaction(t.Context(), shardOf("g"), 7, 1, true, true) })
+		mark := later(func() error {
+			return a.EndTransaction(t.Context(), shardOf("g"), Marker{Producer: 7, Epoch: 1, Strict: true, Commit: true})
+		})
 		pending(t, mark, "marker")
 		a.ledger.fail(coordinator.ErrNoSpace)
 		a.ledger.release()
@@ -475,7 +512,7 @@ func TestLargeTransaction(t *testing.T) {
 		}
 		// It takes several writes. The second fails, and then what was pending is still there.
 		a.ledger.fail(nil, coordinator.ErrNoSpace)
-		err := a.EndTransaction(t.Context(), shardOf("g"), 7, 1, true, true)
+		err := a.EndTransaction(t.Context(), shardOf("g"), Marker{Producer: 7, Epoch: 1, Strict: true, Commit: true})
 		equal(t, "marker", protocol.CodeOf(err), protocol.CoordinatorNotAvailable)
 		equal(t, "pending", len(c.pendingKeys()), 1)
 		equal(t, "offset", a.stableOffset("g", "t0", 0), unstable)
@@ -516,86 +553,5 @@ func TestTooManyTransactions(t *testing.T) {
 		}
 		a.finish("g", 0, 0, false)
 		code(t, "send", a.send("g", 2, 0, "orders", 2, 1), protocol.None)
-	})
-}
-
-func TestTransactionsKeepOffsetsAndGroups(t *testing.T) {
-	inBubble(t, func(t *testing.T, c *cluster) {
-		a := c.start(1, func(cfg *Config) { cfg.OffsetsRetention = time.Hour })
-		for id := range protocol.ProducerID(2) {
-			c.txns.set(id, producer{})
-		}
-		code(t, "commit", a.commit("g", nobody, "orders", 0, 10), protocol.None)
-		code(t, "commit", a.commit("g", nobody, "orders", 1, 11), protocol.None)
-		code(t, "send", a.send("g", 0, 0, "orders", 0, 20), protocol.None)
-		code(t, "send", a.send("only pending", 1, 0, "orders", 0, 30), protocol.None)
-		time.Sleep(3 * time.Hour)
-		equal(t, "live", a.live(), 2)
-		equal(t, "expired", a.stableOffset("g", "orders", 1), -1)
-		equal(t, "kept", a.fetchOffset("g", "orders", 0), 10)
-		a.finish("g", 0, 0, false)
-		a.finish("only pending", 1, 0, false)
-		time.Sleep(time.Hour)
-		equalSlices(t, "listed", a.list())
-		equal(t, "live", a.live(), 0)
-		if items, _, _ := c.store.List(t.Context(), "", 0); len(items) != 0 {
-			t.Fatalf("left behind: %v", items)
-		}
-	})
-}
-
-func TestDeletionsTakeOutPendingOffsets(t *testing.T) {
-	inBubble(t, func(t *testing.T, c *cluster) {
-		a := c.start(1)
-		c.txns.set(7, producer{})
-		send := func() {
-			t.Helper()
-			code(t, "commit", a.commit("g", nobody, "orders", 0, 9), protocol.None)
-			code(t, "send", a.send("g", 7, 0, "orders", 0, 10), protocol.None)
-			code(t, "send", a.send("g", 7, 0, "orders", 1, 11), protocol.None)
-			code(t, "send", a.send("g", 7, 0, "bills", 0, 12), protocol.None)
-		}
-		send()
-		code(t, "delete offsets", a.OffsetDelete(t.Context(), deleteRequest("g", 0)).Topics[0].Partitions[0].ErrorCode, protocol.None)
-		equal(t, "offset", a.stableOffset("g", "orders", 0), -1)
-		equal(t, "offset", a.stableOffset("g", "orders", 1), unstable)
-		a.stop()
-		a = c.start(2)
-		a.finish("g", 7, 0, true)
-		equal(t, "offset", a.stableOffset("g", "orders", 0), -1)
-		equal(t, "offset", a.stableOffset("g", "orders", 1), 11)
-		equal(t, "offset", a.stableOffset("g", "bills", 0), -1)
-
-		send()
-		orders := c.topics["orders"]
-		delete(c.topics, "orders")
-		a.ledger.fail(coordinator.ErrNoSpace)
-		if err := a.TopicDeleted(t.Context(), "orders"); err == nil {
-			t.Fatal("no error")
-		}
-		equal(t, "offset", a.stableOffset("g", "orders", 1), unstable)
-		if err := a.TopicDeleted(t.Context(), "orders"); err != nil {
-			t.Fatal(err)
-		}
-		c.topics["orders"] = orders
-		equal(t, "offset", a.stableOffset("g", "orders", 1), -1)
-		equal(t, "offset", a.stableOffset("g", "bills", 0), unstable)
-		a.finish("g", 7, 0, true)
-		equal(t, "offset", a.stableOffset("g", "orders", 0), -1)
-		equal(t, "offset", a.stableOffset("g", "bills", 0), 12)
-
-		send()
-		del := &kmsg.DeleteGroupsRequest{Version: 2, Groups: []string{"g"}}
-		a.ledger.fail(coordinator.ErrNoSpace)
-		code(t, "delete", a.DeleteGroups(t.Context(), del).Groups[0].ErrorCode, protocol.CoordinatorNotAvailable)
-		synctest.Wait()
-		equal(t, "offset", a.stableOffset("g", "orders", 1), unstable)
-		code(t, "delete", a.DeleteGroups(t.Context(), del).Groups[0].ErrorCode, protocol.None)
-		a.finish("g", 7, 0, true)
-		equal(t, "offset", a.stableOffset("g", "orders", 0), -1)
-		equal(t, "state", a.state("g"), "Dead")
-		if items, _, _ := c.store.List(t.Context(), "", 0); len(items) != 0 {
-			t.Fatalf("left behind: %v", items)
-		}
 	})
 }

@@ -83,6 +83,7 @@ type Result struct {
 	Err      error           // a *protocol.Error to answer, or nil
 	Base     protocol.Offset // of the batch's first record; -1 with an error
 	LogStart protocol.Offset // of the partition; -1 with an error
+	Repeated bool            // it was in the log already: nothing was appended
 	// LogAppendMs is the batch's timestamp if the topic's batches take that of their append, else -1. The caller sets it.
 	LogAppendMs int64
 }
@@ -234,7 +235,7 @@ func (in *Ingest) place(nowMs int64, b *Batch) (partition.Placement, error) {
 func (in *Ingest) repeat(b *Batch, placed partition.Placement) {
 	p := b.Partition
 	p.mu.Lock()
-	b.Result.Base, b.Result.LogStart = placed.Base, p.log.Start()
+	b.Result.Base, b.Result.LogStart, b.Result.Repeated = placed.Base, p.log.Start(), true
 	durable := placed.Last < p.log.HighWatermark()
 	if !durable {
 		p.repeats = append(p.repeats, repeat{next: placed.Last + 1, wait: &b.wait})

@@ -12,23 +12,54 @@ import (
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/batch"
 	"github.com/varve-io/varve/wal"
+	"github.com/varve-io/varve/wal/frame"
 )
 
 // store is a WAL store whose appends wait for the test, or fail.
 type store struct {
 	gate chan struct{} // an append takes one token; closed: none waits
 	fail chan error
+
+	mu     sync.Mutex
+	frames [][]byte // that were appended
 }
 
 func newStore() *store { return &store{gate: make(chan struct{}, 1000), fail: make(chan error, 1)} }
 
-func (s *store) Append([][]byte) error {
+func (s *store) Append(frames [][]byte) error {
 	select {
 	case err := <-s.fail:
 		return err
 	case <-s.gate:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, f := range frames {
+			s.frames = append(s.frames, bytes.Clone(f))
+		}
 		return nil
 	}
+}
+
+// entries returns the headers of the entries that were appended.
+func (s *store) entries(t *testing.T) (all []EntryHeader) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range s.frames {
+		h, err := frame.Unstamped(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = frame.Entries(&h, f[frame.HeaderBytes:][:h.BodyBytes], func(_ wal.EntryID, entry []byte) error {
+			e, _, err := ParseEntry(entry)
+			all = append(all, e)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return all
 }
 func (s *store) Trim(wal.EntryID) error { return nil }
 func (s *store) Close() error           { return nil }

@@ -34,7 +34,7 @@ func end(t *testing.T, p *Partition, id protocol.ProducerID, m batch.Marker) Bat
 	return b
 }
 
-// TestTransaction follows a transaction on its way: verified, appended, ended, in memory, and to the flush with the last stable offset as of each batch.
+// TestTransaction follows a transaction on its way: verified, appended, ended, in memory, and to the WAL and the flush with the last stable offset as of each batch.
 func TestTransaction(t *testing.T) {
 	f := newFixture(t, wal.Config{})
 	f.open()
@@ -90,7 +90,11 @@ func TestTransaction(t *testing.T) {
 	}
 	f.flushed.mu.Lock()
 	defer f.flushed.mu.Unlock()
+	entries := f.store.entries(t)
 	for i, stable := range []protocol.Offset{0, 0, 0, 4, 5} {
+		if want := (EntryHeader{Shard: 3, Topic: protocol.TopicID{1}, LastStable: stable}); entries[i] != want {
+			t.Errorf("entry %d of the WAL: %+v, want %+v", i, entries[i], want)
+		}
 		e := f.flushed.entries[i]
 		if e.LastStable != stable {
 			t.Errorf("batch %d comes to the flush with last stable offset %d, want %d", i, e.LastStable, stable)

@@ -22,7 +22,6 @@ func (s *Producers) begin(p *Producer, first protocol.Offset) {
 // end takes in a marker that ends at next.
 func (s *Producers) end(p *Producer, b Batch, next protocol.Offset) {
 	p.CoordinatorEpoch = b.CoordinatorEpoch
-	delete(s.tickets, p.ID)
 	if p.TxnFirst == protocol.NoOffset {
 		return
 	}
@@ -131,7 +130,7 @@ func (s *Producers) checkTransaction(p *Producer, b Batch) error {
 	return nil
 }
 
-// CheckMarker decides about a marker before it is appended. It voids the producer's tickets, unless the marker is refused. Refused are (ProducerAppendInfo.appendEndTxnMarker)
+// CheckMarker decides about a marker before it is appended. It voids the producer's tickets ([Producers.void]), unless the marker is refused. Refused are (ProducerAppendInfo.appendEndTxnMarker)
 //
 //	TRANSACTION_COORDINATOR_FENCED  a marker of an earlier coordinator than that of the producer's newest one
 //	INVALID_PRODUCER_EPOCH          one with an older epoch than the producer's; a strict one that is not above the open transaction's:
@@ -152,6 +151,14 @@ func (s *Producers) CheckMarker(b Batch) (again bool, err error) {
 		}
 		again = !open && b.ProducerEpoch == p.Epoch && b.CoordinatorEpoch == p.CoordinatorEpoch
 	}
-	delete(s.tickets, b.ProducerID)
+	s.void(b)
 	return again, nil
+}
+
+// void voids the tickets for transactions that a marker ends, or that are older. A strict marker is of a transaction before its epoch, whose tickets are the next one's: its producer may ask
+// for them while the marker is on its way.
+func (s *Producers) void(marker Batch) {
+	if t := s.tickets[marker.ProducerID]; t != nil && (!marker.Strict || t.epoch < marker.ProducerEpoch) {
+		delete(s.tickets, marker.ProducerID)
+	}
 }

@@ -34,6 +34,7 @@ type conn struct {
 	mu       sync.Mutex
 	idle     bool // between requests
 	draining bool
+	used     bool // it has asked for more than the versions of APIs
 }
 
 // answer is an Answer in line.
@@ -87,8 +88,20 @@ func (c *conn) drain() {
 	defer c.mu.Unlock()
 	c.draining = true
 	if c.idle {
-		c.wake()
+		_ = c.nc.SetReadDeadline(time.Now().Add(c.left()))
 	}
+}
+
+// newMax is how long a connection that drains is waited for that has just been made: clients take one that ends before the first answer for one that speaks another protocol, and some
+// of them do not try again.
+const newMax = 500 * time.Millisecond
+
+// left is how long the connection, which drains, waits for a request. The caller holds the lock.
+func (c *conn) left() time.Duration {
+	if c.used {
+		return 0
+	}
+	return newMax
 }
 
 // wake ends what the reader reads at with os.ErrDeadlineExceeded.
@@ -99,10 +112,12 @@ func (c *conn) setIdle(idle bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.idle = idle
-	if c.draining {
+	if c.draining && c.used {
 		return false
 	}
-	if idle {
+	if idle && c.draining {
+		_ = c.nc.SetReadDeadline(time.Now().Add(c.left()))
+	} else if idle {
 		_ = c.nc.SetReadDeadline(time.Now().Add(c.server.cfg.IdleMax))
 	}
 	return true
@@ -183,6 +198,11 @@ func (c *conn) request(ctx context.Context, size int) error {
 		return fmt.Errorf("read frame: %w", err)
 	}
 	key := protocol.Key(binary.BigEndian.Uint16(prefix[:]))
+	if key != protocol.KeyAPIVersions {
+		c.mu.Lock()
+		c.used = true
+		c.mu.Unlock()
+	}
 	budget := s.clients
 	if c.agent {
 		budget = s.agents

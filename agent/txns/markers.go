@@ -18,9 +18,10 @@ const (
 	batchMax = 1000
 	// asksMax is how many requests are under way to one agent.
 	asksMax = 4
-	// markMax bounds one request, and againPause is the wait before a marker is sent again that its leader did not take.
-	markMax    = 30 * time.Second
-	againPause = 20 * time.Millisecond
+	// markMax bounds one request. againShortest is the wait before a marker is sent again that its leader did not take; it doubles up to againLongest.
+	markMax       = 30 * time.Second
+	againShortest = 10 * time.Millisecond
+	againLongest  = time.Second
 )
 
 // markersVersion is the version of WriteTxnMarkers that agents ask each other in: it tells the version of the transaction.
@@ -56,6 +57,7 @@ type marker struct {
 	of        *decided
 	partition txn.Partition
 	topic     string
+	pause     time.Duration // before it was sent the last time
 }
 
 func newMarkers(run context.Context, deps Deps) *markers {
@@ -131,10 +133,17 @@ func (m *markers) leader(x *marker) (log coordinator.LogID, gone bool) {
 	return s.Owner, false
 }
 
-// later routes markers again after a while.
+// later routes markers again after a while, which grows.
 func (m *markers) later(all []*marker) {
-	if len(all) > 0 && m.run.Err() == nil {
-		time.AfterFunc(againPause, func() { m.route(all) })
+	by := make(map[time.Duration][]*marker)
+	for _, x := range all {
+		x.pause = min(max(againShortest, 2*x.pause), againLongest)
+		by[x.pause] = append(by[x.pause], x)
+	}
+	for pause, some := range by {
+		if m.run.Err() == nil {
+			time.AfterFunc(pause, func() { m.route(some) })
+		}
 	}
 }
 
@@ -185,12 +194,14 @@ func (m *markers) deliver(to coordinator.Agent, some []*marker) (again []*marker
 		switch {
 		case ok && code == protocol.None:
 			x.of.done()
-		case ok && code == protocol.TransactionCoordinatorFenced:
-			// Another agent coordinates this id, and brings the markers.
 		case ok && code == protocol.InvalidProducerEpoch:
 			// The partition has seen a younger epoch: whatever was open of this one has ended.
 			m.deps.Log.Warn("a marker is older than its partition", "id", x.of.t.id, "topic", x.topic, "partition", x.partition.Partition, "epoch", x.of.mark.Epoch)
 			x.of.done()
+		case ok && code == protocol.TransactionCoordinatorFenced:
+			// Another agent coordinates this id, which this one is about to hear; or an operator has ended a transaction with a higher epoch.
+			m.deps.Log.Warn("a marker is fenced", "id", x.of.t.id, "topic", x.topic, "partition", x.partition.Partition, "epoch", x.of.t.shard.epoch)
+			again = append(again, x)
 		default:
 			again = append(again, x)
 		}
@@ -229,6 +240,7 @@ func request(some []*marker) *kmsg.WriteTxnMarkersRequest {
 			topic = len(w.Topics)
 			t := kmsg.NewWriteTxnMarkersRequestMarkerTopic()
 			t.Topic = x.topic
+			t.UnknownTags.Set(topicTag, x.partition.Topic[:])
 			w.Topics = append(w.Topics, t)
 		}
 		w.Topics[topic].Partitions = append(w.Topics[topic].Partitions, x.partition.Partition)

@@ -7,7 +7,6 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
-	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/txn"
 	"github.com/varve-io/varve/protocol"
 )
@@ -15,10 +14,16 @@ import (
 // endVersion2 is the version of EndTxn from which on a producer has its epoch raised with each transaction (KIP-890).
 const endVersion2 = 5
 
-// fenced is the code that older versions of a request know for PRODUCER_FENCED, which begins with version first.
-func fenced(code protocol.ErrorCode, version, first int16) protocol.ErrorCode {
-	if code == protocol.ProducerFenced && version < first {
+// agentsVersion is the version of AddPartitionsToTxn from which on agents ask: coordinators of groups when they have durably what was sent to them.
+const agentsVersion = 4
+
+// known is the code that a version of a request knows instead of PRODUCER_FENCED, which begins with version fenced, and TRANSACTION_ABORTABLE, which begins with version abortable.
+func known(code protocol.ErrorCode, version, fenced, abortable int16) protocol.ErrorCode {
+	switch {
+	case code == protocol.ProducerFenced && version < fenced:
 		return protocol.InvalidProducerEpoch
+	case code == protocol.TransactionAbortable && version < abortable:
+		return protocol.InvalidTxnState
 	}
 	return code
 }
@@ -32,20 +37,13 @@ func (c *Coordinator) InitProducerID(ctx context.Context, req *kmsg.InitProducer
 	if req.Version >= 3 {
 		expected, epoch = protocol.ProducerID(req.ProducerID), protocol.ProducerEpoch(req.ProducerEpoch)
 	}
-	t, code := c.find(ctx, *req.TransactionalID, true)
-	if code == protocol.None {
-		var result txn.Result
-		result, code = t.askFresh(ctx, func(id txn.RequestID, fresh protocol.ProducerID) txn.Event {
-			return txn.Init{Request: id, TimeoutMs: req.TransactionTimeoutMillis, ProducerID: expected, Epoch: epoch, FreshID: fresh}
-		})
-		if code == protocol.None {
-			code = result.Code
-		}
-		if code == protocol.None {
-			resp.ProducerID, resp.ProducerEpoch = int64(result.ProducerID), int16(result.Epoch)
-		}
+	result := c.ask(ctx, *req.TransactionalID, true, func(id txn.RequestID, fresh protocol.ProducerID) txn.Event {
+		return txn.Init{Request: id, TimeoutMs: req.TransactionTimeoutMillis, ProducerID: expected, Epoch: epoch, FreshID: fresh}
+	})
+	if result.Code == protocol.None {
+		resp.ProducerID, resp.ProducerEpoch = int64(result.ProducerID), int16(result.Epoch)
 	}
-	resp.ErrorCode = int16(fenced(code, req.Version, 4))
+	resp.ErrorCode = int16(known(result.Code, req.Version, 4, 5))
 	return resp
 }
 
@@ -53,7 +51,7 @@ func (c *Coordinator) InitProducerID(ctx context.Context, req *kmsg.InitProducer
 func (c *Coordinator) AddPartitions(ctx context.Context, req *kmsg.AddPartitionsToTxnRequest) *kmsg.AddPartitionsToTxnResponse {
 	resp := kmsg.NewPtrAddPartitionsToTxnResponse()
 	resp.Version = req.Version
-	if req.Version < 4 {
+	if req.Version < agentsVersion {
 		one := kmsg.NewAddPartitionsToTxnRequestTransaction()
 		one.TransactionalID, one.ProducerID, one.ProducerEpoch = req.TransactionalID, req.ProducerID, req.ProducerEpoch
 		for _, t := range req.Topics {
@@ -85,36 +83,41 @@ func (c *Coordinator) AddPartitions(ctx context.Context, req *kmsg.AddPartitions
 // addTo adds partitions to one transaction, all or none.
 func (c *Coordinator) addTo(ctx context.Context, version int16, one *kmsg.AddPartitionsToTxnRequestTransaction) []kmsg.AddPartitionsToTxnResponseTransactionTopic {
 	var wanted []txn.Partition
-	unknown := false
-	place := func(name string, number int32) (txn.Partition, bool) {
-		if name == OffsetsTopic {
+	unknown, sent := false, version >= agentsVersion && !one.VerifyOnly
+	place := func(asked *kmsg.AddPartitionsToTxnRequestTransactionTopic, number int32) (txn.Partition, bool) {
+		if asked.Topic == OffsetsTopic {
 			return txn.Partition{Partition: number}, number >= 0 && uint32(number) < c.cfg.Shards
 		}
-		t, _, ok := c.deps.View.Topic(name)
+		t, _, ok := c.deps.View.Topic(asked.Topic)
+		if id := TopicOf(&asked.UnknownTags); id != (protocol.TopicID{}) && id != t.ID { // deleted and created again, which is not known here yet, or not there
+			return txn.Partition{}, false
+		}
 		return txn.Partition{Topic: t.ID, Partition: number}, ok && number >= 0 && number < t.Partitions
 	}
-	for _, t := range one.Topics {
+	for i := range one.Topics {
+		t := &one.Topics[i]
 		for _, n := range t.Partitions {
-			p, ok := place(t.Topic, n)
-			unknown = unknown || !ok
+			p, ok := place(t, n)
+			unknown, sent = unknown || !ok, sent && t.Topic == OffsetsTopic
 			wanted = append(wanted, p)
 		}
 	}
 	var result txn.Result
 	if !unknown {
 		result = c.add(ctx, one.TransactionalID, txn.Add{
-			ProducerID: protocol.ProducerID(one.ProducerID), Epoch: protocol.ProducerEpoch(one.ProducerEpoch), Partitions: txn.NewSet(wanted...), VerifyOnly: one.VerifyOnly,
+			ProducerID: protocol.ProducerID(one.ProducerID), Epoch: protocol.ProducerEpoch(one.ProducerEpoch), Partitions: txn.NewSet(wanted...), VerifyOnly: one.VerifyOnly, Sent: sent,
 		})
 	}
 	var topics []kmsg.AddPartitionsToTxnResponseTransactionTopic
-	for _, t := range one.Topics {
+	for i := range one.Topics {
+		t := &one.Topics[i]
 		topic := kmsg.NewAddPartitionsToTxnResponseTransactionTopic()
 		topic.Topic = t.Topic
 		for _, n := range t.Partitions {
 			part := kmsg.NewAddPartitionsToTxnResponseTransactionTopicPartition()
 			part.Partition = n
 			code := result.Code
-			switch p, ok := place(t.Topic, n); {
+			switch p, ok := place(t, n); {
 			case unknown && !ok:
 				code = protocol.UnknownTopicOrPartition
 			case unknown:
@@ -122,7 +125,7 @@ func (c *Coordinator) addTo(ctx context.Context, version int16, one *kmsg.AddPar
 			case code == protocol.None && slices.Contains(result.Missing, p):
 				code = protocol.TransactionAbortable
 			}
-			part.ErrorCode = int16(fenced(code, version, 2))
+			part.ErrorCode = int16(known(code, version, 2, 5))
 			topic.Partitions = append(topic.Partitions, part)
 		}
 		topics = append(topics, topic)
@@ -130,37 +133,22 @@ func (c *Coordinator) addTo(ctx context.Context, version int16, one *kmsg.AddPar
 	return topics
 }
 
-// add has an id's machine add partitions. What is said without a write is proved.
+// add has an id's machine add partitions.
 func (c *Coordinator) add(ctx context.Context, id string, add txn.Add) txn.Result {
-	t, code := c.find(ctx, id, false)
-	if code == protocol.None && t == nil {
-		code = protocol.InvalidProducerIDMapping
-	}
-	if code != protocol.None {
-		return txn.Result{Code: code}
-	}
-	result, written, code := t.ask(ctx, func(id txn.RequestID) txn.Event {
+	return c.ask(ctx, id, false, func(id txn.RequestID, _ protocol.ProducerID) txn.Event {
 		add.Request = id
 		return add
 	})
-	if code == protocol.None && !written && c.deps.Prove(ctx) != nil {
-		code = protocol.NotCoordinator
-	}
-	if code != protocol.None {
-		return txn.Result{Code: code}
-	}
-	return result
 }
 
-// AddOffsets adds a group to a transaction: its shard, of which the group's coordinator is told the outcome.
+// AddOffsets adds a group to a transaction before anything is sent to it: its shard, whose leader is told the outcome. Producers of the second version of the protocol let the group's coordinator do so.
 func (c *Coordinator) AddOffsets(ctx context.Context, req *kmsg.AddOffsetsToTxnRequest) *kmsg.AddOffsetsToTxnResponse {
 	resp := kmsg.NewPtrAddOffsetsToTxnResponse()
 	resp.Version = req.Version
-	group := txn.Partition{Partition: int32(coordinator.ShardOfName(req.Group, c.cfg.Shards))}
 	result := c.add(ctx, req.TransactionalID, txn.Add{
-		ProducerID: protocol.ProducerID(req.ProducerID), Epoch: protocol.ProducerEpoch(req.ProducerEpoch), Partitions: txn.NewSet(group),
+		ProducerID: protocol.ProducerID(req.ProducerID), Epoch: protocol.ProducerEpoch(req.ProducerEpoch), Partitions: txn.NewSet(c.groupOf(req.Group)),
 	})
-	resp.ErrorCode = int16(fenced(result.Code, req.Version, 2))
+	resp.ErrorCode = int16(known(result.Code, req.Version, 2, 4))
 	return resp
 }
 
@@ -169,26 +157,16 @@ func (c *Coordinator) EndTxn(ctx context.Context, req *kmsg.EndTxnRequest) *kmsg
 	resp := kmsg.NewPtrEndTxnResponse()
 	resp.Version = req.Version
 	resp.ProducerID, resp.ProducerEpoch = int64(protocol.NoProducerID), int16(protocol.NoProducerEpoch)
-	t, code := c.find(ctx, req.TransactionalID, false)
-	if code == protocol.None && t == nil {
-		code = protocol.InvalidProducerIDMapping
-	}
-	if code == protocol.None {
-		var result txn.Result
-		result, code = t.askFresh(ctx, func(id txn.RequestID, fresh protocol.ProducerID) txn.Event {
-			return txn.End{
-				Request: id, ProducerID: protocol.ProducerID(req.ProducerID), Epoch: protocol.ProducerEpoch(req.ProducerEpoch),
-				Commit: req.Commit, Version2: req.Version >= endVersion2, FreshID: fresh,
-			}
-		})
-		if code == protocol.None {
-			code = result.Code
+	result := c.ask(ctx, req.TransactionalID, false, func(id txn.RequestID, fresh protocol.ProducerID) txn.Event {
+		return txn.End{
+			Request: id, ProducerID: protocol.ProducerID(req.ProducerID), Epoch: protocol.ProducerEpoch(req.ProducerEpoch),
+			Commit: req.Commit, Version2: req.Version >= endVersion2, FreshID: fresh,
 		}
-		if code == protocol.None && req.Version >= endVersion2 {
-			resp.ProducerID, resp.ProducerEpoch = int64(result.ProducerID), int16(result.Epoch)
-		}
+	})
+	if result.Code == protocol.None && req.Version >= endVersion2 {
+		resp.ProducerID, resp.ProducerEpoch = int64(result.ProducerID), int16(result.Epoch)
 	}
-	resp.ErrorCode = int16(fenced(code, req.Version, 2))
+	resp.ErrorCode = int16(known(result.Code, req.Version, 2, 4))
 	return resp
 }
 
@@ -262,10 +240,7 @@ func (c *Coordinator) ListTransactions(ctx context.Context, req *kmsg.ListTransa
 		}
 	}
 	for _, s := range c.led() {
-		select {
-		case <-s.loaded:
-		case <-s.led.Done():
-		case <-ctx.Done():
+		if !c.awaitLoaded(ctx, s) {
 			resp.ErrorCode = int16(protocol.CoordinatorLoadInProgress)
 			return resp
 		}

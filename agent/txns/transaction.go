@@ -23,12 +23,13 @@ type transaction struct {
 	mu       sync.Mutex
 	machine  *txn.Machine
 	requests txn.RequestID // the newest
-	waiting  map[txn.RequestID]chan txn.Result
+	waiting  map[txn.RequestID]chan txn.Reply
 	timer    *time.Timer // of the machine's deadline; nil until there is one
+	gone     bool        // it has no record and nobody knows it any more: another may take its place
 }
 
 func (c *Coordinator) newTransaction(s *shard, id string, m *txn.Machine) *transaction {
-	return &transaction{c: c, id: id, shard: s, machine: m, waiting: make(map[txn.RequestID]chan txn.Result)}
+	return &transaction{c: c, id: id, shard: s, machine: m, waiting: make(map[txn.RequestID]chan txn.Reply)}
 }
 
 func compare(a, b *transaction) int {
@@ -51,7 +52,7 @@ func (t *transaction) stepLocked(event txn.Event) {
 		case txn.Reply:
 			if answer := t.waiting[e.Request]; answer != nil {
 				delete(t.waiting, e.Request)
-				answer <- e.Result
+				answer <- e
 			}
 		case txn.Persist:
 			t.write(e.Write, coordinator.Op{Key: t.key(), Value: coordinator.Encode(e.Snapshot)})
@@ -73,9 +74,7 @@ func (t *transaction) write(number uint64, op coordinator.Op) {
 	t.c.metrics.writes.Inc()
 	t.c.deps.Ledger.Write(t.shard.id, []coordinator.Op{op}, func(err error) {
 		t.step(txn.Persisted{Write: number, Code: outcome(err)})
-		if err == nil && op.Delete {
-			t.c.forget(t)
-		}
+		t.c.forget(t)
 	})
 }
 
@@ -107,65 +106,112 @@ func (t *transaction) schedule() {
 	}
 }
 
-// ask gives the machine a request and waits for the answer. written says that it was given after something had been written, in which case the shard was led here.
-func (t *transaction) ask(ctx context.Context, event func(txn.RequestID) txn.Event) (result txn.Result, written bool, code protocol.ErrorCode) {
-	answer := make(chan txn.Result, 1)
+// ask has the machine of an id answer a request; fresh is a producer id that was never used, if the machine may need one. What is said without a write is proved: an agent that has lost the
+// id could tell a producer that it is fenced, or that what it ends has ended.
+func (c *Coordinator) ask(ctx context.Context, id string, create bool, event func(id txn.RequestID, fresh protocol.ProducerID) txn.Event) txn.Result {
+	reply, code := c.answer(ctx, id, create, event)
+	if code != protocol.None {
+		return txn.Result{Code: code}
+	}
+	if !reply.Written && reply.Result.Code != protocol.ConcurrentTransactions && c.deps.Prove(ctx) != nil {
+		return txn.Result{Code: protocol.NotCoordinator}
+	}
+	return reply.Result
+}
+
+// answer is ask without the proof.
+func (c *Coordinator) answer(ctx context.Context, id string, create bool, event func(id txn.RequestID, fresh protocol.ProducerID) txn.Event) (txn.Reply, protocol.ErrorCode) {
+	for {
+		t, code := c.find(ctx, id, create)
+		switch {
+		case code != protocol.None:
+			return txn.Reply{}, code
+		case t == nil:
+			return txn.Reply{Result: txn.Result{Code: protocol.InvalidProducerIDMapping}}, protocol.None
+		}
+		fresh := protocol.NoProducerID
+		if t.needsID() {
+			var err error
+			if fresh, err = c.deps.NextID(ctx); err != nil {
+				c.deps.Log.Warn("no producer id", "err", err)
+				c.forget(t)
+				return txn.Reply{}, protocol.CoordinatorNotAvailable
+			}
+		}
+		reply, code, ok := t.ask(ctx, func(id txn.RequestID) txn.Event { return event(id, fresh) })
+		if ok {
+			c.forget(t)
+			return reply, code
+		}
+	}
+}
+
+// forget takes an id out that has no record, so that ids which were asked for in vain, or have expired, cost nothing.
+func (c *Coordinator) forget(t *transaction) {
 	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.gone || t.machine.State() != txn.Dead || !t.machine.Idle() || len(t.waiting) > 0 {
+		return
+	}
+	t.gone = true
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.shards[t.shard.id] == t.shard && t.shard.txns[t.id] == t {
+		delete(t.shard.txns, t.id)
+		c.ids--
+	}
+}
+
+// stop ends the timer of an id whose shard is not led any more.
+func (t *transaction) stop() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.timer != nil {
+		t.timer.Stop()
+	}
+}
+
+func (t *transaction) needsID() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.machine.NeedsID()
+}
+
+// ask gives the machine a request and waits for the answer; ok is false if the id is gone.
+func (t *transaction) ask(ctx context.Context, event func(txn.RequestID) txn.Event) (reply txn.Reply, code protocol.ErrorCode, ok bool) {
+	answer := make(chan txn.Reply, 1)
+	t.mu.Lock()
+	if t.gone {
+		t.mu.Unlock()
+		return txn.Reply{}, protocol.None, false
+	}
 	t.requests++
 	id := t.requests
 	t.waiting[id] = answer
 	t.stepLocked(event(id))
 	t.mu.Unlock()
-	select {
-	case result := <-answer:
-		return result, false, protocol.None
-	default:
-	}
 	limit := time.NewTimer(t.c.cfg.WaitMax)
 	defer limit.Stop()
-	done := ctx.Done()
-	for {
+	for code == protocol.None {
 		select {
-		case result := <-answer:
-			return result, true, protocol.None
-		case <-t.shard.led.Done():
-			t.forgetRequest(id)
-			return txn.Result{}, false, protocol.NotCoordinator
+		case reply := <-answer:
+			return reply, protocol.None, true
 		case <-limit.C: // what is being written goes on; what waits for others is told to come again
 			t.step(txn.Cancel{Request: id})
-		case <-done:
-			done = nil
+		case <-t.shard.led.Done():
+			code = protocol.NotCoordinator
+		case <-ctx.Done():
 			t.step(txn.Cancel{Request: id})
-			select {
-			case result := <-answer:
-				return result, true, protocol.None
-			default:
-			}
-			t.forgetRequest(id)
-			return txn.Result{}, false, protocol.CoordinatorNotAvailable
+			code = protocol.CoordinatorNotAvailable
 		}
 	}
-}
-
-func (t *transaction) forgetRequest(id txn.RequestID) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	delete(t.waiting, id)
-}
-
-// askFresh is ask for a request that may need a new producer id.
-func (t *transaction) askFresh(ctx context.Context, event func(id txn.RequestID, fresh protocol.ProducerID) txn.Event) (txn.Result, protocol.ErrorCode) {
-	fresh := protocol.NoProducerID
-	t.mu.Lock()
-	needs := t.machine.NeedsID()
 	t.mu.Unlock()
-	if needs {
-		var err error
-		if fresh, err = t.c.deps.NextID(ctx); err != nil {
-			t.c.deps.Log.Warn("no producer id", "err", err)
-			return txn.Result{}, protocol.CoordinatorNotAvailable
-		}
+	select {
+	case reply := <-answer:
+		return reply, protocol.None, true
+	default:
+		return txn.Reply{}, code, true
 	}
-	result, _, code := t.ask(ctx, func(id txn.RequestID) txn.Event { return event(id, fresh) })
-	return result, code
 }

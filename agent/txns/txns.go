@@ -13,7 +13,7 @@
 // a client asks or not. A machine is stepped by whoever has an event for it, under the lock of its [transaction]; nothing waits under that lock.
 //
 // The flip of an id's record decides its transaction: markers go out once it is durable, and once the leaders of all partitions have them durably the machine may begin the next
-// one. An agent that takes the shard over sends the markers of every decision that may not be marked everywhere; who has a marker already does nothing.
+// one. An agent that takes the shard over sends the markers of every decision that may not be marked everywhere, under its own epoch.
 //
 // An answer that writes nothing is given only once it is certain that the shard was led here when it was made: an agent that has lost it would let
 // batches into a transaction that is over.
@@ -104,6 +104,8 @@ type shard struct {
 	resign context.CancelFunc
 	loaded chan struct{} // closed when txns is complete
 	txns   map[string]*transaction
+	// unreadable are keys of records that this build cannot read.
+	unreadable map[string]bool
 }
 
 // New returns a coordinator of no shard. [Coordinator.Run] must run beside it.
@@ -152,13 +154,11 @@ func (c *Coordinator) led() []*shard {
 
 // Adopt begins to coordinate the ids of a shard that this agent has begun to lead in that epoch. It does not wait: requests do, until the ids are read.
 func (c *Coordinator) Adopt(id coordinator.ShardID, epoch int32) {
-	s := &shard{id: id, epoch: epoch, loaded: make(chan struct{}), txns: make(map[string]*transaction)}
+	s := &shard{id: id, epoch: epoch, loaded: make(chan struct{}), txns: make(map[string]*transaction), unreadable: make(map[string]bool)}
 	s.led, s.resign = context.WithCancel(c.run)
+	c.Resign(id)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if old := c.shards[id]; old != nil {
-		c.drop(old)
-	}
 	c.shards[id] = s
 	go c.load(s)
 }
@@ -166,44 +166,47 @@ func (c *Coordinator) Adopt(id coordinator.ShardID, epoch int32) {
 // Resign ends the coordination of a shard's ids. Requests that wait are answered NOT_COORDINATOR.
 func (c *Coordinator) Resign(id coordinator.ShardID) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if s := c.shards[id]; s != nil {
-		c.drop(s)
+	s := c.shards[id]
+	if s != nil {
+		s.resign()
+		delete(c.shards, id)
+		c.ids -= len(s.txns)
 	}
-}
-
-// drop forgets a shard. The caller holds the lock.
-func (c *Coordinator) drop(s *shard) {
-	s.resign()
-	delete(c.shards, s.id)
-	c.ids -= len(s.txns)
+	c.mu.Unlock()
+	if s == nil {
+		return
+	}
+	for _, t := range s.txns { // nobody else changes them any more
+		t.stop()
+	}
 }
 
 // load reads the ids of a shard, and goes on with what was under way.
 func (c *Coordinator) load(s *shard) {
-	var items []coordinator.Item
+	var loaded []*transaction
+	offsets := make(map[protocol.ProducerID]txn.Set)
 	err := retry.Coordinator(s.led, c.deps.Log, "read transactions", func(ctx context.Context) (err error) {
-		items, _, err = c.deps.KV.List(ctx, coordinator.PrefixShardTxns(s.id), 0)
+		loaded, err = c.readIDs(ctx, s)
 		return err
 	})
+	if err == nil && slices.ContainsFunc(loaded, func(t *transaction) bool { return t.machine.State() == txn.Ongoing }) {
+		err = retry.Coordinator(s.led, c.deps.Log, "read offsets of transactions", func(ctx context.Context) error { return c.readOffsets(ctx, offsets) })
+	}
 	if err != nil {
 		if s.led.Err() == nil {
 			c.deps.Log.Error("the transactional ids of a shard cannot be read", "shard", s.id, "err", err)
 		}
 		return
 	}
-	loaded := make([]*transaction, 0, len(items))
-	for _, item := range items {
-		t, err := c.read(s, item)
-		if err != nil { // what is open of it must end before anything else may be said; so the shard's ids wait
-			c.deps.Log.Error("a transactional id cannot be read", "shard", s.id, "err", err)
-			return
-		}
-		loaded = append(loaded, t)
+	for _, t := range loaded { // before anybody asks
+		t.step(txn.Loaded{Offsets: offsets[t.machine.Snapshot().ProducerID]})
 	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.shards[s.id] != s {
-		c.mu.Unlock()
+		for _, t := range loaded {
+			go t.stop()
+		}
 		return
 	}
 	for _, t := range loaded {
@@ -211,10 +214,48 @@ func (c *Coordinator) load(s *shard) {
 	}
 	c.ids += len(loaded)
 	close(s.loaded)
-	c.mu.Unlock()
-	for _, t := range loaded {
-		t.step(txn.Loaded{})
+}
+
+// readIDs reads the ids of a shard. One whose record cannot be read is left out, and refused: what is open of it must end before anything else may be said.
+func (c *Coordinator) readIDs(ctx context.Context, s *shard) ([]*transaction, error) {
+	items, _, err := c.deps.KV.List(ctx, coordinator.PrefixShardTxns(s.id), 0)
+	if err != nil {
+		return nil, err
 	}
+	loaded := make([]*transaction, 0, len(items))
+	for _, item := range items {
+		t, err := c.read(s, item)
+		if err != nil {
+			c.deps.Log.Error("the record of a transactional id cannot be read: it is refused", "key", item.Key, "err", err)
+			s.unreadable[item.Key] = true
+			continue
+		}
+		loaded = append(loaded, t)
+	}
+	return loaded, nil
+}
+
+// readOffsets finds which shards of groups take part in producers' transactions that are open. All that were said to do so are there: their coordinators had them durable before they asked. Others are too,
+// of transactions that are over: a marker more is harmless.
+func (c *Coordinator) readOffsets(ctx context.Context, offsets map[protocol.ProducerID]txn.Set) error {
+	items, _, err := c.deps.KV.List(ctx, coordinator.PrefixPending, 0)
+	if err != nil {
+		return err
+	}
+	for _, item := range items {
+		group, producer, err := coordinator.ParseKeyPending(item.Key)
+		if err != nil {
+			c.deps.Log.Error("a key of offsets in transactions cannot be read", "key", item.Key, "err", err)
+			continue
+		}
+		offsets[producer] = offsets[producer].Union(txn.NewSet(c.groupOf(group)))
+	}
+	return nil
+}
+
+// groupOf is a group's place in a transaction's set.
+func (c *Coordinator) groupOf(name string) txn.Partition {
+	return txn.Partition{Partition: int32(coordinator.ShardOfName(name, c.cfg.Shards))}
 }
 
 // read makes an id of its record.
@@ -252,11 +293,7 @@ func (c *Coordinator) find(ctx context.Context, id string, create bool) (*transa
 	if s == nil {
 		return nil, protocol.NotCoordinator
 	}
-	select {
-	case <-s.loaded:
-	case <-s.led.Done():
-		return nil, protocol.NotCoordinator
-	case <-ctx.Done():
+	if !c.awaitLoaded(ctx, s) {
 		return nil, protocol.CoordinatorLoadInProgress
 	}
 	c.mu.Lock()
@@ -265,6 +302,8 @@ func (c *Coordinator) find(ctx context.Context, id string, create bool) (*transa
 	switch {
 	case s.led.Err() != nil:
 		return nil, protocol.NotCoordinator
+	case s.unreadable[coordinator.KeyTxn(s.id, id)]:
+		return nil, protocol.CoordinatorNotAvailable
 	case t != nil || !create:
 		return t, protocol.None
 	case c.ids >= c.cfg.IDsMax:
@@ -274,6 +313,21 @@ func (c *Coordinator) find(ctx context.Context, id string, create bool) (*transa
 	s.txns[id] = t
 	c.ids++
 	return t, protocol.None
+}
+
+// awaitLoaded waits, for a while, until a shard's ids are read, or it is not led any more.
+func (c *Coordinator) awaitLoaded(ctx context.Context, s *shard) bool {
+	limit := time.NewTimer(c.cfg.WaitMax)
+	defer limit.Stop()
+	select {
+	case <-s.loaded:
+	case <-s.led.Done():
+	case <-limit.C:
+		return false
+	case <-ctx.Done():
+		return false
+	}
+	return true
 }
 
 // expire deletes ids that nobody has used for their expiration.
@@ -295,14 +349,4 @@ func (c *Coordinator) all() []*transaction {
 	}
 	slices.SortFunc(all, compare)
 	return all
-}
-
-// forget takes an id out whose record is deleted.
-func (c *Coordinator) forget(t *transaction) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.shards[t.shard.id] == t.shard && t.shard.txns[t.id] == t {
-		delete(t.shard.txns, t.id)
-		c.ids--
-	}
 }

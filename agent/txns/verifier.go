@@ -22,7 +22,33 @@ const (
 // Part is a transaction's part in one topic.
 type Part struct {
 	Topic      string
+	ID         protocol.TopicID // zero for OffsetsTopic
 	Partitions []int32
+}
+
+// Codes say, by topic and partition, what a coordinator said.
+type Codes map[string]map[int32]protocol.ErrorCode
+
+// Of is what was said of a partition; of one of which nothing was said, that nobody could be asked.
+func (c Codes) Of(topic string, partition int32) protocol.ErrorCode {
+	code, ok := c[topic][partition]
+	if !ok {
+		return protocol.CoordinatorNotAvailable
+	}
+	return code
+}
+
+// topicTag is the tagged field in which agents tell each other a topic's id beside its name: names come back.
+const topicTag = 10_000
+
+// TopicOf is the id that an agent has told; zero if none.
+func TopicOf(tags *kmsg.Tags) (id protocol.TopicID) {
+	tags.Each(func(tag uint32, value []byte) {
+		if tag == topicTag && len(value) == len(id) {
+			id = protocol.TopicID(value)
+		}
+	})
+	return id
 }
 
 // Member is what has to be in a transaction.
@@ -41,8 +67,8 @@ type Verifier struct {
 	Ask  func(ctx context.Context, to coordinator.Agent, req kmsg.Request) (kmsg.Response, error)
 }
 
-// Verify returns why partitions cannot be written to in a transaction, by topic and partition; those that can are not there. A coordinator that is about to move is waited for.
-func (v *Verifier) Verify(ctx context.Context, m Member) map[string]map[int32]protocol.ErrorCode {
+// Verify returns what the transaction's coordinator says of each partition: None if it may be written to. A coordinator that is about to move is waited for.
+func (v *Verifier) Verify(ctx context.Context, m Member) Codes {
 	ctx, cancel := context.WithTimeout(ctx, verifyMax)
 	defer cancel()
 	req := kmsg.NewPtrAddPartitionsToTxnRequest()
@@ -52,6 +78,7 @@ func (v *Verifier) Verify(ctx context.Context, m Member) map[string]map[int32]pr
 	for _, p := range m.Parts {
 		t := kmsg.NewAddPartitionsToTxnRequestTransactionTopic()
 		t.Topic, t.Partitions = p.Topic, p.Partitions
+		t.UnknownTags.Set(topicTag, p.ID[:])
 		one.Topics = append(one.Topics, t)
 	}
 	req.Transactions = append(req.Transactions, one)
@@ -63,13 +90,13 @@ func (v *Verifier) Verify(ctx context.Context, m Member) map[string]map[int32]pr
 		select {
 		case <-time.After(verifyPause):
 		case <-ctx.Done():
-			return all(m, protocol.CoordinatorNotAvailable)
+			return nil
 		}
 	}
 }
 
 // once asks whoever coordinates the id now; again says that it is not known, or not reached, or about to move.
-func (v *Verifier) once(ctx context.Context, m Member, req *kmsg.AddPartitionsToTxnRequest) (codes map[string]map[int32]protocol.ErrorCode, again bool) {
+func (v *Verifier) once(ctx context.Context, m Member, req *kmsg.AddPartitionsToTxnRequest) (codes Codes, again bool) {
 	shard, _ := v.View.Shard(coordinator.ShardOfName(m.ID, v.View.Cluster().Shards))
 	for _, a := range v.View.Agents() {
 		if a.Log != shard.Owner {
@@ -80,16 +107,17 @@ func (v *Verifier) once(ctx context.Context, m Member, req *kmsg.AddPartitionsTo
 		if err != nil || !ok || len(answer.Transactions) != 1 {
 			return nil, true
 		}
-		codes := make(map[string]map[int32]protocol.ErrorCode)
+		codes := make(Codes)
 		for _, t := range answer.Transactions[0].Topics {
 			for _, p := range t.Partitions {
-				switch code := protocol.ErrorCode(p.ErrorCode); code {
-				case protocol.None:
-				case protocol.NotCoordinator, protocol.CoordinatorLoadInProgress, protocol.CoordinatorNotAvailable:
+				code := protocol.ErrorCode(p.ErrorCode)
+				if code == protocol.NotCoordinator || code == protocol.CoordinatorLoadInProgress || code == protocol.CoordinatorNotAvailable {
 					return nil, true
-				default:
-					set(codes, t.Topic, p.Partition, code)
 				}
+				if codes[t.Topic] == nil {
+					codes[t.Topic] = make(map[int32]protocol.ErrorCode)
+				}
+				codes[t.Topic][p.Partition] = code
 			}
 		}
 		return codes, false
@@ -97,26 +125,8 @@ func (v *Verifier) once(ctx context.Context, m Member, req *kmsg.AddPartitionsTo
 	return nil, true
 }
 
-func set(codes map[string]map[int32]protocol.ErrorCode, topic string, partition int32, code protocol.ErrorCode) {
-	if codes[topic] == nil {
-		codes[topic] = make(map[int32]protocol.ErrorCode)
-	}
-	codes[topic][partition] = code
-}
-
-// all says the same of everything.
-func all(m Member, code protocol.ErrorCode) map[string]map[int32]protocol.ErrorCode {
-	codes := make(map[string]map[int32]protocol.ErrorCode)
-	for _, p := range m.Parts {
-		for _, n := range p.Partitions {
-			set(codes, p.Topic, n, code)
-		}
-	}
-	return codes
-}
-
 // VerifyGroup returns why offsets cannot be sent to the groups of a shard in a transaction: nil if they can, or a [*protocol.Error].
 func (v *Verifier) VerifyGroup(ctx context.Context, id string, producer protocol.ProducerID, epoch protocol.ProducerEpoch, shard coordinator.ShardID, add bool) error {
 	codes := v.Verify(ctx, Member{ID: id, Producer: producer, Epoch: epoch, Add: add, Parts: []Part{{Topic: OffsetsTopic, Partitions: []int32{int32(shard)}}}})
-	return codes[OffsetsTopic][int32(shard)].Err()
+	return codes.Of(OffsetsTopic, int32(shard)).Err()
 }

@@ -35,8 +35,11 @@ func (m *Machine) stage(now time.Time, next Snapshot, request RequestID, result 
 		m.writing = &write{}
 	}
 	next.UpdatedMs = now.UnixMilli()
+	if m.record.State == Ongoing {
+		next.Partitions = next.Partitions.Union(m.offsets)
+	}
 	m.writing.next = next
-	m.writing.answers = append(m.writing.answers, Reply{Request: request, Result: result})
+	m.writing.answers = append(m.writing.answers, Reply{Request: request, Result: result, Written: true})
 }
 
 // fence aborts the open transaction against its producer, whose epoch is no good from here on. If the producer is there
@@ -63,8 +66,13 @@ func (m *Machine) persisted(now time.Time, e Persisted) {
 		return
 	}
 	m.record, m.lazy, m.notBefore = w.next, false, time.Time{}
+	if m.record.State != Ongoing {
+		m.offsets = nil
+	}
 	for _, a := range w.answers {
-		m.reply(a.Request, a.Result)
+		if a.Request != 0 {
+			m.effects = append(m.effects, a)
+		}
 	}
 	if m.busy() {
 		m.mark(w.number)
@@ -95,11 +103,14 @@ func (m *Machine) mark(number uint64) {
 }
 
 // loaded asks again for the markers of a decision that was found, which is harmless for those that are written.
-func (m *Machine) loaded(now time.Time) {
+func (m *Machine) loaded(now time.Time, e Loaded) {
 	if m.busy() && m.writing == nil && m.marking == 0 {
 		m.writes++
 		m.mark(m.writes)
 		return
+	}
+	if m.record.State == Ongoing {
+		m.offsets = m.offsets.Union(e.Offsets)
 	}
 	m.advance(now)
 }

@@ -29,6 +29,8 @@ type Add struct {
 	Epoch      protocol.ProducerEpoch
 	Partitions Set
 	VerifyOnly bool // asks which of them are in the transaction, and changes nothing
+	// Sent: these are shards of groups whose coordinators have durably what was sent to them, under the transactional id: no write is needed for them to join an open transaction.
+	Sent bool
 }
 
 // End is an EndTxn request.
@@ -64,7 +66,11 @@ type Marked struct {
 
 // Loaded is the first event after [Load], when the caller can send markers: those of a decision that the one before may
 // not have sent are asked for again.
-type Loaded struct{}
+type Loaded struct {
+	// Offsets are the shards of all groups that the record's producer has sent offsets to, in its epoch, as far as that is durable: see "Offsets" in the
+	// package comment.
+	Offsets Set
+}
 
 // Tick says that time has passed.
 type Tick struct{}
@@ -86,6 +92,7 @@ type Effect interface{ effect() }
 type Reply struct {
 	Request RequestID
 	Result  Result
+	Written bool // a write that began after the request came is durable; else the caller has to know that the id is still its to judge
 }
 
 // Persist stores the snapshot in place of the one before, and comes back as [Persisted]. Never more than one Persist or

@@ -20,12 +20,17 @@
 // of a Prepare state is the decision: after it, there is no other outcome, and markers are sent ([Mark]) until they are
 // durable in all partitions ([Marked]). An Add is answered when the partition is in the durable record, so the markers
 // reach every partition that a producer may write to. A transaction costs two writes (Ongoing, Prepare) and one more for
-// each round of partitions that come later; the completion goes along with the next write, or alone if none comes for a
+// each round of partitions that come later, none for groups; the completion goes along with the next write, or alone if none comes for a
 // second.
 //
 // One write is under way at a time. What Kafka answers with CONCURRENT_TRANSACTIONS, because a write or markers are
 // under way, waits here, in order, and is judged when the machine has come to rest ([Cancel] ends the wait). Adds that
 // have waited share a write.
+//
+// # Offsets
+//
+// Shards of groups (partitions of the zero topic) join an open transaction without a write if what was sent to the groups is durable ([Add].Sent): their coordinators ask when it is, and name the
+// transaction there, so that who takes the id over finds them ([Loaded]). They are in the record with the next write, and so in every decision.
 //
 // # Epochs
 //
@@ -116,7 +121,7 @@ func (s *State) UnmarshalText(text []byte) error {
 type Config struct {
 	TimeoutMax    time.Duration // of a transaction (transaction.max.timeout.ms)
 	Expiration    time.Duration // without use, after which [Expire] deletes the record (transactional.id.expiration.ms)
-	PartitionsMax int           // most partitions in a transaction
+	PartitionsMax int           // most partitions in a transaction, shards of groups aside
 	ParkedMax     int           // most requests that wait
 }
 
@@ -141,6 +146,7 @@ type Machine struct {
 	cfg Config
 
 	record    Snapshot  // what is durable; but see lazy
+	offsets   Set       // shards of groups in the open transaction, in the record or not
 	lazy      bool      // the record says Complete, what is durable says Prepare
 	notBefore time.Time // no write of the machine's own accord before it
 
@@ -178,7 +184,7 @@ func (m *Machine) Step(now time.Time, event Event) []Effect {
 	case Marked:
 		m.marked(now, e)
 	case Loaded:
-		m.loaded(now)
+		m.loaded(now, e)
 	case Tick:
 		m.advance(now)
 	}
@@ -224,6 +230,14 @@ func (m *Machine) NeedsID() bool {
 	return m.record.State == Dead || m.record.Epoch >= epochMax-2 || m.writing != nil && m.writing.next.State == Dead
 }
 
+// partitions are those of the open transaction, or of the one whose markers are on their way.
+func (m *Machine) partitions() Set {
+	if len(m.offsets) == 0 {
+		return m.record.Partitions
+	}
+	return m.record.Partitions.Union(m.offsets)
+}
+
 // busy tells whether requests must wait: for a write, or for markers.
 func (m *Machine) busy() bool {
 	return m.writing != nil || m.record.State == PrepareCommit || m.record.State == PrepareAbort
@@ -246,8 +260,8 @@ func (m *Machine) String() string {
 	if r.Version2 {
 		b.WriteString(" v2")
 	}
-	if len(r.Partitions) > 0 {
-		text, _ := r.Partitions.MarshalText() // never fails
+	if all := m.partitions(); len(all) > 0 {
+		text, _ := all.MarshalText() // never fails
 		fmt.Fprintf(&b, " [%s]", text)
 	}
 	return m.describe(b.String())

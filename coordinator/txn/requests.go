@@ -47,7 +47,7 @@ func (m *Machine) answeredAtOnce(e Event) bool {
 		}
 	case Add:
 		adding := m.record.State == Ongoing && m.writing != nil && m.writing.next.State == Ongoing
-		if adding && m.holds(e.ProducerID, e.Epoch) == current && m.record.Partitions.Missing(e.Partitions) == nil {
+		if adding && m.holds(e.ProducerID, e.Epoch) == current && m.partitions().Missing(e.Partitions) == nil {
 			m.refuse(e.Request, protocol.None)
 			return true
 		}
@@ -158,10 +158,14 @@ func (m *Machine) add(now time.Time, e Add) bool {
 	if m.writing != nil && (m.writing.next.State != Ongoing || e.VerifyOnly) {
 		return false
 	}
-	missing := m.record.Partitions.Missing(e.Partitions)
+	missing := m.partitions().Missing(e.Partitions)
 	if code := m.check(e.ProducerID, e.Epoch); code != protocol.None {
 		m.refuse(e.Request, code)
 		return true
+	}
+	if m.record.State == Ongoing && e.Sent {
+		m.offsets = m.offsets.Union(missing)
+		missing = nil
 	}
 	if e.VerifyOnly || m.record.State == Ongoing && missing == nil {
 		result := codeResult(protocol.None)
@@ -177,7 +181,7 @@ func (m *Machine) add(now time.Time, e Add) bool {
 		next.State, next.Partitions, next.StartedMs = Ongoing, nil, now.UnixMilli()
 	}
 	next.Partitions = next.Partitions.Union(missing)
-	if len(next.Partitions) > m.cfg.PartitionsMax {
+	if next.Partitions.ofTopics() > m.cfg.PartitionsMax {
 		m.note("partitions refused", "more than a transaction may have")
 		m.refuse(e.Request, protocol.TransactionAbortable)
 		return true

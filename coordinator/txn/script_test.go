@@ -86,7 +86,7 @@ func (s *script) event(t *testing.T, d *datadriven.TestData) Event {
 			Request: s.next(), TimeoutMs: int32(number(t, d, "timeout", 60_000)), ProducerID: producer(t, d), Epoch: epoch(t, d), FreshID: s.freshID(d),
 		}
 	case "add", "verify":
-		return Add{Request: s.next(), ProducerID: producer(t, d), Epoch: epoch(t, d), Partitions: partitions(t, d), VerifyOnly: d.Cmd == "verify"}
+		return Add{Request: s.next(), ProducerID: producer(t, d), Epoch: epoch(t, d), Partitions: partitions(t, d), VerifyOnly: d.Cmd == "verify", Sent: d.HasArg("sent")}
 	case "commit", "abort":
 		return End{
 			Request: s.next(), ProducerID: producer(t, d), Epoch: epoch(t, d), Commit: d.Cmd == "commit", Version2: d.HasArg("v2"), FreshID: s.freshID(d),
@@ -98,7 +98,11 @@ func (s *script) event(t *testing.T, d *datadriven.TestData) Event {
 	case "cancel":
 		return Cancel{Request: RequestID(number(t, d, "request", 0))}
 	case "loaded":
-		return Loaded{}
+		var e Loaded
+		if d.HasArg("in") {
+			e.Offsets = partitions(t, d)
+		}
+		return e
 	case "expire":
 		s.now = s.now.Add(duration(t, d))
 		return Expire{}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,6 +43,12 @@ func (s Set) Missing(other Set) Set {
 // Union returns the set of all that are in one of both.
 func (s Set) Union(other Set) Set {
 	return NewSet(slices.Concat(s, other)...)
+}
+
+// ofTopics is how many are partitions of topics, not shards of groups.
+func (s Set) ofTopics() int {
+	first, _ := slices.BinarySearchFunc(s, Partition{Partition: math.MaxInt32}, comparePartitions) // the zero topic comes first
+	return len(s) - first
 }
 
 func comparePartitions(a, b Partition) int {

@@ -33,7 +33,11 @@ type Snapshot struct {
 
 // Snapshot returns the id as DescribeTransactions shows it. What a write that is under way would change is not in it.
 // Its Partitions are shared and must not be changed. State is Dead if there is no record.
-func (m *Machine) Snapshot() Snapshot { return m.record }
+func (m *Machine) Snapshot() Snapshot {
+	s := m.record
+	s.Partitions = m.partitions()
+	return s
+}
 
 // Load returns the id as a snapshot has it. The first event must be [Loaded]. It fails if the snapshot is of a format
 // that this program does not know, or contradicts itself.

@@ -56,7 +56,7 @@ import (
 //	forget who waits when a write fails, or answer a cancelled one    walk, limits
 //	no bound for partitions, or for who waits                         walk, limits
 func TestWalk(t *testing.T) {
-	for seed := range uint64(200) {
+	for seed := range uint64(100) {
 		first := newWalk(t, seed).run(300)
 		if seed%50 == 0 {
 			if second := newWalk(t, seed).run(300); first != second {
@@ -119,8 +119,9 @@ type walk struct {
 	marks   []Mark    // of this coordinator
 	marked  bool      // the stored decision
 	outcome *outcome
-	known   Set      // partitions that were answered None, of the open transaction
-	newest  identity // that was handed out, or that is durable
+	known   Set              // partitions that were answered None, of the open transaction
+	sent    map[identity]Set // shards of groups that offsets were sent to, durably, before the coordinator was asked
+	newest  identity         // that was handed out, or that is durable
 	handed  map[identity]bool
 	trace   strings.Builder
 }
@@ -129,8 +130,8 @@ func newWalk(t *testing.T, seed uint64) *walk {
 	t.Helper()
 	w := &walk{
 		t: t, seed: seed, rnd: rand.New(rand.NewPCG(seed, 1)), now: time.UnixMilli(1_000_000),
-		cfg:  Config{TimeoutMax: time.Minute, Expiration: 20 * time.Second, PartitionsMax: 6, ParkedMax: 4},
-		open: map[RequestID]question{}, handed: map[identity]bool{}, fresh: 10, newest: identity{-1, -1},
+		cfg:  Config{TimeoutMax: time.Minute, Expiration: 20 * time.Second, PartitionsMax: 3, ParkedMax: 4},
+		open: map[RequestID]question{}, sent: map[identity]Set{}, handed: map[identity]bool{}, fresh: 10, newest: identity{-1, -1},
 	}
 	w.m = New(w.cfg, w.now)
 	if seed%3 > 0 { // near the last epoch
@@ -271,14 +272,18 @@ func (w *walk) add(c *client) {
 	if w.rnd.IntN(20) == 0 {
 		e.Epoch++ // nobody's
 	}
+	e.Sent = !e.VerifyOnly && e.Partitions.ofTopics() == 0 && w.rnd.IntN(2) == 0
+	is := w.send(e)
 	w.ask(e, func(r Result) {
 		found := slices.DeleteFunc(slices.Clone(e.Partitions), func(p Partition) bool { return slices.Contains(r.Missing, p) })
-		if r.Code != protocol.None || len(found) == 0 {
+		if r.Code != protocol.None {
 			return
 		}
-		is := identity{e.ProducerID, e.Epoch}
+		if len(found) == 0 {
+			return
+		}
 		switch {
-		case w.stored == nil || w.stored.State != Ongoing || w.stored.Partitions.Missing(found) != nil:
+		case w.stored == nil || w.stored.State != Ongoing || w.stored.Partitions.Missing(found).ofTopics() > 0:
 			w.fail("%+v is answered None, stored is %+v", e, w.stored)
 		case is != identity{w.stored.ProducerID, w.stored.Epoch} || is.compare(w.newest) < 0:
 			w.fail("%+v is answered None, but %v is the newest", e, w.newest)
@@ -289,6 +294,15 @@ func (w *walk) add(c *client) {
 		}
 		w.known = w.known.Union(found)
 	})
+}
+
+// send has the groups' coordinators take offsets, before the transaction's is asked.
+func (w *walk) send(e Add) identity {
+	is := identity{e.ProducerID, e.Epoch}
+	if e.Sent {
+		w.sent[is] = w.sent[is].Union(e.Partitions)
+	}
+	return is
 }
 
 func (w *walk) end(c *client) {
@@ -380,6 +394,12 @@ func (w *walk) deciding() bool {
 func (w *walk) markersWritten(mark Mark) {
 	if mark.Write == w.m.marking {
 		w.marked = true
+		clear(w.sent) // applied, or dropped, but for those of the next transaction
+		for _, q := range w.open {
+			if e, ok := q.event.(Add); ok {
+				w.send(e)
+			}
+		}
 	}
 	w.step(Marked{Write: mark.Write})
 }
@@ -413,7 +433,7 @@ func (w *walk) load() {
 		w.fail("load: %v", err)
 	}
 	fmt.Fprintf(&w.trace, "takeover: %s\n", w.m)
-	w.step(Loaded{})
+	w.step(Loaded{Offsets: w.sent[identity{s.ProducerID, s.Epoch}]})
 }
 
 func (w *walk) ask(e Event, answered func(Result)) {
@@ -473,7 +493,7 @@ func (w *walk) checkPersist(s Snapshot) {
 		w.fail("hands out the epoch that fences: %+v", s)
 	case s.State == Ongoing && before.State == Ongoing && (is != was || s.StartedMs != before.StartedMs || s.Partitions.Missing(before.Partitions) != nil):
 		w.fail("transaction %+v goes on as %+v", before, s)
-	case len(s.Partitions) > w.cfg.PartitionsMax:
+	case s.Partitions.ofTopics() > w.cfg.PartitionsMax:
 		w.fail("%d partitions", len(s.Partitions))
 	}
 	if s.State != PrepareCommit && s.State != PrepareAbort {

@@ -35,6 +35,7 @@ package wire
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -98,11 +99,14 @@ func IsUnsupportedAPIVersions(h Header, err error) bool {
 }
 
 // AppendUnsupportedAPIVersions appends the framed answer to an ApiVersions
-// request of an unknown version: version 0, UNSUPPORTED_VERSION and the list.
+// request of an unknown version: version 0, UNSUPPORTED_VERSION and the versions of ApiVersions
+// alone (KIP-511), whereupon clients ask again: what features there are is in no answer of version 0.
 func AppendUnsupportedAPIVersions(dst []byte, correlationID int32) []byte {
 	response := kmsg.NewPtrApiVersionsResponse()
 	response.ErrorCode = int16(protocol.UnsupportedVersion)
-	response.ApiKeys = APIVersionsKeys()
+	response.ApiKeys = slices.DeleteFunc(APIVersionsKeys(), func(k kmsg.ApiVersionsResponseApiKey) bool {
+		return protocol.Key(k.ApiKey) != protocol.KeyAPIVersions
+	})
 	return AppendResponse(dst, correlationID, response)
 }
 

@@ -1,13 +1,15 @@
 // Package chaos kills real processes under load, cuts their links and fills their disks, or sends them what no client would, and
 // looks at what becomes of everybody else's records.
 //
-//	go test ./test/chaos                                   # everything, about eight minutes; TestCluster needs root
+//	go test ./test/chaos -timeout 30m                      # everything, about twelve minutes; TestCluster and TestTransactions need root
 //	go test ./test/chaos -run TestCrash/dev -seed 7        # the same moments and records again, as far as a machine repeats itself
 //	go test ./test/chaos -run TestCrash/dev -rounds 500    # for longer
 //	go test ./test/chaos -run TestCluster -faults 'etcd'   # each fault with a name like that, once
 //	go test ./test/chaos -run TestCluster -rounds 300 -outage 1m -timeout 0   # as many as that, drawn by the seed: for hours
+//	go test ./test/chaos -run TestTransactions -rounds 100 -timeout 0   # the same faults, under transactions; and likewise
+//	go test ./test/chaos -run TestTransactionLoad -kafka -rounds 6      # a minute of these, without faults, against Apache Kafka
 //
-// A failure of TestCluster names the seed; -keep leaves all logs and data in a folder. A seed gives the same faults to the same
+// A failure of TestCluster or TestTransactions names the seed; -keep leaves all logs and data in a folder. A seed gives the same faults to the same
 // agents after the same pauses; how far the load and the agents are by then is the machine's.
 package chaos
 
@@ -114,7 +116,7 @@ func (c campaign) run(t *testing.T, o servers.VarveOptions, neighbours []*server
 	})
 	c.load = newLoad([]string{c.varve.Address}, topic)
 	c.took = time.Second
-	createTopics(t, c.load)
+	createTopics(t, c.load.target)
 
 	clients := c.load.start(t.Context(), seed)
 	began, killed := time.Now(), make(map[moment]int)
@@ -279,7 +281,12 @@ func must(s *servers.Server, err error) func(testing.TB) *servers.Server {
 }
 
 // pause makes a moment random: there is no event to wait for.
-func pause(rng *rand.Rand, most time.Duration) { time.Sleep(time.Duration(rng.Int64N(int64(most)))) }
+func pause(rng *rand.Rand, most time.Duration) { time.Sleep(upTo(rng, most)) }
+
+// upTo draws a time.
+func upTo(rng *rand.Rand, most time.Duration) time.Duration {
+	return time.Duration(rng.Int64N(int64(most)))
+}
 
 // metric returns a value that the operations endpoint tells, and 0 for one that it does not tell yet.
 func metric(ctx context.Context, address, name string) (float64, error) {

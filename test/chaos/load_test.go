@@ -2,17 +2,14 @@ package chaos
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/maphash"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
-	"testing"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
@@ -32,8 +29,7 @@ const (
 // load is what runs against the broker all the time: writers that are idempotent producers and live across faults, a reader
 // that follows them, and groups that commit what they have read. It keeps the history that is judged in the end.
 type load struct {
-	seeds  []string // addresses of brokers
-	topics []string // of partitions partitions each
+	target
 	// pace is the time from one record of a writer to its next; 0 is as soon as it can be.
 	pace   time.Duration
 	groups []*group
@@ -51,32 +47,12 @@ type load struct {
 
 // newLoad makes a load for topics that are there when it starts.
 func newLoad(seeds []string, topics ...string) *load {
-	l := &load{seeds: seeds, topics: topics, hash: maphash.MakeSeed(), logs: make([]logHistory, len(topics)*partitions)}
+	l := &load{target: target{seeds, topics}, hash: maphash.MakeSeed()}
+	l.logs = make([]logHistory, l.size())
 	for i := range l.logs {
 		l.logs[i].floor, l.logs[i].newest = -1, -1
 	}
 	return l
-}
-
-// place tells the topic and the partition of a log.
-func (l *load) place(log int) (string, int32) {
-	return l.topics[log/partitions], int32(log % partitions)
-}
-
-// name gives topic/partition.
-func (l *load) name(log int) string {
-	topic, partition := l.place(log)
-	return fmt.Sprintf("%s/%d", topic, partition)
-}
-
-// find is the reverse of place.
-func (l *load) find(topic string, partition int32) int {
-	for i, t := range l.topics {
-		if t == topic {
-			return i*partitions + int(partition)
-		}
-	}
-	panic("a topic that nobody asked for: " + topic)
 }
 
 // fail notes an error of a client that should have gone on, and when.
@@ -98,19 +74,6 @@ var writerKinds = []struct {
 	{kgo.ZstdCompression(), 16 << 10, 0, 1 << 10},
 	{kgo.SnappyCompression(), 900 << 10, 20 * time.Millisecond, 16 << 10},
 	{kgo.GzipCompression(), 4 << 10, 0, 100},
-}
-
-// client returns a client that finds out soon when a broker does not answer, reconnects soon and never gives up.
-func (l *load) client(opts ...kgo.Opt) (*kgo.Client, error) {
-	return kgo.NewClient(append([]kgo.Opt{
-		kgo.SeedBrokers(l.seeds...),
-		kgo.MetadataMinAge(20 * time.Millisecond),
-		kgo.RetryBackoffFn(func(int) time.Duration { return 20 * time.Millisecond }),
-		kgo.DialTimeout(2 * time.Second),
-		kgo.ProduceRequestTimeout(3 * time.Second), kgo.RequestTimeoutOverhead(2 * time.Second),
-		kgo.UnknownTopicRetries(-1),
-		kgo.AlwaysRetryEOF(), // a broker that is killed before its first answer looks like one that wants TLS
-	}, opts...)...)
 }
 
 // running is a load's clients at work.
@@ -287,47 +250,6 @@ func (l *load) lost(fetches *kgo.Fetches) {
 	})
 }
 
-// reader returns a client that reads every partition from its start on.
-func (l *load) reader() (*kgo.Client, error) {
-	starts := make(map[string]map[int32]kgo.Offset)
-	for i := range l.logs {
-		topic, partition := l.place(i)
-		if starts[topic] == nil {
-			starts[topic] = make(map[int32]kgo.Offset)
-		}
-		starts[topic][partition] = kgo.NewOffset().At(0)
-	}
-	return l.client(kgo.ConsumePartitions(starts), kgo.FetchMaxWait(200*time.Millisecond))
-}
-
 func (l *load) record(r *kgo.Record) check.Record {
 	return check.Record{Offset: r.Offset, ID: idOf(r.Key), Content: maphash.Bytes(l.hash, r.Value)}
-}
-
-func createTopics(t *testing.T, l *load) {
-	t.Helper()
-	client, err := l.client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	responses, err := kadm.NewClient(client).CreateTopics(t.Context(), partitions, -1, nil, l.topics...)
-	if err == nil {
-		err = responses.Error()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func appendID(dst []byte, id check.ID) []byte {
-	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(dst, uint32(id.Writer)), uint64(id.Seq))
-}
-
-// idOf is the reverse of appendID; a key that it did not make gives an ID that nobody used.
-func idOf(key []byte) check.ID {
-	if len(key) != 12 {
-		return check.ID{Writer: -1}
-	}
-	return check.ID{Writer: int32(binary.BigEndian.Uint32(key)), Seq: int64(binary.BigEndian.Uint64(key[4:]))}
 }

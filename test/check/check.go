@@ -23,6 +23,39 @@
 //   - what a reader saw while the load ran is what the final read has at that offset: [Unstable].
 //
 // A send whose outcome is unknown may be there or not, but not twice.
+//
+// # Transactions
+//
+// [Transactions] checks operations on many logs at a time (after Jepsen's tests of Kafka). An [Operation] is a transaction, or
+// a send or a poll outside of one; it has the records that it sent and those that it was given by polls, and an outcome: Acked is
+// committed, Failed is never asked to commit, and Unknown is all between. A record at read_committed that is of an Unknown
+// operation proves it committed, and that all else that it sent must be there.
+//
+//	h := check.TxnHistory{Operations: operations, Final: all}
+//	for _, f := range check.Transactions(h) {
+//		t.Error(f)
+//	}
+//
+// What is found, in O(n log n):
+//
+//   - two records at one offset, whoever saw them and however: [Inconsistent]; one record at two offsets: [Duplicate], or
+//     [WrongOffset] if one of them is that of its acknowledgement;
+//   - a read_committed poll has what an operation sent that failed: [AbortedRead] (G1a), what its own transaction sent:
+//     [Precommitted], or what nobody had asked to commit when the poll ended: [Premature];
+//   - what was committed is missing below what others read: [Lost], or in the final read altogether: [Unseen]; if other records
+//     of its transaction are there: [Torn]; it was there and is not any more: [Unstable];
+//   - successive polls of a process leave out a record of a log, or go back: [Skipped], [Backward]. Those at
+//     read_uncommitted may leave out nothing whatever, those at read_committed nothing that was committed;
+//   - the sends of a process to a log have offsets in another order: [Reordered];
+//   - operations that read of one another in a circle, so that one of them read what was not committed yet: [Circle] (G1c).
+//     Kafka promises nothing about the order of writes of several transactions; circles that have such an edge are no findings;
+//   - a group whose offsets go with its transactions committed a record's processing twice: [Repeated].
+//
+// [Offsets] checks what anybody was told of the offsets that a group committed with its transactions: they count from the
+// decision on, and not before. [Stable] checks the last stable offsets that anybody was told.
+//
+// [Copies] compares what a group of copiers made of a log with that log, exactly once and in order, and [Sums] does the sums over
+// accounts whose money transactions move.
 package check
 
 import "fmt"
@@ -94,9 +127,29 @@ const (
 	Unstable    Kind = "unstable"     // seen during the load, and not what the final read has at its offset
 )
 
+// Anomalies of transactions.
+const (
+	Inconsistent Kind = "inconsistent offsets" // another record had been seen or acknowledged at this offset
+	AbortedRead  Kind = "aborted read"         // read at read_committed, though its transaction was never asked to commit
+	Precommitted Kind = "precommitted read"    // read by the transaction that sent it
+	Premature    Kind = "premature read"       // read before its transaction was asked to commit
+	Torn         Kind = "torn transaction"     // missing, while other records of its transaction are there
+	Unseen       Kind = "unseen"               // committed, above all that was read, and not in the final read
+	Skipped      Kind = "poll skip"            // the poll before ended at a record that is not the one before this
+	Backward     Kind = "non-monotonic poll"   // the poll before was beyond this record
+	Circle       Kind = "write-read circle"    // read by a transaction whose records its own transaction read, maybe by way of others
+	Repeated     Kind = "processed twice"      // by committed transactions of one group
+	Unprocessed  Kind = "unprocessed"          // in the input, and not in the output
+	EarlyOffset  Kind = "early offset"         // told for a group, by whose committed transactions it is not, or not yet
+	OldOffset    Kind = "old offset"           // told for a group after a later one was committed, or for a log after a later one was told
+	EarlyStable  Kind = "early stable offset"  // above a record that nobody had asked to commit when the offset was told
+	Unbalanced   Kind = "unbalanced"           // what transactions moved does not add up to nothing
+)
+
 // Finding is one anomaly.
 type Finding struct {
 	Kind   Kind
+	Log    int32 // as the caller numbers them; 0 where one log is checked by itself
 	ID     ID
 	Offset int64 // where it shows; that of the acknowledgement if it shows nowhere
 	Detail string

@@ -31,13 +31,21 @@ func (r record) String() string {
 // client is a Kafka client as the suite drives it; doc.go says what each verb does.
 type client interface {
 	produce(ctx context.Context, topic, codec string, idempotent bool, records []record) error
-	consume(ctx context.Context, topics []string, maximum int) ([]record, error)
+	consume(ctx context.Context, topics []string, maximum int, sees isolation) ([]record, error)
 	resume(ctx context.Context, topic, group string, maximum int) ([]record, error)
 	member(t *testing.T, topic, group string) (*member, error)
-	seek(ctx context.Context, topic string, since time.Time, maximum int) ([]record, error)
+	seek(ctx context.Context, topic string, since time.Time, maximum int, sees isolation) ([]record, error)
 	// admin returns what the client saw, line by line.
 	admin(ctx context.Context, topic string) (string, error)
 }
+
+// isolation is the isolation level of a consumer.
+type isolation string
+
+const (
+	readUncommitted isolation = "read_uncommitted"
+	readCommitted   isolation = "read_committed"
+)
 
 // subject is a row of the table: a client, and what the client itself cannot do.
 type subject struct {
@@ -46,6 +54,13 @@ type subject struct {
 	client  client
 	// lacks gives the reason for each feature that is not available.
 	lacks map[feature]string
+	// fenced is how the client names the error of a producer whose transactional id another one has taken over.
+	fenced string
+	// late is how it names the error of a commit after the transaction's timeout: by its version of the protocol, of a
+	// producer that was fenced, or of a transaction that is not open.
+	late string
+	// offsetsLast is whether the client keeps a transaction's offsets to itself until it commits.
+	offsetsLast bool
 }
 
 // driver is a client behind the drivers' common command line.
@@ -73,16 +88,17 @@ func (d driver) produce(ctx context.Context, topic, codec string, idempotent boo
 	return err
 }
 
-func (d driver) consume(ctx context.Context, topics []string, maximum int) ([]record, error) {
-	return d.records(ctx, "consume", "--topic", strings.Join(topics, ","), "--max", strconv.Itoa(maximum))
+func (d driver) consume(ctx context.Context, topics []string, maximum int, sees isolation) ([]record, error) {
+	return d.records(ctx, "consume", "--topic", strings.Join(topics, ","), "--max", strconv.Itoa(maximum), "--isolation", string(sees))
 }
 
 func (d driver) resume(ctx context.Context, topic, group string, maximum int) ([]record, error) {
 	return d.records(ctx, "resume", "--topic", topic, "--group", group, "--max", strconv.Itoa(maximum))
 }
 
-func (d driver) seek(ctx context.Context, topic string, since time.Time, maximum int) ([]record, error) {
-	return d.records(ctx, "seek", "--topic", topic, "--timestamp", strconv.FormatInt(since.UnixMilli(), 10), "--max", strconv.Itoa(maximum))
+func (d driver) seek(ctx context.Context, topic string, since time.Time, maximum int, sees isolation) ([]record, error) {
+	return d.records(ctx, "seek", "--topic", topic, "--timestamp", strconv.FormatInt(since.UnixMilli(), 10), "--max", strconv.Itoa(maximum),
+		"--isolation", string(sees))
 }
 
 func (d driver) admin(ctx context.Context, topic string) (string, error) {
@@ -90,8 +106,13 @@ func (d driver) admin(ctx context.Context, topic string) (string, error) {
 }
 
 func (d driver) member(t *testing.T, topic, group string) (*member, error) {
-	argv := slices.Concat(d.command, []string{"member", "--bootstrap", d.bootstrap, "--topic", topic, "--group", group})
-	return startMember(t, d.env, parseEvent, argv...)
+	return d.start(t.Context(), t, "member", "--topic", topic, "--group", group)
+}
+
+// start runs a verb that goes on until its standard input ends.
+func (d driver) start(ctx context.Context, t *testing.T, verb string, args ...string) (*member, error) {
+	argv := slices.Concat(d.command, []string{verb, "--bootstrap", d.bootstrap}, args)
+	return startMember(ctx, t, d.env, parseEvent, argv...)
 }
 
 // run executes a program to its end and returns its standard output. An error carries the end of its standard error.
@@ -129,9 +150,10 @@ func lines(records []record) string {
 	return b.String()
 }
 
-// event is a line that a member printed: a record, or, if that is nil, its assignment.
+// event is a line that a member printed: a record, an answer, or else its assignment.
 type event struct {
 	record   *record
+	answer   string
 	assigned []int
 }
 
@@ -162,6 +184,8 @@ func parseEvent(line string) (*event, error) {
 			e.assigned = append(e.assigned, partition)
 		}
 		return e, nil
+	case "ready", "done", "refused", "stalled", "state":
+		return &event{answer: line}, nil
 	case "error":
 		return nil, fmt.Errorf("the driver says: %s", line)
 	}
@@ -182,10 +206,10 @@ func parseRecords(printed string) ([]record, error) {
 	return records, nil
 }
 
-// member is a running member of a consumer group.
+// member is a running client: a member of a consumer group, a transactional producer, or both.
 type member struct {
 	cmd    *exec.Cmd
-	stdin  io.Closer
+	stdin  io.WriteCloser
 	exited chan struct{}
 	err    error // how it ended; set before exited is closed
 
@@ -193,15 +217,16 @@ type member struct {
 	changed  chan struct{} // closed and replaced at every change of what follows
 	assigned []int
 	records  []record
+	answers  []string
 	failure  error
 	left     bool   // told to leave
 	output   string // its end
 }
 
 // startMember starts a program whose output lines parse turns into events. The test's end kills it.
-func startMember(t *testing.T, env []string, parse func(string) (*event, error), argv ...string) (*member, error) {
+func startMember(ctx context.Context, t *testing.T, env []string, parse func(string) (*event, error), argv ...string) (*member, error) {
 	m := &member{exited: make(chan struct{}), changed: make(chan struct{})}
-	m.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), argv[0], argv[1:]...)
+	m.cmd = exec.CommandContext(context.WithoutCancel(ctx), argv[0], argv[1:]...)
 	m.cmd.Env = append(os.Environ(), env...)
 	output := &lineWriter{line: func(line string) { m.receive(line, parse) }}
 	m.cmd.Stdout, m.cmd.Stderr = output, output
@@ -254,6 +279,8 @@ func (m *member) receive(line string, parse func(string) (*event, error)) {
 		case e == nil:
 		case e.record != nil:
 			m.records = append(m.records, *e.record)
+		case e.answer != "":
+			m.answers = append(m.answers, e.answer)
 		default:
 			m.assigned = e.assigned
 		}
@@ -268,11 +295,32 @@ func (m *member) change(apply func()) {
 	m.changed = make(chan struct{})
 }
 
-// state is what a member has seen so far.
-func (m *member) state() (assigned []int, records []record, changed <-chan struct{}) {
+// next is closed at the next change of what a member has seen.
+func (m *member) next() <-chan struct{} {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.assigned, slices.Clone(m.records), m.changed
+	return m.changed
+}
+
+// owns is what is assigned to a member.
+func (m *member) owns() []int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.assigned
+}
+
+// delivered is the records that a member has seen.
+func (m *member) delivered() []record {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.records)
+}
+
+// said is what a client has answered.
+func (m *member) said() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.answers)
 }
 
 // broken says why the member cannot go on, if so.
@@ -293,6 +341,14 @@ func (m *member) String() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return fmt.Sprintf("assigned %v, %d records, output ends with:\n%s", m.assigned, len(m.records), m.output)
+}
+
+// kill ends the member as a crash would.
+func (m *member) kill() {
+	m.change(func() { m.left = true })
+	// The only error is that the process has ended already.
+	_ = m.cmd.Process.Kill()
+	<-m.exited
 }
 
 // leave asks the member to leave its group and waits for its end. Drivers end with their standard input, other programs

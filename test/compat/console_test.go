@@ -40,7 +40,11 @@ type console struct {
 }
 
 func (c console) argv(class string, args ...string) []string {
-	return slices.Concat(java(filepath.Join(c.jars, "*")), []string{class}, args, []string{"--bootstrap-server", c.bootstrap})
+	program, server := append(java(filepath.Join(c.jars, "*")), class), []string{"--bootstrap-server", c.bootstrap}
+	if class == transactionsCommand { // which takes the rest for its subcommand's
+		return slices.Concat(program, server, args)
+	}
+	return slices.Concat(program, args, server)
 }
 
 // run executes a tool to its end and returns its standard output.
@@ -69,8 +73,8 @@ func (c console) records(ctx context.Context, maximum int, args ...string) ([]re
 
 var consoleRecord = regexp.MustCompile(`(?m)^Partition:(\d+)\tOffset:(\d+)\t`)
 
-func (c console) consume(ctx context.Context, topics []string, maximum int) ([]record, error) {
-	return c.records(ctx, maximum, "--include", strings.Join(topics, "|"))
+func (c console) consume(ctx context.Context, topics []string, maximum int, sees isolation) ([]record, error) {
+	return c.records(ctx, maximum, "--include", strings.Join(topics, "|"), "--isolation-level", string(sees))
 }
 
 func (c console) resume(ctx context.Context, topic, group string, maximum int) ([]record, error) {
@@ -78,19 +82,19 @@ func (c console) resume(ctx context.Context, topic, group string, maximum int) (
 }
 
 // seek resets a group's offsets to a time and consumes as that group.
-func (c console) seek(ctx context.Context, topic string, since time.Time, maximum int) ([]record, error) {
+func (c console) seek(ctx context.Context, topic string, since time.Time, maximum int, sees isolation) ([]record, error) {
 	group := topic + "-group"
 	_, err := c.run(ctx, groupsCommand, "--group", group, "--topic", topic, "--reset-offsets", "--execute",
 		"--to-datetime", since.UTC().Format("2006-01-02T15:04:05.000Z07:00"))
 	if err != nil {
 		return nil, err
 	}
-	return c.records(ctx, maximum, "--topic", topic, "--group", group)
+	return c.records(ctx, maximum, "--topic", topic, "--group", group, "--isolation-level", string(sees))
 }
 
 // member is a VerifiableConsumer, which tells its assignment and its records as JSON.
 func (c console) member(t *testing.T, topic, group string) (*member, error) {
-	return startMember(t, nil, parseVerifiable, c.argv(verifiableOut, "--topic", topic, "--group-id", group, "--verbose",
+	return startMember(t.Context(), t, nil, parseVerifiable, c.argv(verifiableOut, "--topic", topic, "--group-id", group, "--verbose",
 		"--session-timeout", "10000")...)
 }
 

@@ -15,23 +15,38 @@
 //
 //	produce --topic T --codec none|gzip|snappy|lz4|zstd --idempotent true|false
 //	        Sends the records on standard input, one "key TAB value" a line, with acks=all, and waits for the answers.
-//	consume --topic T,T... --max N
-//	        Prints the N records that partition 0 of these topics hold, from their start.
+//	consume --topic T,T... --max N --isolation read_committed|read_uncommitted
+//	        Prints the N records that partition 0 of these topics hold, as many of each, from their start.
 //	resume  --topic T --group G --max N
 //	        Joins the group, prints N records, commits the offset after the last one, leaves.
 //	member  --topic T --group G
 //	        Joins the group and prints its assignment whenever that changes, and each record, committing them, until
 //	        standard input ends; then it leaves.
-//	seek    --topic T --timestamp MILLISECONDS --max N
+//	seek    --topic T --timestamp MILLISECONDS --max N --isolation read_committed|read_uncommitted
 //	        Looks up the offset at a time in partition 0 and prints N records from there.
 //	admin   --topic T
 //	        Creates the topic with two partitions, describes it and its configuration, alters a configuration, adds two
 //	        partitions, deletes the topic, and prints what it sees after each step.
 //
-// Each verb also takes --bootstrap ADDRESS. Events are lines on standard output with tabs between their parts:
+//	transact --id ID --timeout MILLISECONDS
+//	        Starts a transactional producer, prints that it is ready, and takes the steps that standard input says, each a line
+//	        with tabs between its parts, answering each, until standard input ends:
+//	            begin | flush | commit | abort
+//	            send    TOPIC  PARTITION  KEY  VALUE
+//	            offset  GROUP  TOPIC  PARTITION  OFFSET  [MEMBER  GENERATION, which only the Java driver takes]
+//	copy    --topic T --to T --group G --session MILLISECONDS --id ID --timeout MILLISECONDS --max N --stall KEY
+//	        Joins the group as a reader of committed records and copies each record into the same partition of the other topic,
+//	        up to N in a transaction, with the group's offsets, until standard input ends. It aborts every third transaction
+//	        and copies its records again, and prints the records of those that it has committed. In the transaction of a
+//	        record of that key it says that it has stalled, and stands still for good.
+//
+// Verbs that a client cannot do, it need not have. Each also takes --bootstrap ADDRESS. Events are lines on standard output
+// with tabs between their parts:
 //
 //	record  PARTITION  OFFSET  KEY  VALUE
 //	assigned  PARTITION,PARTITION...
+//	ready | stalled
+//	done | refused  THE CLIENT'S NAME OF THE ERROR
 //
 // kcat and Apache Kafka's command-line classes cannot be given such a frame; kcat_test.go and console_test.go translate.
 package compat

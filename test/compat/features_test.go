@@ -3,12 +3,12 @@ package compat
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
@@ -21,6 +21,11 @@ const (
 	commitResume      feature = "commit and resume"
 	seekByTime        feature = "seek by time"
 	administer        feature = "administer topics"
+	transactional     feature = "transactions"
+	fencing           feature = "fencing and timeout"
+	copyRestarted     feature = "copy restarted"
+	copyByTwo         feature = "copy by two"
+	readIsolated      feature = "read committed"
 )
 
 // codecs in the order of their numbers in a batch's attributes.
@@ -39,7 +44,7 @@ func features() []feature {
 	for _, codec := range codecs {
 		all = append(all, consumeIn(codec))
 	}
-	return append(all, groupOfTwo, commitResume, seekByTime, administer)
+	return append(all, groupOfTwo, commitResume, seekByTime, administer, transactional, fencing, copyRestarted, copyByTwo, readIsolated)
 }
 
 // explained says what a feature's cell stands for.
@@ -51,6 +56,12 @@ var explained = map[feature]string{
 	commitResume:      "a member consumes, commits and leaves; the next continues after the commit, which the broker shows",
 	seekByTime:        "finds the first record at or after a time within a batch and reads on from there",
 	administer:        "creates a topic, describes it, alters its configuration, adds partitions, deletes it",
+	transactional: "commits and aborts transactions over a dozen partitions and a group's offset; while one is open the last stable " +
+		"offset and the group's offset stand still, afterwards both isolation levels see exactly what they must",
+	fencing:       "a second producer of the transactional id fences the first; a transaction beyond its timeout is aborted, and its commit refused",
+	copyRestarted: "a member of a group copies a topic in transactions, a third of which it aborts, and is killed in one; another of the same transactional id goes on; each record is copied once, in order",
+	copyByTwo:     "the same by two members of two transactional ids; the one that is left waits for the transaction of the one that was killed to be aborted",
+	readIsolated:  "by both isolation levels, reads what each client of this table wrote in transactions; starts in the middle of one that was aborted, between others",
 }
 
 // corpusRecords is how many records a client produces in each codec.
@@ -76,13 +87,25 @@ func TestClients(t *testing.T) {
 				s.check(t, of, commitResume, func(ctx context.Context, _ *testing.T) error { return s.resumes(ctx, of) })
 				s.check(t, of, seekByTime, func(ctx context.Context, _ *testing.T) error { return s.seeks(ctx, of) })
 				s.check(t, of, administer, func(ctx context.Context, _ *testing.T) error { return s.administers(ctx, of) })
+				s.check(t, of, transactional, func(ctx context.Context, t *testing.T) error { return s.transacts(ctx, t, of) })
+				s.check(t, of, fencing, func(ctx context.Context, t *testing.T) error { return s.fences(ctx, t, of) })
+				s.check(t, of, copyRestarted, func(ctx context.Context, t *testing.T) error { return s.copies(ctx, t, of) })
+				s.check(t, of, copyByTwo, func(ctx context.Context, t *testing.T) error { return s.copiesByTwo(ctx, t, of) })
 			})
 		}
 		t.Run("tools", func(t *testing.T) {
 			t.Parallel()
 			s.runTools(t)
+			s.runTransactionTools(t)
+		})
+		t.Run("applications", func(t *testing.T) {
+			t.Parallel()
+			s.runTool(t, "Kafka Streams", "counts words exactly once, stopped, started, and killed", s.countsWords)
 		})
 	})
+	if err := s.interleave(t.Context()); err != nil {
+		t.Error(err)
+	}
 	t.Run("readers", func(t *testing.T) {
 		for _, of := range s.subjects {
 			t.Run(of.name, func(t *testing.T) {
@@ -90,6 +113,7 @@ func TestClients(t *testing.T) {
 				for _, codec := range codecs {
 					s.check(t, of, consumeIn(codec), func(ctx context.Context, _ *testing.T) error { return s.reads(ctx, of, codec) })
 				}
+				s.check(t, of, readIsolated, func(ctx context.Context, _ *testing.T) error { return s.readsIsolated(ctx, of) })
 			})
 		}
 	})
@@ -151,18 +175,11 @@ func (s *suite) stored(ctx context.Context, topic string) ([]kmsg.RecordBatch, e
 	end, _ := ends.Lookup(topic, 0)
 	var batches []kmsg.RecordBatch
 	for next := int64(0); next < end.Offset; {
-		partition := kmsg.NewFetchRequestTopicPartition()
-		partition.FetchOffset, partition.PartitionMaxBytes, partition.CurrentLeaderEpoch = next, 1<<20, -1
-		request := kmsg.NewPtrFetchRequest()
-		request.MaxBytes, request.SessionEpoch = 1<<20, -1
-		request.Topics = []kmsg.FetchRequestTopic{{
-			Topic: topic, TopicID: [16]byte(detail.ID), Partitions: []kmsg.FetchRequestTopicPartition{partition},
-		}}
-		answer, err := request.RequestWith(ctx, s.probe.Broker(int(detail.Partitions[0].Leader)))
+		answer, err := s.fetch(ctx, detail, next, readUncommitted)
 		if err != nil {
-			return nil, fmt.Errorf("fetch %s: %w", topic, err)
+			return nil, err
 		}
-		fetched, err := parseBatches(answer)
+		fetched, err := parseBatches(answer.RecordBatches)
 		if err != nil {
 			return nil, fmt.Errorf("fetch %s at offset %d: %w", topic, next, err)
 		}
@@ -174,18 +191,39 @@ func (s *suite) stored(ctx context.Context, topic string) ([]kmsg.RecordBatch, e
 	return batches, nil
 }
 
-// parseBatches reads the whole batches in a fetch of one partition. There is at least one.
-func parseBatches(answer *kmsg.FetchResponse) ([]kmsg.RecordBatch, error) {
+// fetch asks once for what is in partition 0 of a topic from an offset on.
+func (s *suite) fetch(
+	ctx context.Context, topic kadm.TopicDetail, from int64, sees isolation,
+) (kmsg.FetchResponseTopicPartition, error) {
+	partition := kmsg.NewFetchRequestTopicPartition()
+	partition.FetchOffset, partition.PartitionMaxBytes, partition.CurrentLeaderEpoch = from, 1<<20, -1
+	request := kmsg.NewPtrFetchRequest()
+	request.MaxBytes, request.SessionEpoch = 1<<20, -1
+	if sees == readCommitted {
+		request.IsolationLevel = 1
+	}
+	request.Topics = []kmsg.FetchRequestTopic{{
+		Topic: topic.Topic, TopicID: [16]byte(topic.ID), Partitions: []kmsg.FetchRequestTopicPartition{partition},
+	}}
+	answer, err := request.RequestWith(ctx, s.probe.Broker(int(topic.Partitions[0].Leader)))
+	if err != nil {
+		return kmsg.FetchResponseTopicPartition{}, fmt.Errorf("fetch %s: %w", topic.Topic, err)
+	}
 	if len(answer.Topics) != 1 || len(answer.Topics[0].Partitions) != 1 {
-		return nil, fmt.Errorf("error code %d and not one partition in the answer", answer.ErrorCode)
+		return kmsg.FetchResponseTopicPartition{}, fmt.Errorf("fetch %s: error code %d and not one partition in the answer", topic.Topic, answer.ErrorCode)
 	}
-	partition := answer.Topics[0].Partitions[0]
-	if partition.ErrorCode != 0 {
-		return nil, fmt.Errorf("error code %d", partition.ErrorCode)
+	fetched := answer.Topics[0].Partitions[0]
+	if fetched.ErrorCode != 0 {
+		return fetched, fmt.Errorf("fetch %s: error code %d", topic.Topic, fetched.ErrorCode)
 	}
+	return fetched, nil
+}
+
+// parseBatches reads the whole batches in a fetch of one partition. There is at least one.
+func parseBatches(fetched []byte) ([]kmsg.RecordBatch, error) {
 	const lengthEnd = 12 // a batch starts with 8 bytes of offset and 4 of the length of what follows
 	var batches []kmsg.RecordBatch
-	for left := partition.RecordBatches; len(left) >= lengthEnd; {
+	for left := fetched; len(left) >= lengthEnd; {
 		size := lengthEnd + int(left[8])<<24 + int(left[9])<<16 + int(left[10])<<8 + int(left[11])
 		if size > len(left) {
 			break
@@ -197,7 +235,7 @@ func parseBatches(answer *kmsg.FetchResponse) ([]kmsg.RecordBatch, error) {
 		batches, left = append(batches, batch), left[size:]
 	}
 	if len(batches) == 0 {
-		return nil, fmt.Errorf("no whole batch in %d bytes", len(partition.RecordBatches))
+		return nil, fmt.Errorf("no whole batch in %d bytes", len(fetched))
 	}
 	return batches, nil
 }
@@ -215,7 +253,7 @@ func (s *suite) reads(ctx context.Context, of subject, codec string) error {
 	if len(topics) == 0 {
 		return fmt.Errorf("no client has produced in %s", codec)
 	}
-	records, err := of.client.consume(ctx, topics, len(topics)*corpusRecords)
+	records, err := of.client.consume(ctx, topics, len(topics)*corpusRecords, readUncommitted)
 	if err != nil {
 		return err
 	}
@@ -277,7 +315,7 @@ func (s *suite) seeks(ctx context.Context, of subject) error {
 	if err := s.write(ctx, topic, records, stamp); err != nil {
 		return err
 	}
-	got, err := of.client.seek(ctx, topic, stamp(sought).Add(-time.Second), total-sought)
+	got, err := of.client.seek(ctx, topic, stamp(sought).Add(-time.Second), total-sought, readUncommitted)
 	if err != nil {
 		return err
 	}
@@ -299,17 +337,23 @@ func (s *suite) administers(ctx context.Context, of subject) error {
 
 // rebalances follows a group that grows to two members and shrinks to one.
 func (s *suite) rebalances(ctx context.Context, t *testing.T, of subject) error {
-	const partitions, perPartition = 4, 10
+	const partitions, perPartition = copyPartitions, 10
 	topic, err := s.topic(ctx, slug(of, "rebalances"), partitions)
 	if err != nil {
 		return err
 	}
 	g := &group{topic: topic, write: s.write, want: map[int][]record{}}
+	deliver := func(members ...*member) error {
+		if err := g.put(ctx, perPartition, "key"); err != nil {
+			return err
+		}
+		return g.delivered(ctx, members...)
+	}
 	first, err := of.client.member(t, topic, topic+"-group")
 	if err != nil {
 		return err
 	}
-	if err := await(ctx, "the first member gets all partitions", func() bool { return owns(first, partitions) }, first); err != nil {
+	if err := await(ctx, "the first member gets all partitions", func() bool { return len(first.owns()) == partitions }, first); err != nil {
 		return err
 	}
 	second, err := of.client.member(t, topic, topic+"-group")
@@ -317,80 +361,30 @@ func (s *suite) rebalances(ctx context.Context, t *testing.T, of subject) error 
 		return err
 	}
 	err = await(ctx, "two members share the partitions", func() bool {
-		own, _, _ := first.state()
-		others, _, _ := second.state()
+		own, others := first.owns(), second.owns()
 		all := slices.Sorted(slices.Values(slices.Concat(own, others)))
 		return len(own) == partitions/2 && len(others) == partitions/2 && len(slices.Compact(all)) == partitions
 	}, first, second)
 	if err != nil {
 		return err
 	}
-	if err := g.deliver(ctx, perPartition, first, second); err != nil {
+	if err := deliver(first, second); err != nil {
 		return err
 	}
-	if _, got, _ := second.state(); len(got) != partitions/2*perPartition {
+	if got := second.delivered(); len(got) != partitions/2*perPartition {
 		return fmt.Errorf("the second member got %d records, want those of its two partitions, %d", len(got), partitions/2*perPartition)
 	}
 	_, isDriver := of.client.(driver)
 	if err := second.leave(ctx, !isDriver); err != nil {
 		return err
 	}
-	if err := await(ctx, "the first member gets all partitions again", func() bool { return owns(first, partitions) }, first); err != nil {
+	if err := await(ctx, "the first member gets all partitions again", func() bool { return len(first.owns()) == partitions }, first); err != nil {
 		return err
 	}
-	if err := g.deliver(ctx, perPartition, first, second); err != nil {
+	if err := deliver(first, second); err != nil {
 		return err
 	}
 	return first.leave(ctx, !isDriver)
-}
-
-// group is what was written for a group to consume.
-type group struct {
-	topic string
-	write func(ctx context.Context, topic string, records []record, stamp func(int) time.Time) error
-	want  map[int][]record // by partition
-}
-
-// deliver writes some records into each of four partitions and waits until the members have each record that was ever
-// written, once.
-func (g *group) deliver(ctx context.Context, perPartition int, members ...*member) error {
-	var fresh []record
-	for partition := range 4 {
-		for range perPartition {
-			offset := int64(len(g.want[partition]))
-			r := record{partition: partition, offset: offset, key: fmt.Sprint("key-", offset), value: fmt.Sprint("value-", partition, "-", offset)}
-			fresh, g.want[partition] = append(fresh, r), append(g.want[partition], r)
-		}
-	}
-	if err := g.write(ctx, g.topic, fresh, func(int) time.Time { return time.Now() }); err != nil {
-		return err
-	}
-	total := 0
-	for _, records := range g.want {
-		total += len(records)
-	}
-	gather := func() []record {
-		var all []record
-		for _, m := range members {
-			_, records, _ := m.state()
-			all = append(all, records...)
-		}
-		return all
-	}
-	err := await(ctx, fmt.Sprintf("the members get %d records", total), func() bool { return len(gather()) >= total }, members...)
-	if err != nil {
-		return err
-	}
-	var want []record
-	for _, partition := range slices.Sorted(maps.Keys(g.want)) {
-		want = append(want, g.want[partition]...)
-	}
-	return same(byOffset(gather()), want)
-}
-
-func owns(m *member, partitions int) bool {
-	own, _, _ := m.state()
-	return len(own) == partitions
 }
 
 // await waits until a condition on members holds; only their events can make it so.
@@ -398,8 +392,7 @@ func await(ctx context.Context, what string, holds func() bool, members ...*memb
 	for {
 		var changes []<-chan struct{}
 		for _, m := range members {
-			_, _, changed := m.state()
-			changes = append(changes, changed)
+			changes = append(changes, m.next())
 		}
 		if holds() {
 			return nil

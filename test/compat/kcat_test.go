@@ -36,10 +36,10 @@ func (k kcat) produce(ctx context.Context, topic, codec string, idempotent bool,
 }
 
 // consume reads one topic after the other, which is all that kcat does without a group.
-func (k kcat) consume(ctx context.Context, topics []string, _ int) ([]record, error) {
+func (k kcat) consume(ctx context.Context, topics []string, _ int, sees isolation) ([]record, error) {
 	var all []record
 	for _, topic := range topics {
-		records, err := k.records(ctx, "-C", "-t", topic, "-p", "0", "-o", "beginning", "-e")
+		records, err := k.records(ctx, "-C", "-t", topic, "-p", "0", "-o", "beginning", "-e", "-X", "isolation.level="+string(sees))
 		if err != nil {
 			return nil, err
 		}
@@ -52,8 +52,9 @@ func (k kcat) resume(ctx context.Context, topic, group string, maximum int) ([]r
 	return k.records(ctx, "-c", strconv.Itoa(maximum), "-X", "auto.offset.reset=earliest", "-G", group, topic)
 }
 
-func (k kcat) seek(ctx context.Context, topic string, since time.Time, maximum int) ([]record, error) {
-	return k.records(ctx, "-C", "-t", topic, "-p", "0", "-o", "s@"+strconv.FormatInt(since.UnixMilli(), 10), "-c", strconv.Itoa(maximum))
+func (k kcat) seek(ctx context.Context, topic string, since time.Time, maximum int, sees isolation) ([]record, error) {
+	return k.records(ctx, "-C", "-t", topic, "-p", "0", "-o", "s@"+strconv.FormatInt(since.UnixMilli(), 10), "-c", strconv.Itoa(maximum),
+		"-X", "isolation.level="+string(sees))
 }
 
 func (k kcat) admin(context.Context, string) (string, error) {
@@ -84,7 +85,7 @@ func (k kcat) member(t *testing.T, topic, group string) (*member, error) {
 		}
 		return e, nil
 	}
-	return startMember(t, nil, parse, k.program, "-u", "-b", k.bootstrap, "-f", kcatFormat,
+	return startMember(t.Context(), t, nil, parse, k.program, "-u", "-b", k.bootstrap, "-f", kcatFormat,
 		"-X", "auto.offset.reset=earliest", "-X", "heartbeat.interval.ms=500", "-X", "session.timeout.ms=10000", "-G", group, topic)
 }
 

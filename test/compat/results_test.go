@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -21,7 +22,7 @@ type results struct {
 	tools []toolResult
 }
 
-// toolResult is the outcome of one command-line tool.
+// toolResult is the outcome of one use of a command-line tool, or of an application.
 type toolResult struct {
 	tool, does string
 	err        error
@@ -67,7 +68,8 @@ func (r *results) write(subjects []subject) error {
 	if *target == "kafka" {
 		name, broker, command = "RESULTS.kafka.md", "Apache Kafka, the oracle", "go test ./test/compat -target kafka"
 	}
-	var b, notes strings.Builder
+	var b strings.Builder
+	n := notes{numbers: map[string]int{}}
 	fmt.Fprintf(&b, "# Kafka clients on %s\n\nWritten by `%s` (%s, %s/%s); do not edit. The package comment in doc.go says how it works.\n\n",
 		broker, command, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	b.WriteString("| |")
@@ -79,20 +81,14 @@ func (r *results) write(subjects []subject) error {
 		fmt.Fprintf(&b, " %s |", of.version)
 	}
 	b.WriteString("\n")
-	count := 0
-	note := func(who string, what, why string) string {
-		count++
-		fmt.Fprintf(&notes, "%d. %s, %s: %s\n", count, who, what, oneLine(why))
-		return fmt.Sprintf("<sup>%d</sup>", count)
-	}
 	for _, f := range features() {
 		fmt.Fprintf(&b, "| %s |", f)
 		for _, of := range subjects {
 			switch o := r.cells[of.name][f]; {
 			case o.notAvailable != "":
-				fmt.Fprintf(&b, " n/a%s |", note(of.name, string(f), o.notAvailable))
+				fmt.Fprintf(&b, " n/a%s |", n.note(o.notAvailable))
 			case o.err != nil:
-				fmt.Fprintf(&b, " **FAIL**%s |", note(of.name, string(f), o.err.Error()))
+				b.WriteString(n.failed(of.name, string(f), o.err) + " |")
 			default:
 				b.WriteString(" ok |")
 			}
@@ -100,24 +96,68 @@ func (r *results) write(subjects []subject) error {
 		b.WriteString("\n")
 	}
 	b.WriteString("\nWhat a cell stands for:\n\n")
-	for _, f := range []feature{"produce CODEC", produceIdempotent, "consume CODEC", groupOfTwo, commitResume, seekByTime, administer} {
+	for _, f := range []feature{
+		"produce CODEC", produceIdempotent, "consume CODEC", groupOfTwo, commitResume, seekByTime, administer,
+		transactional, fencing, copyRestarted, copyByTwo, readIsolated,
+	} {
 		fmt.Fprintf(&b, "- %s: %s.\n", f, explained[f])
 	}
-	b.WriteString("\n## Apache Kafka's command-line tools\n\n| tool | does | result |\n| --- | --- | --- |\n")
-	for _, result := range r.tools {
-		cell := "ok"
-		if result.err != nil {
-			cell = "**FAIL**" + note(result.tool, result.does, result.err.Error())
-		}
-		fmt.Fprintf(&b, "| %s | %s | %s |\n", result.tool, result.does, cell)
-	}
-	if count > 0 {
-		b.WriteString("\n## Notes\n\n" + notes.String())
+	r.writeTools(&b, &n)
+	if len(n.numbers) > 0 {
+		b.WriteString("\n## Notes\n\n" + n.text.String())
 	}
 	if err := os.WriteFile(name, []byte(b.String()), 0o644); err != nil {
 		return fmt.Errorf("write results: %w", err)
 	}
 	return nil
+}
+
+// writeTools writes the tables of tools and applications. The caller holds the lock.
+func (r *results) writeTools(b *strings.Builder, n *notes) {
+	var scripts, others []toolResult
+	for _, result := range r.tools {
+		if strings.HasPrefix(result.tool, "kafka-") {
+			scripts = append(scripts, result)
+		} else {
+			others = append(others, result)
+		}
+	}
+	// Those of one name have run one after the other, those of several at the same time.
+	slices.SortStableFunc(others, func(x, y toolResult) int { return strings.Compare(x.tool, y.tool) })
+	table := func(title string, results []toolResult) {
+		b.WriteString("\n## " + title + "\n\n| | does | result |\n| --- | --- | --- |\n")
+		for _, result := range results {
+			cell := " ok"
+			if result.err != nil {
+				cell = n.failed(result.tool, result.does, result.err)
+			}
+			fmt.Fprintf(b, "| %s | %s |%s |\n", result.tool, result.does, cell)
+		}
+	}
+	table("Apache Kafka's command-line tools", scripts)
+	table("Applications and administrators", others)
+}
+
+// notes are footnotes, numbered as they come.
+type notes struct {
+	numbers map[string]int // by text
+	text    strings.Builder
+}
+
+// note returns the mark of a footnote.
+func (n *notes) note(text string) string {
+	number, made := n.numbers[text]
+	if !made {
+		number = len(n.numbers) + 1
+		n.numbers[text] = number
+		fmt.Fprintf(&n.text, "%d. %s\n", number, oneLine(text))
+	}
+	return fmt.Sprintf("<sup>%d</sup>", number)
+}
+
+// failed returns the cell of a failure.
+func (n *notes) failed(who, what string, err error) string {
+	return " **FAIL**" + n.note(fmt.Sprintf("%s, %s: %v", who, what, err))
 }
 
 // oneLine makes an error's text fit into a list.

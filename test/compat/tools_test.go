@@ -135,16 +135,21 @@ var tools = []tool{
 // runTools runs the tools in their order: each starts from what those before it left.
 func (s *suite) runTools(t *testing.T) {
 	for _, use := range tools {
-		t.Run(use.name+" "+use.does, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), featureWithin)
-			defer cancel()
-			err := s.uses(ctx, use)
-			s.results.addTool(toolResult{tool: use.name, does: use.does, err: err})
-			if err != nil {
-				t.Error(err)
-			}
-		})
+		s.runTool(t, use.name, use.does, func(ctx context.Context, _ *testing.T) error { return s.uses(ctx, use) })
 	}
+}
+
+// runTool runs one use of a tool, or of an application, as a subtest and notes the result.
+func (s *suite) runTool(t *testing.T, name, does string, body func(ctx context.Context, t *testing.T) error) {
+	t.Run(name+" "+does, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), featureWithin)
+		defer cancel()
+		err := body(ctx, t)
+		s.results.addTool(toolResult{tool: name, does: does, err: err})
+		if err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func (s *suite) uses(ctx context.Context, use tool) error {

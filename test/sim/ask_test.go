@@ -24,7 +24,7 @@ func (n network) Ask(ctx context.Context, to coordinator.Agent, req kmsg.Request
 	}
 	answers := make(chan kmsg.Response, 2) // a request may arrive twice
 	r := &remote{from: n.from, place: to.Peer, identity: identity}
-	_, err = r.ask(ctx, nameOf(req), timeoutMax, func(other *node) error { //nolint:contextcheck // whoever serves it does so as long as it lives
+	_, err = r.ask(ctx, nameOf(req), timeoutMax, func(other *node) error { //nolint:contextcheck // what is asked goes on if who asks does not wait
 		return other.serveAgent(copyRequest(req), answers)
 	})
 	var resp kmsg.Response

@@ -16,10 +16,10 @@ type contender struct {
 }
 
 // newContenders builds Varve and installs Kafka. Varve comes first.
-func newContenders(ctx context.Context) ([]contender, error) {
+func newContenders(ctx context.Context) (both [2]contender, err error) {
 	binary, err := servers.BuildVarve()
 	if err != nil {
-		return nil, err
+		return both, err
 	}
 	varve := contender{
 		name:    "Varve",
@@ -30,14 +30,14 @@ func newContenders(ctx context.Context) ([]contender, error) {
 	}
 	jars, err := servers.Install(ctx, "kafka")
 	if err != nil {
-		return nil, err
+		return both, err
 	}
 	kafkaVersion, err := report.KafkaVersion(jars)
 	if err != nil {
-		return nil, err
+		return both, err
 	}
 	if err := report.SetKafkaJVM(); err != nil {
-		return nil, err
+		return both, err
 	}
 	kafka := contender{
 		name:    "Apache Kafka",
@@ -47,5 +47,5 @@ func newContenders(ctx context.Context) ([]contender, error) {
 			return servers.StartKafka(ctx, servers.KafkaOptions{Data: data, Config: map[string]string{"broker.session.timeout.ms": "60000"}})
 		},
 	}
-	return []contender{varve, kafka}, nil
+	return [2]contender{varve, kafka}, nil
 }

@@ -1,8 +1,10 @@
 // Command compare runs the load of test/bench/load on Varve and on Apache
-// Kafka, alternating, and writes what it measured to test/bench/RESULTS.md:
+// Kafka, alternating, and writes what it measured to two pages of test/bench:
 //
-//	go run ./test/bench/compare            about twenty minutes
-//	go run ./test/bench/compare --smoke    about a minute; writes no file
+//	go run ./test/bench/compare                        both, about half an hour
+//	go run ./test/bench/compare --only records         RESULTS.md, about twenty minutes
+//	go run ./test/bench/compare --only transactions    TRANSACTIONS.md, about ten minutes
+//	go run ./test/bench/compare --smoke                both, some minutes; writes no file
 //
 // # What makes the comparison fair
 //
@@ -27,17 +29,16 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/varve-io/varve/test/bench/load"
-	"github.com/varve-io/varve/test/bench/report"
 	"github.com/varve-io/varve/test/servers"
 )
 
 func main() {
 	rounds := flag.Int("rounds", 3, "how often each broker runs")
 	smoke := flag.Bool("smoke", false, "one short round, written to no file")
+	only := flag.String("only", "", "the page to make: "+pages[0].name+" or "+pages[1].name+"; empty for both")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := compare(ctx, *rounds, *smoke)
+	err := compare(ctx, *rounds, *smoke, *only)
 	stop()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "compare: %v\n", err)
@@ -45,73 +46,58 @@ func main() {
 	}
 }
 
-// plan is how long and how large the phases are.
-type plan struct {
-	rounds  int
-	warmup  load.Config
-	kib     load.Config // records of 1 KiB
-	small   load.Config // records of 100 B
-	latency load.Config // records of 1 KiB at 5 MB/s
-	// lastFlush is how long after the last record a broker may still flush, and
-	// idle how long it must then stay quiet.
-	lastFlush, idle time.Duration
+// page is one page of results.
+type page struct {
+	name string
+	file string // in test/bench
+	// make measures, and returns the text.
+	make func(context.Context, contest) (string, error)
 }
 
-func newPlan(rounds int, smoke bool) plan {
-	defaults := load.Defaults()
-	defaults.Duration, defaults.BytesMax = 15*time.Second, 3<<30
-	idle := 15 * time.Second
-	if smoke {
-		rounds, idle = 1, 2*time.Second
-		defaults.Duration, defaults.BytesMax = 3*time.Second, 256<<20
-	}
-	p := plan{rounds: rounds, warmup: defaults, kib: defaults, small: defaults, latency: defaults, lastFlush: 10 * time.Second, idle: idle}
-	p.small.RecordBytes = 100
-	if !smoke {
-		// A JVM takes some gigabytes until its cost per byte no longer falls.
-		p.warmup.Duration, p.warmup.BytesMax = 45*time.Second, 6<<30
-	}
-	for _, throughput := range []*load.Config{&p.warmup, &p.kib, &p.small} {
-		throughput.Phases = load.Phases{Produce: true, Consume: true}
-	}
-	p.latency.Phases = load.Phases{Latency: true}
-	return p
+var pages = []page{{"records", "RESULTS.md", recordsPage}, {"transactions", "TRANSACTIONS.md", transactionsPage}}
+
+// contest is what the pages have in common.
+type contest struct {
+	contenders [2]contender // Varve comes first
+	rounds     int
+	smoke      bool // phases are short
 }
 
-// compare runs the whole plan and reports it.
-func compare(ctx context.Context, rounds int, smoke bool) error {
+// compare makes the pages.
+func compare(ctx context.Context, rounds int, smoke bool, only string) error {
 	if rounds < 1 {
 		return fmt.Errorf("--rounds: %d, want at least 1", rounds)
+	}
+	if only != "" && only != pages[0].name && only != pages[1].name {
+		return fmt.Errorf("--only: %q, want %s or %s", only, pages[0].name, pages[1].name)
 	}
 	root, err := servers.Root()
 	if err != nil {
 		return err
 	}
-	p := newPlan(rounds, smoke)
 	contenders, err := newContenders(ctx)
 	if err != nil {
 		return err
 	}
-	runs := make([][]run, len(contenders))
-	began := time.Now()
-	for round := range p.rounds {
-		for i, c := range contenders {
-			progress("round %d of %d: %s", round+1, p.rounds, c.name)
-			r, err := p.run(ctx, c)
-			if err != nil {
-				return fmt.Errorf("round %d: %s: %w", round+1, c.name, err)
-			}
-			runs[i] = append(runs[i], r)
-		}
-	}
-	text := results{plan: p, machine: report.Machine(), contenders: contenders, runs: runs, began: began, took: time.Since(began)}.markdown()
-	fmt.Print(text)
 	if smoke {
-		return nil
+		rounds = 1
 	}
-	name := filepath.Join(root, "test", "bench", "RESULTS.md")
-	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
-		return fmt.Errorf("write results: %w", err)
+	for _, p := range pages {
+		if only != "" && only != p.name {
+			continue
+		}
+		progress("%s", p.name)
+		text, err := p.make(ctx, contest{contenders: contenders, rounds: rounds, smoke: smoke})
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+		fmt.Print(text)
+		if smoke {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(root, "test", "bench", p.file), []byte(text), 0o644); err != nil {
+			return fmt.Errorf("write results: %w", err)
+		}
 	}
 	return nil
 }

@@ -10,14 +10,11 @@ import (
 	"github.com/varve-io/varve/test/bench/report"
 )
 
-// results is everything that one call of the command measured.
+// results is everything that was measured of records.
 type results struct {
-	plan       plan
-	machine    string
-	contenders []contender
-	runs       [][]run // by contender, then round
-	began      time.Time
-	took       time.Duration
+	plan plan
+	setting
+	runs [2][]run // by contender, then round
 }
 
 // What a page of the comparison is made of.
@@ -145,22 +142,11 @@ func (r results) markdown() string {
 	var b strings.Builder
 	b.WriteString("# How fast Varve is, beside Apache Kafka\n\n")
 	b.WriteString("Written by `go run ./test/bench/compare`, whose package comment says what makes the comparison fair. Not to be edited.\n\n")
-	r.writeSetting(&b)
-	names := [2]string{r.contenders[0].name, r.contenders[1].name}
-	report.WriteComparison(&b, names, sections(r.plan), [2][]run{r.runs[0], r.runs[1]})
+	c := r.plan.kib
+	r.write(&b, fmt.Sprintf("acks=all, idempotent, %d partitions, %d connections with up to 5 requests open, uncompressed batches of at most %d KiB, one per partition in a request;\n"+
+		"  each phase ends after %v or %.1f GB. Fetches ask for 1 MiB per partition.", c.Partitions, c.Connections, c.BatchBytes>>10, c.Duration, float64(c.BytesMax)/1e9))
+	b.WriteString("What idempotence and transactions cost is in [TRANSACTIONS.md](TRANSACTIONS.md).\n\n")
+	report.WriteComparison(&b, r.names(), sections(r.plan), r.runs)
 	r.writeAims(&b)
 	return b.String()
-}
-
-// writeSetting says on what and with what the numbers were made.
-func (r results) writeSetting(b *strings.Builder) {
-	c := r.plan.kib
-	fmt.Fprintf(b, "- Machine: %s\n", r.machine)
-	for _, contender := range r.contenders {
-		fmt.Fprintf(b, "- %s %s\n", contender.name, contender.version)
-	}
-	fmt.Fprintf(b, "- %s, %d rounds, %v in all. Clients and broker share the machine.\n",
-		r.began.UTC().Format("2006-01-02 15:04 UTC"), r.plan.rounds, r.took.Round(time.Second))
-	fmt.Fprintf(b, "- Load: acks=all, idempotent, %d partitions, %d connections with up to 5 requests open, uncompressed batches of at most %d KiB, one per partition in a request;\n"+
-		"  each phase ends after %v or %.1f GB. Fetches ask for 1 MiB per partition.\n\n", c.Partitions, c.Connections, c.BatchBytes>>10, c.Duration, float64(c.BytesMax)/1e9)
 }

@@ -25,11 +25,13 @@ func aRun(produce int64, puts float64) run {
 	return r
 }
 
+var twoContenders = contest{contenders: [2]contender{{name: "Varve", version: "at abc"}, {name: "Apache Kafka", version: "4.3"}}, rounds: 3}
+
 func TestMarkdown(t *testing.T) {
 	r := results{
-		plan:       newPlan(3, false),
-		contenders: []contender{{name: "Varve", version: "at abc"}, {name: "Apache Kafka", version: "4.3"}},
-		runs: [][]run{
+		plan:    newPlan(false),
+		setting: setting{contest: twoContenders},
+		runs: [2][]run{
 			{aRun(300, 20), aRun(330, 30), aRun(310, 10)},
 			{aRun(210, 0), aRun(190, 0), aRun(200, 0)},
 		},
@@ -59,7 +61,7 @@ func TestMarkdown(t *testing.T) {
 // TestAimsAreMeasured holds the aims to the names of measures.
 func TestAimsAreMeasured(t *testing.T) {
 	names := make(map[string]bool)
-	for _, s := range sections(newPlan(1, true)) {
+	for _, s := range sections(newPlan(true)) {
 		for _, m := range s.Measures {
 			if names[m.Name] {
 				t.Errorf("two measures are called %q", m.Name)

@@ -21,7 +21,10 @@ func (o *open) produceFranz(ctx context.Context) error {
 		kgo.RecordPartitioner(kgo.RoundRobinPartitioner()),
 	}
 	if o.cfg.Acks == 1 {
-		options = append(options, kgo.RequiredAcks(kgo.LeaderAck()), kgo.DisableIdempotentWrite())
+		options = append(options, kgo.RequiredAcks(kgo.LeaderAck()))
+	}
+	if !o.cfg.idempotent() {
+		options = append(options, kgo.DisableIdempotentWrite())
 	}
 	client, err := kgo.NewClient(options...)
 	if err != nil {

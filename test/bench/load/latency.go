@@ -156,7 +156,7 @@ func (o *open) produceRaw(ctx context.Context) error {
 	if address := o.topic.leaders[0]; len(o.topic.shares(1)) > 1 {
 		return fmt.Errorf("the raw client measures one broker: not all partitions are led by %s; use --client %s", address, ClientFranz)
 	}
-	p, err := newProducer(ctx, o.cfg.Acks, o.topic, o.topic.shares(1)[0])
+	p, err := newProducer(ctx, o.cfg.idempotent(), o.topic, o.topic.shares(1)[0])
 	if err != nil {
 		return err
 	}

@@ -62,6 +62,8 @@ type Config struct {
 	BatchBytes int
 	// Acks is what producers ask for: -1 (all) or 1.
 	Acks int16
+	// NotIdempotent has producers not number their batches (enable.idempotence=false). With Acks 1 they never do.
+	NotIdempotent bool
 	// Partitions is the number of partitions of the topic each phase creates.
 	Partitions int
 	// Connections is the number of connections of the throughput phases. Each
@@ -125,6 +127,9 @@ func Defaults() Config {
 		Phases:      Phases{Produce: true, Consume: true, Latency: true},
 	}
 }
+
+// idempotent says whether producers number their batches.
+func (c Config) idempotent() bool { return c.Acks == -1 && !c.NotIdempotent }
 
 // Validate reports the first field that cannot be run with, naming the flag
 // that sets it.

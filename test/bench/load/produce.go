@@ -30,7 +30,7 @@ func runProduce(ctx context.Context, cfg Config, t *topic) (Throughput, error) {
 	group, connCtx := errgroup.WithContext(connCtx)
 	var producers []*producer
 	for _, s := range t.shares(cfg.Connections) {
-		p, err := newProducer(connCtx, cfg.Acks, t, s)
+		p, err := newProducer(connCtx, cfg.idempotent(), t, s)
 		if err != nil {
 			return Throughput{}, err
 		}
@@ -124,9 +124,8 @@ type flight struct {
 	due         schedule  // of the latency phase: the records in the request
 }
 
-// newProducer connects, and asks for a producer id where acks allows
-// idempotence.
-func newProducer(ctx context.Context, acks int16, t *topic, s share) (*producer, error) {
+// newProducer connects, and asks for a producer id if it is to be idempotent.
+func newProducer(ctx context.Context, idempotent bool, t *topic, s share) (*producer, error) {
 	c, err := dial(ctx, s.address)
 	if err != nil {
 		return nil, err
@@ -142,7 +141,7 @@ func newProducer(ctx context.Context, acks int16, t *topic, s share) (*producer,
 		return nil, err
 	}
 	p.version = request.Version
-	if acks != -1 {
+	if !idempotent {
 		return p, nil
 	}
 	p.identity, err = initProducerID(ctx, c)
@@ -222,10 +221,8 @@ func (p *producer) send(b *budget) error {
 	for correlation := int32(0); b.take(p.values); correlation++ {
 		p.slots <- struct{}{}
 		binary.BigEndian.PutUint32(p.frame[8:], uint32(correlation))
-		if p.identity != noProducer || correlation == 0 {
-			for i, batch := range p.batches {
-				seal(batch, p.identity, p.nextSequence(i, p.records))
-			}
+		for i, batch := range p.batches { // without idempotence too: a client makes the checksum of each batch that it sends
+			seal(batch, p.identity, p.nextSequence(i, p.records))
 		}
 		p.flight <- flight{
 			correlation: correlation,

@@ -53,6 +53,8 @@ public final class Driver {
             case "member" -> driver.member();
             case "seek" -> driver.seek();
             case "admin" -> driver.admin();
+            case "transact" -> new Transactions(driver.flags, driver.out).transact();
+            case "copy" -> new Transactions(driver.flags, driver.out).copy(driver.consumer());
             default -> throw new IllegalArgumentException("unknown verb " + args[0]);
         }
     }
@@ -89,9 +91,10 @@ public final class Driver {
         config.put("bootstrap.servers", flag("bootstrap"));
         config.put("auto.offset.reset", "earliest");
         config.put("enable.auto.commit", "false");
+        config.put("isolation.level", flags.getOrDefault("--isolation", "read_uncommitted"));
         if (flag("group") != null) {
             config.put("group.id", flag("group"));
-            config.put("session.timeout.ms", "10000");
+            config.put("session.timeout.ms", flags.getOrDefault("--session", "10000"));
             config.put("heartbeat.interval.ms", "500");
         }
         if (flag("max") != null) {
@@ -100,7 +103,7 @@ public final class Driver {
         return new KafkaConsumer<>(config, new StringDeserializer(), new StringDeserializer());
     }
 
-    private void show(ConsumerRecord<String, String> record) {
+    static void show(PrintStream out, ConsumerRecord<String, String> record) {
         out.printf("record\t%d\t%d\t%s\t%s%n", record.partition(), record.offset(), record.key(), record.value());
     }
 
@@ -114,7 +117,7 @@ public final class Driver {
             }
             for (ConsumerRecord<String, String> record : consumer.poll(Duration.ofMillis(200))) {
                 if (seen < max()) {
-                    show(record);
+                    show(out, record);
                     seen++;
                     next.put(new TopicPartition(record.topic(), record.partition()), new OffsetAndMetadata(record.offset() + 1));
                 }
@@ -177,14 +180,14 @@ public final class Driver {
             });
             Thread end = endOfInput();
             while (end.isAlive()) {
-                consumer.poll(Duration.ofMillis(100)).forEach(this::show);
+                consumer.poll(Duration.ofMillis(100)).forEach(each -> show(out, each));
                 consumer.commitSync();
             }
         }
     }
 
     /** A thread that lives until standard input ends. */
-    private static Thread endOfInput() {
+    static Thread endOfInput() {
         Thread thread = new Thread(() -> {
             try {
                 System.in.transferTo(PrintStream.nullOutputStream());

@@ -2,6 +2,7 @@
 'use strict'
 
 const { once } = require('node:events')
+const { createInterface } = require('node:readline')
 const { buffer } = require('node:stream/consumers')
 const { setTimeout: pause } = require('node:timers/promises')
 const { parseArgs } = require('node:util')
@@ -12,6 +13,7 @@ const zstd = require('@bokuweb/zstd-wasm')
 
 const limitMillis = 60_000
 const deadline = Date.now() + limitMillis
+const abortedOf = 3 // of so many transactions, the verb copy aborts one
 
 // KafkaJS itself has gzip only; it takes the other codecs as plug-ins.
 CompressionCodecs[CompressionTypes.Snappy] = snappy
@@ -41,6 +43,12 @@ const { positionals, values: flags } = parseArgs({
     group: { type: 'string' },
     max: { type: 'string', default: '0' },
     timestamp: { type: 'string' },
+    isolation: { type: 'string', default: 'read_uncommitted' },
+    id: { type: 'string' },
+    timeout: { type: 'string' },
+    session: { type: 'string', default: '10000' },
+    to: { type: 'string' },
+    stall: { type: 'string' },
   },
 })
 const max = Number(flags.max)
@@ -54,7 +62,8 @@ function newConsumer() {
   return kafka.consumer({
     groupId: flags.group ?? `compat-${process.pid}-${Date.now()}`,
     heartbeatInterval: 500,
-    sessionTimeout: 10_000,
+    sessionTimeout: Number(flags.session),
+    readUncommitted: flags.isolation !== 'read_committed',
     maxWaitTimeInMs: 200,
   })
 }
@@ -182,7 +191,93 @@ async function administer() {
   await admin.disconnect()
 }
 
-const verbs = { produce, consume, resume, member, seek, admin: administer }
+// newTransactional makes a producer. KafkaJS initializes it with its first transaction.
+function newTransactional() {
+  return kafka.producer({ transactionalId: flags.id, transactionTimeout: Number(flags.timeout), maxInFlightRequests: 1 })
+}
+
+async function transact() {
+  const producer = newTransactional()
+  await producer.connect()
+  let transaction
+  const steps = {
+    begin: async () => {
+      transaction = await producer.transaction()
+    },
+    send: (topic, partition, key, value) =>
+      transaction.send({ topic, messages: [{ partition: Number(partition), key, value }] }),
+    flush: async () => {}, // send has waited
+    offset: (consumerGroupId, topic, partition, offset) =>
+      transaction.sendOffsets({ consumerGroupId, topics: [{ topic, partitions: [{ partition: Number(partition), offset }] }] }),
+    commit: () => transaction.commit(),
+    abort: () => transaction.abort(),
+  }
+  console.log('ready')
+  for await (const line of createInterface({ input: process.stdin })) {
+    const [step, ...args] = line.split('\t')
+    try {
+      await steps[step](...args)
+      console.log('done')
+    } catch (error) {
+      console.log(`refused\t${error.type ?? error.name}`)
+    }
+  }
+  await producer.disconnect()
+}
+
+async function copy() {
+  const producer = newTransactional()
+  await producer.connect()
+  const consumer = newConsumer()
+  await consumer.connect()
+  await consumer.subscribe({ topics: [flags.topic], fromBeginning: true })
+  let transactions = 0
+
+  // copied copies some messages in one transaction, and tells whether they were committed.
+  async function copied(partition, messages) {
+    const transaction = await producer.transaction()
+    const copies = messages.map(({ key, value }) => ({ partition, key, value }))
+    await transaction.send({ topic: flags.to, messages: copies })
+    const offset = String(Number(messages.at(-1).offset) + 1)
+    await transaction.sendOffsets({
+      consumerGroupId: flags.group,
+      topics: [{ topic: flags.topic, partitions: [{ partition, offset }] }],
+    })
+    transactions++
+    if (messages.some(({ key }) => key.toString() === flags.stall)) {
+      console.log('stalled')
+      await new Promise(() => {})
+    }
+    if (transactions % abortedOf === 0) {
+      await transaction.abort()
+      return false
+    }
+    await transaction.commit()
+    return true
+  }
+
+  await consumer.run({
+    autoCommit: false,
+    eachBatchAutoResolve: false,
+    eachBatch: async ({ batch: { partition, messages }, resolveOffset, heartbeat }) => {
+      for (let at = 0; at < messages.length; at += max) {
+        const some = messages.slice(at, at + max)
+        while (!(await copied(partition, some))) await heartbeat()
+        for (const message of some) {
+          show({ partition, message })
+          resolveOffset(message.offset)
+        }
+        await heartbeat()
+      }
+    },
+  })
+  process.stdin.resume()
+  await once(process.stdin, 'end')
+  await consumer.disconnect()
+  await producer.disconnect()
+}
+
+const verbs = { produce, consume, resume, member, seek, admin: administer, transact, copy }
 
 async function main() {
   await zstd.init()

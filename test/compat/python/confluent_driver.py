@@ -44,6 +44,7 @@ class Confluent(driver.Client):
             "enable.auto.commit": False,
             "session.timeout.ms": self.job.session,
             "heartbeat.interval.ms": 500,
+            "isolation.level": self.job.isolation,
         })
 
     def poll(self, consumer):
@@ -93,6 +94,85 @@ class Confluent(driver.Client):
         consumer.assign(found)
         self.poll(consumer)
         consumer.close()
+
+    def begin_transactions(self):
+        self.producer = Producer({
+            "bootstrap.servers": self.job.bootstrap,
+            "transactional.id": self.job.id,
+            "transaction.timeout.ms": self.job.timeout,
+        })
+        self.producer.init_transactions()
+
+    def name_of(self, error):
+        return error.args[0].name() if isinstance(error, KafkaException) else super().name_of(error)
+
+    def step_begin(self):
+        self.producer.begin_transaction()
+
+    def step_send(self, topic, partition, key, value):
+        self.producer.produce(topic, partition=int(partition), key=key, value=value)
+
+    def step_flush(self):
+        self.producer.flush()
+
+    def step_offset(self, group, topic, partition, offset):
+        consumer = Consumer({"bootstrap.servers": self.job.bootstrap, "group.id": group})
+        metadata = consumer.consumer_group_metadata()
+        self.producer.send_offsets_to_transaction([TopicPartition(topic, int(partition), int(offset))], metadata)
+        consumer.close()
+
+    def step_commit(self):
+        self.producer.commit_transaction()
+
+    def step_abort(self):
+        self.producer.abort_transaction()
+
+    def copy(self):
+        self.begin_transactions()
+        consumer = self.consumer()
+        consumer.subscribe([self.job.topic])
+        ended = driver.end_of_input()
+        transaction = 0
+        while not ended.is_set():
+            messages = consumer.consume(self.job.max, timeout=0.1)
+            for message in messages:
+                if message.error():
+                    raise KafkaException(message.error())
+            if not messages:
+                continue
+            transaction += 1
+            if self.copied(consumer, messages, transaction):
+                for message in messages:
+                    self.show(message.partition(), message.offset(), message.key(), message.value())
+            else:
+                self.rewind(consumer)
+        consumer.close()
+
+    def copied(self, consumer, messages, transaction):
+        """Copies some records in one transaction, and tells whether they were committed."""
+        try:
+            self.producer.begin_transaction()
+            for message in messages:
+                self.producer.produce(self.job.to, partition=message.partition(), key=message.key(), value=message.value())
+            self.producer.send_offsets_to_transaction(consumer.position(consumer.assignment()), consumer.consumer_group_metadata())
+            self.producer.flush()
+            if any(message.key().decode() == self.job.stall for message in messages):
+                self.stall()
+            if transaction % driver.ABORTED:
+                self.producer.commit_transaction()
+                return True
+        except KafkaException as e:
+            if not e.args[0].txn_requires_abort():  # the group may have moved on meanwhile
+                raise
+        self.producer.abort_transaction()
+        return False
+
+    def rewind(self, consumer):
+        """Returns to what the group has committed."""
+        for partition in consumer.committed(consumer.assignment()):
+            if partition.offset < 0:
+                partition.offset = OFFSET_BEGINNING
+            consumer.seek(partition)
 
     def admin(self):
         self.administrator = AdminClient({"bootstrap.servers": self.job.bootstrap})

@@ -8,6 +8,7 @@ import time
 
 LIMIT_SECONDS = 60
 RETENTION = "retention.ms"
+ABORTED = 3  # of so many transactions, the verb copy aborts one
 
 
 class Client:
@@ -47,6 +48,25 @@ class Client:
         self.eventually("describe after delete", lambda: self.partitions() == 0)
         print("deleted")
 
+    def transact(self):
+        """Does what standard input says, step by step; the subclass has a method per step."""
+        self.begin_transactions()
+        print("ready", flush=True)
+        for line in sys.stdin.buffer:
+            step, *args = line.decode().rstrip("\n").split("\t")
+            try:
+                getattr(self, "step_" + step)(*args)
+                print("done", flush=True)
+            except Exception as e:
+                print("refused", self.name_of(e), sep="\t", flush=True)
+
+    def name_of(self, error):
+        return type(error).__name__
+
+    def stall(self):
+        print("stalled", flush=True)
+        threading.Event().wait()
+
     def await_partitions(self, want):
         self.eventually("describe", lambda: self.partitions() == want)
         print("partitions", want)
@@ -76,15 +96,20 @@ def end_of_input():
 
 def main(client):
     parser = argparse.ArgumentParser()
-    parser.add_argument("verb", choices=["produce", "consume", "resume", "member", "seek", "admin"])
+    parser.add_argument("verb", choices=["produce", "consume", "resume", "member", "seek", "admin", "transact", "copy"])
     parser.add_argument("--bootstrap", required=True)
-    parser.add_argument("--topic", required=True)
+    parser.add_argument("--topic", default="")
     parser.add_argument("--codec", default="none")
     parser.add_argument("--idempotent", default="false")
     parser.add_argument("--group")
     parser.add_argument("--session", type=int, default=10000)  # milliseconds
     parser.add_argument("--max", type=int, default=0)
     parser.add_argument("--timestamp", type=int, default=0)
+    parser.add_argument("--isolation", default="read_uncommitted")
+    parser.add_argument("--id")
+    parser.add_argument("--timeout", type=int)  # milliseconds
+    parser.add_argument("--to")
+    parser.add_argument("--stall", default="")
     job = parser.parse_args()
     job.topics = job.topic.split(",")
     job.idempotent = job.idempotent == "true"

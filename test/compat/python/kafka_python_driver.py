@@ -1,7 +1,15 @@
 """The compatibility driver of kafka-python."""
 
-from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import (
+    ConsumerRebalanceListener,
+    KafkaAdminClient,
+    KafkaConsumer,
+    KafkaProducer,
+    OffsetAndMetadata,
+    TopicPartition,
+)
 from kafka.admin import ConfigResource, ConfigResourceType, NewPartitions, NewTopic
+from kafka.errors import KafkaError
 
 import driver
 
@@ -29,6 +37,7 @@ class KafkaPython(driver.Client):
             enable_auto_commit=False,
             session_timeout_ms=self.job.session,
             heartbeat_interval_ms=500,
+            isolation_level=self.job.isolation,
         )
 
     def subscribe(self, consumer, **listener):
@@ -87,6 +96,80 @@ class KafkaPython(driver.Client):
         consumer.seek(partition, consumer.offsets_for_times({partition: self.job.timestamp})[partition].offset)
         self.poll(consumer)
         consumer.close()
+
+    def begin_transactions(self):
+        self.producer = KafkaProducer(
+            bootstrap_servers=self.job.bootstrap,
+            transactional_id=self.job.id,
+            transaction_timeout_ms=self.job.timeout,
+        )
+        self.producer.init_transactions()
+
+    def step_begin(self):
+        self.producer.begin_transaction()
+
+    def step_send(self, topic, partition, key, value):
+        self.producer.send(topic, partition=int(partition), key=key.encode(), value=value.encode())
+
+    def step_flush(self):
+        self.producer.flush()
+
+    def step_offset(self, group, topic, partition, offset):
+        self.producer.send_offsets_to_transaction(
+            {TopicPartition(topic, int(partition)): OffsetAndMetadata(int(offset), "", -1)}, group)
+
+    def step_commit(self):
+        self.producer.commit_transaction()
+
+    def step_abort(self):
+        self.producer.abort_transaction()
+
+    def copy(self):
+        self.begin_transactions()
+        consumer = self.consumer()
+        self.subscribe(consumer)
+        ended = driver.end_of_input()
+        transaction = 0
+        while not ended.is_set():
+            batches = consumer.poll(timeout_ms=100, max_records=self.job.max)
+            if not batches:
+                continue
+            transaction += 1
+            records = [record for batch in batches.values() for record in batch]
+            if self.copied(consumer, records, transaction):
+                for record in records:
+                    self.show(record.partition, record.offset, record.key, record.value)
+            else:
+                self.rewind(consumer)
+        consumer.close()
+
+    def copied(self, consumer, records, transaction):
+        """Copies some records in one transaction, and tells whether they were committed."""
+        try:
+            self.producer.begin_transaction()
+            for record in records:
+                self.producer.send(self.job.to, partition=record.partition, key=record.key, value=record.value)
+            offsets = {p: OffsetAndMetadata(consumer.position(p), "", -1) for p in consumer.assignment()}
+            self.producer.send_offsets_to_transaction(offsets, consumer.group_metadata())
+            self.producer.flush()
+            if any(record.key.decode() == self.job.stall for record in records):
+                self.stall()
+            if transaction % driver.ABORTED:
+                self.producer.commit_transaction()
+                return True
+        except KafkaError:
+            pass  # the group may have moved on meanwhile; what cannot be aborted is refused again
+        self.producer.abort_transaction()
+        return False
+
+    def rewind(self, consumer):
+        """Returns to what the group has committed."""
+        for partition in consumer.assignment():
+            offset = consumer.committed(partition)
+            if offset is None:
+                consumer.seek_to_beginning(partition)
+            else:
+                consumer.seek(partition, offset)
 
     def admin(self):
         self.administrator = KafkaAdminClient(bootstrap_servers=self.job.bootstrap)

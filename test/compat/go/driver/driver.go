@@ -38,6 +38,15 @@ type Job struct {
 	Max        int
 	// Since is the time to seek to.
 	Since time.Time
+	// ReadCommitted is whether to see committed records only; else all.
+	ReadCommitted bool
+	// ID is the transactional id, Timeout that of its transactions.
+	ID      string
+	Timeout time.Duration
+	// Session is the session timeout of a group's member.
+	Session time.Duration
+	// To is the topic to copy to, Stall the key of the record in whose transaction to stop doing so.
+	To, Stall string
 }
 
 // Topic is the only topic of verbs that work on one.
@@ -123,8 +132,8 @@ func run(client Client, args []string) error {
 		return errors.New("no verb given")
 	}
 	var job Job
-	var topics, idempotent string
-	var since int64
+	var topics, idempotent, isolation string
+	var since, timeout, session int64
 	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	flags.StringVar(&job.Bootstrap, "bootstrap", "", "address of the broker")
 	flags.StringVar(&topics, "topic", "", "topics, separated by commas")
@@ -133,10 +142,18 @@ func run(client Client, args []string) error {
 	flags.StringVar(&job.Group, "group", "", "consumer group")
 	flags.IntVar(&job.Max, "max", 0, "records to consume")
 	flags.Int64Var(&since, "timestamp", 0, "time to seek to, milliseconds since 1970")
+	flags.StringVar(&isolation, "isolation", "read_uncommitted", "read_committed or read_uncommitted")
+	flags.StringVar(&job.ID, "id", "", "transactional id")
+	flags.Int64Var(&timeout, "timeout", 0, "timeout of transactions, milliseconds")
+	flags.Int64Var(&session, "session", 10_000, "session timeout of a group's member, milliseconds")
+	flags.StringVar(&job.To, "to", "", "topic to copy to")
+	flags.StringVar(&job.Stall, "stall", "", "key of the record in whose transaction to stop copying")
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
 	}
 	job.Topics, job.Idempotent, job.Since = strings.Split(topics, ","), idempotent == "true", time.UnixMilli(since)
+	job.ReadCommitted = isolation == "read_committed"
+	job.Timeout, job.Session = time.Duration(timeout)*time.Millisecond, time.Duration(session)*time.Millisecond
 
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
@@ -158,6 +175,14 @@ func run(client Client, args []string) error {
 		return client.Seek(ctx, job, out)
 	case "admin":
 		return client.Admin(ctx, job, out)
+	}
+	if with, ok := client.(Transactional); ok {
+		switch args[0] {
+		case "transact":
+			return transact(ctx, with, job, os.Stdin, out)
+		case "copy":
+			return with.Copy(untilEnd(os.Stdin), job, out)
+		}
 	}
 	return fmt.Errorf("unknown verb %q", args[0])
 }

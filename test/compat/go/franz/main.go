@@ -46,6 +46,14 @@ func (franz) Produce(ctx context.Context, job driver.Job, records []driver.Recor
 	return client.ProduceSync(ctx, batch...).FirstErr()
 }
 
+// isolation is what a consumer sees.
+func isolation(job driver.Job) kgo.Opt {
+	if job.ReadCommitted {
+		return kgo.FetchIsolationLevel(kgo.ReadCommitted())
+	}
+	return kgo.FetchIsolationLevel(kgo.ReadUncommitted())
+}
+
 // poll prints records until there are max of them, and returns those.
 func poll(ctx context.Context, client *kgo.Client, maximum int, out *driver.Output) ([]*kgo.Record, error) {
 	var seen []*kgo.Record
@@ -64,7 +72,7 @@ func poll(ctx context.Context, client *kgo.Client, maximum int, out *driver.Outp
 
 func (franz) Consume(ctx context.Context, job driver.Job, out *driver.Output) error {
 	client, err := kgo.NewClient(kgo.SeedBrokers(job.Bootstrap), kgo.ConsumeTopics(job.Topics...),
-		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), isolation(job))
 	if err != nil {
 		return err
 	}
@@ -105,7 +113,7 @@ func (franz) Member(ctx context.Context, job driver.Job, out *driver.Output) err
 		}
 	}
 	client, err := kgo.NewClient(kgo.SeedBrokers(job.Bootstrap), kgo.ConsumerGroup(job.Group), kgo.ConsumeTopics(job.Topic()),
-		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.HeartbeatInterval(500*time.Millisecond), kgo.SessionTimeout(10*time.Second),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.HeartbeatInterval(500*time.Millisecond), kgo.SessionTimeout(job.Session),
 		kgo.OnPartitionsAssigned(change(true)), kgo.OnPartitionsRevoked(change(false)), kgo.OnPartitionsLost(change(false)))
 	if err != nil {
 		return err
@@ -125,7 +133,7 @@ func (franz) Member(ctx context.Context, job driver.Job, out *driver.Output) err
 
 func (franz) Seek(ctx context.Context, job driver.Job, out *driver.Output) error {
 	from := kgo.NewOffset().AfterMilli(job.Since.UnixMilli())
-	client, err := kgo.NewClient(kgo.SeedBrokers(job.Bootstrap),
+	client, err := kgo.NewClient(kgo.SeedBrokers(job.Bootstrap), isolation(job),
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{job.Topic(): {0: from}}))
 	if err != nil {
 		return err

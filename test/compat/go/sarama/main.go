@@ -54,32 +54,27 @@ func (client) Produce(_ context.Context, job driver.Job, records []driver.Record
 	return errors.Join(producer.SendMessages(messages), producer.Close())
 }
 
-// consume prints records of partition 0 of a topic from an offset on until out has printed job.Max in all.
-func consume(ctx context.Context, consumer sarama.Consumer, topic string, from int64, until int64, out *driver.Output) error {
+// consume prints some records of partition 0 of a topic, from an offset on.
+func consume(ctx context.Context, consumer sarama.Consumer, topic string, from int64, count int, out *driver.Output) error {
 	partition, err := consumer.ConsumePartition(topic, 0, from)
 	if err != nil {
 		return fmt.Errorf("consume %s: %w", topic, err)
 	}
-	for next := int64(-1); next < until; {
+	for seen := range count {
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("consume %s, at offset %d of %d: %w", topic, next, until, ctx.Err())
+			return fmt.Errorf("consume %s, after %d of %d records: %w", topic, seen, count, ctx.Err())
 		case m := <-partition.Messages():
 			out.Record(driver.Record{Partition: m.Partition, Offset: m.Offset, Key: m.Key, Value: m.Value})
-			next = m.Offset + 1
 		}
 	}
 	return partition.Close()
 }
 
 func (client) Consume(ctx context.Context, job driver.Job, out *driver.Output) error {
-	return with(job, func(c sarama.Client, consumer sarama.Consumer) error {
+	return with(job, func(_ sarama.Client, consumer sarama.Consumer) error {
 		for _, topic := range job.Topics {
-			end, err := c.GetOffset(topic, 0, sarama.OffsetNewest)
-			if err != nil {
-				return fmt.Errorf("end of %s: %w", topic, err)
-			}
-			if err := consume(ctx, consumer, topic, sarama.OffsetOldest, end, out); err != nil {
+			if err := consume(ctx, consumer, topic, sarama.OffsetOldest, job.Max/len(job.Topics), out); err != nil {
 				return err
 			}
 		}
@@ -88,7 +83,11 @@ func (client) Consume(ctx context.Context, job driver.Job, out *driver.Output) e
 }
 
 func with(job driver.Job, use func(sarama.Client, sarama.Consumer) error) error {
-	c, err := sarama.NewClient([]string{job.Bootstrap}, config())
+	configured := config()
+	if job.ReadCommitted {
+		configured.Consumer.IsolationLevel = sarama.ReadCommitted
+	}
+	c, err := sarama.NewClient([]string{job.Bootstrap}, configured)
 	if err != nil {
 		return err
 	}
@@ -105,7 +104,7 @@ func (client) Seek(ctx context.Context, job driver.Job, out *driver.Output) erro
 		if err != nil {
 			return fmt.Errorf("offset at %v: %w", job.Since, err)
 		}
-		return consume(ctx, consumer, job.Topic(), from, from+int64(job.Max), out)
+		return consume(ctx, consumer, job.Topic(), from, job.Max, out)
 	})
 }
 

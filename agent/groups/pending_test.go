@@ -8,6 +8,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kmsg"
+
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/mem"
 	"github.com/varve-io/varve/protocol"
@@ -37,7 +39,7 @@ func TestAgentDiesWhileItVerifies(t *testing.T) {
 			inBubble(t, func(t *testing.T, c *cluster) {
 				a := c.start(1)
 				code(t, "commit", a.commit("g", nobody, "orders", 0, 10), protocol.None)
-				c.txns.hold()
+				c.txns.hold(0)
 				sent := later(func() int16 { return a.send("g", 7, 5, "orders", 0, 20) })
 				pending(t, sent, "send")
 				a.stop()
@@ -64,7 +66,7 @@ func TestAgentDiesWhileItVerifies(t *testing.T) {
 func TestUpkeepFindsWhatWasLeftPending(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *cluster) {
 		a := c.start(1)
-		c.txns.hold()
+		c.txns.hold(0)
 		sent := later(func() int16 { return a.send("g", 7, 5, "orders", 0, 20) })
 		pending(t, sent, "send")
 		a.stop()
@@ -84,7 +86,7 @@ func TestSenderComesAgain(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *cluster) {
 		a := c.start(1)
 		c.txns.set(7, producer{epoch: 5})
-		c.txns.hold()
+		c.txns.hold(0)
 		sent := later(func() int16 { return a.send("g", 7, 5, "orders", 0, 20) })
 		pending(t, sent, "send")
 		a.stop()
@@ -122,15 +124,15 @@ func TestMarkerAfterTakeover(t *testing.T) {
 			code(t, "send", a.send(groups[i], 7, 0, "orders", 0, int64(i)), protocol.None)
 		}
 		a.stop()
-		err := a.EndTransaction(t.Context(), 0, 7, 1, true, true)
+		err := a.EndTransaction(t.Context(), 0, Marker{Producer: 7, Epoch: 1, Strict: true, Commit: true})
 		equal(t, "marker to who has ended", protocol.CodeOf(err), protocol.NotCoordinator)
 		b := c.start(2)
 		c.store.Inject(mem.Fault{Call: mem.CallList, Kind: mem.Unavailable})
-		err = b.EndTransaction(t.Context(), 0, 7, 1, true, true)
+		err = b.EndTransaction(t.Context(), 0, Marker{Producer: 7, Epoch: 1, Strict: true, Commit: true})
 		equal(t, "marker while the store is away", protocol.CodeOf(err), protocol.CoordinatorLoadInProgress)
 		c.store.Heal()
 		for shard := range coordinator.ShardID(testShards) {
-			if err := b.EndTransaction(t.Context(), shard, 7, 1, true, true); err != nil {
+			if err := b.EndTransaction(t.Context(), shard, Marker{Producer: 7, Epoch: 1, Strict: true, Commit: true}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -148,16 +150,16 @@ func TestTransactionsAtADeposedAgent(t *testing.T) {
 		a := c.start(1)
 		c.txns.set(7, producer{})
 		code(t, "send", a.send("g", 7, 0, "orders", 0, 20), protocol.None)
-		release := c.txns.hold()
+		release := c.txns.hold(1)
 		sent := later(func() int16 { return a.send("g", 7, 0, "orders", 1, 21) })
 		pending(t, sent, "send")
 		a.sealed.Store(true)
 		release()
 		code(t, "send", <-sent, protocol.CoordinatorLoadInProgress)
-		err := a.EndTransaction(t.Context(), shardOf("g"), 8, 1, true, true)
+		err := a.EndTransaction(t.Context(), shardOf("g"), Marker{Producer: 8, Epoch: 1, Strict: true, Commit: true})
 		equal(t, "marker", protocol.CodeOf(err), protocol.NotCoordinator)
 		a.lose()
-		err = a.EndTransaction(t.Context(), shardOf("g"), 7, 1, true, true)
+		err = a.EndTransaction(t.Context(), shardOf("g"), Marker{Producer: 7, Epoch: 1, Strict: true, Commit: true})
 		equal(t, "marker", protocol.CodeOf(err), protocol.NotCoordinator)
 	})
 }
@@ -179,7 +181,7 @@ func TestResignWithTransactions(t *testing.T) {
 			to.mu.Unlock()
 		}
 		move(a, b, 3)
-		equal(t, "marker", protocol.CodeOf(a.EndTransaction(t.Context(), shard, 7, 1, true, true)), protocol.NotCoordinator)
+		equal(t, "marker", protocol.CodeOf(a.EndTransaction(t.Context(), shard, Marker{Producer: 7, Epoch: 1, Strict: true, Commit: true})), protocol.NotCoordinator)
 		equal(t, "index of who resigned", len(a.producers), 0)
 		code(t, "send", b.send("g", 7, 0, "orders", 1, 21), protocol.None)
 		move(b, a, 4)
@@ -202,12 +204,12 @@ func TestMarkerOvertakesARequest(t *testing.T) {
 			a := c.start(1)
 			c.txns.set(7, producer{})
 			code(t, "send", a.send("g", 7, 0, "orders", 0, 20), protocol.None)
-			release := c.txns.hold()
+			release := c.txns.hold(1)
 			sent := later(func() int16 { return a.send("g", 7, 0, "orders", 1, 21) })
 			pending(t, sent, "send")
 			equal(t, "offset", a.stableOffset("g", "orders", 1), unstable)
 			code(t, "another request", a.send("g", 7, 0, "orders", 2, 22), protocol.CoordinatorLoadInProgress)
-			if err := a.EndTransaction(t.Context(), shardOf("g"), 7, test.epoch, test.strict, true); err != nil {
+			if err := a.EndTransaction(t.Context(), shardOf("g"), Marker{Producer: 7, Epoch: test.epoch, Strict: test.strict, Commit: true}); err != nil {
 				t.Fatal(err)
 			}
 			release()
@@ -226,14 +228,14 @@ func TestWritesOfTransactionsFail(t *testing.T) {
 		a.ledger.fail(coordinator.ErrNoSpace)
 		code(t, "send", a.send("g", 7, 0, "orders", 0, 20), protocol.CoordinatorNotAvailable)
 		equal(t, "offset", a.stableOffset("g", "orders", 0), -1)
-		equal(t, "questions", c.txns.asked, 0)
+		equal(t, "questions", c.txns.questions(), 0)
 		time.Sleep(6 * time.Second)
 		equal(t, "index", len(a.groupsOf(shardOf("g"), 7)), 0)
 
 		code(t, "send", a.send("g", 7, 0, "orders", 0, 20), protocol.None)
 		for _, commit := range []bool{true, false} { // the second marker may not be of another mind, but must do no harm
 			a.ledger.fail(coordinator.ErrNoSpace)
-			err := a.EndTransaction(t.Context(), shardOf("g"), 7, 1, true, commit)
+			err := a.EndTransaction(t.Context(), shardOf("g"), Marker{Producer: 7, Epoch: 1, Strict: true, Commit: commit})
 			equal(t, "marker", protocol.CodeOf(err), protocol.CoordinatorNotAvailable)
 			equal(t, "offset", a.stableOffset("g", "orders", 0), unstable)
 		}
@@ -256,7 +258,7 @@ func TestWritesOfTransactionsFail(t *testing.T) {
 func TestOwnerDoesNotWaitForVerification(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *cluster) {
 		a := c.start(1, func(cfg *Config) { cfg.WritesInFlightMax, cfg.MailboxMax = 2, 2 })
-		c.txns.hold()
+		c.txns.hold(0)
 		var sent []<-chan int16
 		for id := range protocol.ProducerID(10) {
 			sent = append(sent, later(func() int16 { return a.send("g", id, 0, "orders", int32(id), 1) }))
@@ -270,5 +272,86 @@ func TestOwnerDoesNotWaitForVerification(t *testing.T) {
 		}
 		equal(t, "time", time.Since(begin), 5*time.Second)
 		equalSlices(t, "pending", c.pendingKeys())
+	})
+}
+
+func TestTransactionsKeepOffsetsAndGroups(t *testing.T) {
+	inBubble(t, func(t *testing.T, c *cluster) {
+		a := c.start(1, func(cfg *Config) { cfg.OffsetsRetention = time.Hour })
+		for id := range protocol.ProducerID(2) {
+			c.txns.set(id, producer{})
+		}
+		code(t, "commit", a.commit("g", nobody, "orders", 0, 10), protocol.None)
+		code(t, "commit", a.commit("g", nobody, "orders", 1, 11), protocol.None)
+		code(t, "send", a.send("g", 0, 0, "orders", 0, 20), protocol.None)
+		code(t, "send", a.send("only pending", 1, 0, "orders", 0, 30), protocol.None)
+		time.Sleep(3 * time.Hour)
+		equal(t, "live", a.live(), 2)
+		equal(t, "expired", a.stableOffset("g", "orders", 1), -1)
+		equal(t, "kept", a.fetchOffset("g", "orders", 0), 10)
+		a.finish("g", 0, 0, false)
+		a.finish("only pending", 1, 0, false)
+		time.Sleep(time.Hour)
+		equalSlices(t, "listed", a.list())
+		equal(t, "live", a.live(), 0)
+		if items, _, _ := c.store.List(t.Context(), "", 0); len(items) != 0 {
+			t.Fatalf("left behind: %v", items)
+		}
+	})
+}
+
+func TestDeletionsTakeOutPendingOffsets(t *testing.T) {
+	inBubble(t, func(t *testing.T, c *cluster) {
+		a := c.start(1)
+		c.txns.set(7, producer{})
+		send := func() {
+			t.Helper()
+			code(t, "commit", a.commit("g", nobody, "orders", 0, 9), protocol.None)
+			code(t, "send", a.send("g", 7, 0, "orders", 0, 10), protocol.None)
+			code(t, "send", a.send("g", 7, 0, "orders", 1, 11), protocol.None)
+			code(t, "send", a.send("g", 7, 0, "bills", 0, 12), protocol.None)
+		}
+		send()
+		code(t, "delete offsets", a.OffsetDelete(t.Context(), deleteRequest("g", 0)).Topics[0].Partitions[0].ErrorCode, protocol.None)
+		equal(t, "offset", a.stableOffset("g", "orders", 0), -1)
+		equal(t, "offset", a.stableOffset("g", "orders", 1), unstable)
+		a.stop()
+		a = c.start(2)
+		a.finish("g", 7, 0, true)
+		equal(t, "offset", a.stableOffset("g", "orders", 0), -1)
+		equal(t, "offset", a.stableOffset("g", "orders", 1), 11)
+		equal(t, "offset", a.stableOffset("g", "bills", 0), -1)
+
+		send()
+		orders := c.topics["orders"]
+		delete(c.topics, "orders")
+		a.ledger.fail(coordinator.ErrNoSpace)
+		if err := a.TopicDeleted(t.Context(), "orders"); err == nil {
+			t.Fatal("no error")
+		}
+		equal(t, "offset", a.stableOffset("g", "orders", 1), unstable)
+		if err := a.TopicDeleted(t.Context(), "orders"); err != nil {
+			t.Fatal(err)
+		}
+		c.topics["orders"] = orders
+		equal(t, "offset", a.stableOffset("g", "orders", 1), -1)
+		equal(t, "offset", a.stableOffset("g", "bills", 0), unstable)
+		a.finish("g", 7, 0, true)
+		equal(t, "offset", a.stableOffset("g", "orders", 0), -1)
+		equal(t, "offset", a.stableOffset("g", "bills", 0), 12)
+
+		send()
+		del := &kmsg.DeleteGroupsRequest{Version: 2, Groups: []string{"g"}}
+		a.ledger.fail(coordinator.ErrNoSpace)
+		code(t, "delete", a.DeleteGroups(t.Context(), del).Groups[0].ErrorCode, protocol.CoordinatorNotAvailable)
+		synctest.Wait()
+		equal(t, "offset", a.stableOffset("g", "orders", 1), unstable)
+		code(t, "delete", a.DeleteGroups(t.Context(), del).Groups[0].ErrorCode, protocol.None)
+		a.finish("g", 7, 0, true)
+		equal(t, "offset", a.stableOffset("g", "orders", 0), -1)
+		equal(t, "state", a.state("g"), "Dead")
+		if items, _, _ := c.store.List(t.Context(), "", 0); len(items) != 0 {
+			t.Fatalf("left behind: %v", items)
+		}
 	})
 }

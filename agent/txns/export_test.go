@@ -1,0 +1,4 @@
+package txns
+
+// Expire lets the upkeep expire ids.
+func (c *Coordinator) Expire() { c.expire() }
