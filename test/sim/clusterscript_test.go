@@ -50,6 +50,7 @@ var clusterScripts = []struct {
 	{8, "dies after the decision", 4, diesAfterTheDecision, []breakage{openForgotten}},
 	{8, "a marker is not durable", 4, markerIsNotDurable, []breakage{oldLeaderMarks}},
 	{8, "a batch after the timeout", 3, batchAfterTheTimeout, nil},
+	{8, "a batch of what is over", 3, batchOfWhatIsOver, []breakage{unverified}},
 	{8, "the coordinator moves", 3, coordinatorMoves, []breakage{oldCoordinatorMarks}},
 	{8, "the leader moves", 3, leaderMovesWithOpenTransaction, []breakage{openForgottenByLeader}},
 	{8, "the group moves", 3, groupMovesWithOpenTransaction, []breakage{pendingForgotten}},

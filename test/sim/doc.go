@@ -87,6 +87,7 @@
 //	     dies after the decision                               a new coordinator forgets open transactions
 //	     a marker is not durable                               take markers for written that an old leader was sent
 //	     a batch after the timeout                             -
+//	     a batch of what is over                               let batches begin transactions that are not open
 //	     the coordinator moves                                 write markers of a deposed coordinator
 //	     the leader moves                                      a partition's new leader forgets open transactions
 //	     the group moves                                       a group's new leader forgets the offsets of open transactions
@@ -114,7 +115,7 @@
 // code, and want each to be found within some seeds; TestScriptBreakages wants a script to fail without its rule. TestTransactionBreakages does so for transactions: markers are
 // sent before the decision is durable, the high watermark is answered, the list of aborted transactions is left out, offsets are applied when they are sent, a stale epoch is
 // accepted, markers that an old leader was sent count as written, a new coordinator forgets open transactions. Not broken, since no boundary lies there: that a marker voids
-// a ticket (agent/partition).
+// a ticket (agent/partition), whose batch the producer's epoch keeps out as well.
 //
 //	go test ./test/sim                       some seconds, always the same seeds
 //	go test ./test/sim -seeds 5000           more seeds, and more clusters

@@ -48,5 +48,5 @@ var transactionBreakages = []breakage{
 
 // TestSameTransactionsSameTrace is TestSameSeedSameTrace for clusters with transactions.
 func TestSameTransactionsSameTrace(t *testing.T) {
-	sameTraces(t, transactions, 2)
+	sameTraces(t, transactions, 1)
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/varve-io/varve/coordinator"
 	txnrecord "github.com/varve-io/varve/coordinator/txn"
+	"github.com/varve-io/varve/protocol"
 )
 
 // The rules of transactions, each broken.
@@ -135,6 +136,21 @@ var oldLeaderMarks = breakage{name: "take markers for written that an old leader
 		done.Markers = append(done.Markers, marker)
 	}
 	return done, nil
+}}
+
+var unverified = breakage{name: "let batches begin transactions that are not open", askedFor: func(_ kmsg.Request, resp kmsg.Response, err error) (kmsg.Response, error) {
+	a, ok := resp.(*kmsg.AddPartitionsToTxnResponse)
+	if !ok {
+		return resp, err
+	}
+	for _, t := range a.Transactions {
+		for _, topic := range t.Topics {
+			for i := range topic.Partitions {
+				topic.Partitions[i].ErrorCode = int16(protocol.None)
+			}
+		}
+	}
+	return a, err
 }}
 
 // Leaders cannot tell markers of a coordinator that was deposed from those of the present one.

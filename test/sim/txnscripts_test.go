@@ -267,6 +267,17 @@ func batchAfterTheTimeout(s *clusterScript) {
 	t.until("that the producer is told", t.i.produce, func() bool { return t.i.needsID })
 }
 
+// batchOfWhatIsOver: a producer whose transaction has timed out sends its first batch to a partition that has never seen it, and so fences nothing.
+func batchOfWhatIsOver(s *clusterScript) {
+	t := transacts(s, true, time.Second)
+	open := t.begin()
+	t.sends()
+	t.wait("the timeout", func() bool { return open.decided == aborted })
+	t.i.sendsTo = t.number
+	t.i.unsent = t.i.newSend()
+	t.until("that the producer is told", t.i.produce, func() bool { return t.i.needsID })
+}
+
 // coordinatorMoves: a coordinator's shard is handed over while markers are on their way; they come when another transaction has begun.
 func coordinatorMoves(s *clusterScript) {
 	t := transacts(s, false, 10*time.Minute) // of version 1: the epoch is the same in the next one
