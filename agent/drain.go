@@ -141,6 +141,8 @@ func (a *Agent) standBy(ctx context.Context) error {
 
 // closeLog flushes everything and closes the log, so that nothing is to be recovered.
 func (a *Agent) closeLog(ctx context.Context) error {
+	// An agent that could not hand its shards over still ends transactions in them, though it answers nobody. What is flushed now must be all that there is: a log that is closed is not recovered.
+	a.wal.Stop()
 	// Entries of producers that wait for no answer may still be on their way to the disk.
 	if err := a.wal.Prove(ctx); err != nil {
 		return err
@@ -149,7 +151,7 @@ func (a *Agent) closeLog(ctx context.Context) error {
 		return err
 	}
 	a.flushing.stop()
-	if err := a.writer.Close(ctx); err != nil {
+	if err := a.writer.Close(ctx, int64(a.wal.Durable())); err != nil {
 		return err
 	}
 	if err := a.wal.Close(ctx); err != nil { // as when other agents left meanwhile; everything is in the bucket

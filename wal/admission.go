@@ -32,7 +32,7 @@ func (l *Log) Admit(ctx context.Context, bytes int) (Admission, error) {
 	a := Admission{log: l, bytes: int64(bytes)}
 	l.mu.Lock()
 	switch {
-	case l.err != nil || l.closing:
+	case l.err != nil || l.stopped:
 		err := l.err
 		l.mu.Unlock()
 		if err == nil {

@@ -178,6 +178,47 @@ func TestProofsShareAnAppend(t *testing.T) {
 	}
 }
 
+// TestStop: after Stop nothing is appended and nobody waits for room, and what was appended before becomes durable.
+func TestStop(t *testing.T) {
+	d := disktest.New(1)
+	_, l := simulated(t, d, wal.Config{BytesMax: 1 << 20})
+	d.Hold()
+	full, err := l.Admit(t.Context(), 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	appended := appendEntries(t, l, 3)
+	admitted := make(chan error, 1)
+	go func() {
+		_, err := l.Admit(t.Context(), 1<<20)
+		admitted <- err
+	}()
+	for l.Stats().Admitting == 0 {
+		runtime.Gosched()
+	}
+	l.Stop()
+	if err := <-admitted; !errors.Is(err, wal.ErrClosed) {
+		t.Errorf("who waited for room is told %v", err)
+	}
+	full.Done()
+	if _, err := l.Admit(t.Context(), 1); !errors.Is(err, wal.ErrClosed) {
+		t.Errorf("who asks for room is told %v", err)
+	}
+	if _, err := l.Append(nil, []byte{1}, crc32c.Tail{}, nil); !errors.Is(err, wal.ErrClosed) {
+		t.Errorf("append: %v", err)
+	}
+	d.Go()
+	if err := errors.Join(<-appended, l.Prove(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	if l.Durable() != 3 {
+		t.Errorf("durable up to entry %d, want 3", l.Durable())
+	}
+	if err := l.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestProofsTakeNoRoom: a proof holds no entry that a trim could free, so that nobody may wait for its room.
 func TestProofsTakeNoRoom(t *testing.T) {
 	d := disktest.New(1)

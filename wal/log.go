@@ -35,7 +35,8 @@ type Log struct {
 
 	next    EntryID // the next entry's number
 	err     error   // why the log failed
-	closing bool
+	stopped bool  // nothing is appended any more
+	closing bool  // and the segment is to end; implies stopped
 	running sync.WaitGroup // the log's goroutines
 
 	quorum  *quorum.Log
@@ -117,6 +118,9 @@ func (l *Log) Append(head, payload []byte, known crc32c.Tail, w Waiter) (Ref, er
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.stopped && l.err == nil {
+		return Ref{}, ErrClosed
+	}
 	g, err := l.gather(frame.EntryHeaderBytes + n)
 	if err != nil {
 		return Ref{}, err
@@ -250,10 +254,19 @@ func (l *Log) Err() error {
 	return l.err
 }
 
+// Stop ends appends: those after it, and whoever waits in Admit, fail with ErrClosed. What was appended before goes on; Prove waits for it.
+func (l *Log) Stop() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stopped = true
+	l.refuseAdmissions(ErrClosed)
+}
+
 // Close stops appends, waits until what was appended is durable and its waiters were called, and ends the segment in the
 // stores. It returns the log's failure, if it failed. When ctx ends first, Close returns; the log still comes to its end by
 // itself. Entries are not readable from memory after Close, except through chunks that were acquired before.
 func (l *Log) Close(ctx context.Context) error {
+	l.Stop()
 	l.mu.Lock()
 	l.closing = true
 	l.writable.Broadcast()

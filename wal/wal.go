@@ -50,7 +50,7 @@ type (
 var (
 	// ErrFailed: the log failed for good; the cause is wrapped too.
 	ErrFailed = errors.New("WAL log failed")
-	// ErrClosed: the log was closed.
+	// ErrClosed: the log was closed, or stopped.
 	ErrClosed = errors.New("WAL log closed")
 	// ErrTooLarge: the entry is larger than [Log.EntryBytesMax].
 	ErrTooLarge = errors.New("entry too large for the WAL")

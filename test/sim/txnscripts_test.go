@@ -275,7 +275,10 @@ func batchOfWhatIsOver(s *clusterScript) {
 	t.wait("the timeout", func() bool { return open.decided == aborted })
 	t.i.sendsTo = t.number
 	t.i.unsent = t.i.newSend()
-	t.until("that the producer is told", t.i.produce, func() bool { return t.i.needsID })
+	t.until("that the producer is told", t.i.produce, func() bool { return t.i.needsID || t.i.unsent == nil })
+	if t.i.unsent == nil && !t.i.needsID {
+		t.fail("a batch of a transaction that is over was taken")
+	}
 }
 
 // coordinatorMoves: a coordinator's shard is handed over while markers are on their way; they come when another transaction has begun.

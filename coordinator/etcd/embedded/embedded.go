@@ -123,6 +123,7 @@ func (s *Server) config(cfg Config) (*embed.Config, error) {
 	c.UnsafeNoFsync = cfg.UnsafeNoFsync
 	c.EnableGRPCGateway = false
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(slogCore{logger: logger, closing: &s.closing}))
+	c.WarningUnaryRequestDuration = embed.DefaultWarningUnaryRequestDuration // not set, every request is described for the log
 	c.ServiceRegister = func(g *grpc.Server) { s.registered <- g }
 	return c, nil
 }
