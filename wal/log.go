@@ -33,10 +33,10 @@ type Log struct {
 	recyclable  sync.Cond // for the recycler
 	trimmable   sync.Cond // for those who tell other agents' stores
 
-	next    EntryID // the next entry's number
-	err     error   // why the log failed
-	stopped bool  // nothing is appended any more
-	closing bool  // and the segment is to end; implies stopped
+	next    EntryID        // the next entry's number
+	err     error          // why the log failed
+	stopped bool           // nothing is appended any more
+	closing bool           // and the segment is to end; implies stopped
 	running sync.WaitGroup // the log's goroutines
 
 	quorum  *quorum.Log
