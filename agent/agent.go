@@ -59,6 +59,9 @@ type Config struct {
 	AutoCreate    bool // auto.create.topics.enable
 	Server        server.Config
 	Flush         flush.Config
+	Merge         upkeep.MergeConfig
+	Garbage       upkeep.GarbageConfig
+	RetentionPause time.Duration // between two looks for records that are past their topics' retention
 
 	WALBytesMax     int64         // unflushed bytes; beyond it producers wait
 	WALCacheBytes   int64         // flushed bytes that stay in memory for consumers of the tail
@@ -82,6 +85,7 @@ func Defaults() Config {
 		Flush: flush.Config{
 			SegmentBytes: flush.SegmentBytesDefault, AgeMax: flush.AgeMaxDefault, UploadsMax: flush.UploadsMaxDefault,
 		},
+		Merge: upkeep.DefaultMergeConfig(), Garbage: upkeep.DefaultGarbageConfig(), RetentionPause: upkeep.RetentionPause,
 		WALBytesMax: 512 << 20, WALCacheBytes: 128 << 20, CacheBytesMax: 256 << 20, FooterBytesMax: 64 << 20,
 		GroupDelay: 3 * time.Second, ProducerIdleMax: 24 * time.Hour,
 		TxnTimeoutMax: 15 * time.Minute, TxnIDIdleMax: 7 * 24 * time.Hour, DrainMax: 30 * time.Second,
@@ -132,6 +136,7 @@ type Agent struct {
 	view       *coordinator.View
 	follower   *lead.Follower
 	index      *index.Index
+	tails      *index.Tails
 	footers    *fetch.Footers
 	source     *zone.Source // of blocks
 	blocks     *cache.Cache
@@ -140,7 +145,7 @@ type Agent struct {
 	damaged    damage
 	ledger     *ledger.Ledger
 	ids        *producerIDs
-	starts     *upkeep.Starts
+	manifests  *upkeep.Manifests
 	groups     *groups.Coordinator
 	txns       *txns.Coordinator
 	verifier   *txns.Verifier
@@ -260,7 +265,7 @@ func newID() [16]byte { return [16]byte(uuid.New()) }
 // broker returns the APIs of the agent, once everything that they need is there.
 func (a *Agent) broker(fetcher *fetch.Fetcher, lookup *fetch.Lookup, deps api.Deps) *api.Broker {
 	deps.View, deps.Partitions, deps.Fetcher, deps.Lookup, deps.Index = a.view, a.partitions, fetcher, lookup, a.index
-	deps.Groups, deps.Topics, deps.Starts, deps.Followed = a.groups, a.topics, a.starts, upkeep.NewFollowed(a.deps.Store)
+	deps.Groups, deps.Topics, deps.Manifests = a.groups, a.topics, a.manifests
 	deps.Prove, deps.Draining = a.prove, a.draining.Load
 	deps.ProducerIDs, deps.Txns, deps.Verifier = a.ids, a.txns, a.verifier
 	deps.Now, deps.Log = a.deps.Now, a.log

@@ -115,7 +115,7 @@ func (a *Agent) takeShards(ctx context.Context, kick <-chan struct{}) (left []le
 	return slices.DeleteFunc(given, func(g lead.Given) bool {
 		_, leads := a.partitions.Leads(g.ID)
 		if !leads {
-			a.starts.Resign(g.ID)
+			a.manifests.Resign(g.ID)
 		}
 		return leads || a.damaged.has(g.ID, g.Shard.Epoch)
 	}), ctx.Err()
@@ -125,7 +125,7 @@ func (a *Agent) takeShards(ctx context.Context, kick <-chan struct{}) (left []le
 func (a *Agent) leadGiven(ctx context.Context, given []lead.Given) error {
 	var take []lead.Given
 	for _, g := range given {
-		err := retry.Bucket(ctx, a.log, "read manifests", func() error { return a.starts.Adopt(ctx, g.ID, g.Shard) })
+		err := retry.Bucket(ctx, a.log, "read manifests", func() error { return a.manifests.Adopt(ctx, g.ID, g.Shard) })
 		switch {
 		case err == nil:
 			take = append(take, g)
@@ -143,7 +143,7 @@ func (a *Agent) leadGiven(ctx context.Context, given []lead.Given) error {
 		if err := a.restore(ctx, []lead.Given{g}); ctx.Err() != nil {
 			return ctx.Err()
 		} else if err != nil {
-			a.starts.Resign(g.ID)
+			a.manifests.Resign(g.ID)
 			a.cannotLead(g, err)
 		}
 	}
@@ -156,13 +156,15 @@ func (a *Agent) restore(ctx context.Context, take []lead.Given) error {
 		return nil
 	}
 	epochs := make(map[coordinator.ShardID]protocol.LeaderEpoch)
+	settled := make(map[coordinator.ShardID]lead.Settled)
 	for _, g := range take {
 		epochs[g.ID] = protocol.LeaderEpoch(g.Shard.Epoch)
+		settled[g.ID] = lead.Settled{Epoch: epochs[g.ID], Manifest: a.manifests.Of(g.ID)}
 	}
-	r := &lead.Restorer{Index: a.index, Footers: a.footers, Now: a.deps.Now, ProducerIdle: a.cfg.ProducerIdleMax}
+	r := &lead.Restorer{Index: a.index, Footers: a.footers, Now: a.deps.Now, ProducerIdle: a.cfg.ProducerIdleMax, ProducersMax: producersMax}
 	var logs map[partition.ID]*partition.Log
 	err := retry.Bucket(ctx, a.log, "restore partitions", func() (err error) {
-		logs, err = r.Run(ctx, epochs, a.logStart)
+		logs, err = r.Run(ctx, settled)
 		return err
 	})
 	if err != nil {
@@ -183,15 +185,6 @@ func (a *Agent) restore(ctx context.Context, take []lead.Given) error {
 func (a *Agent) cannotLead(g lead.Given, err error) {
 	a.damaged.add(a.deps.Now(), g)
 	a.log.Error("a shard has no leader: what the bucket has of it is damaged, or something is missing; it is tried again", "shard", g.ID, "in", damagedPause, "err", err)
-}
-
-// logStart returns a partition's log start offset.
-func (a *Agent) logStart(id partition.ID) protocol.Offset {
-	t, ok := a.view.TopicByID(id.Topic)
-	if !ok {
-		return 0
-	}
-	return a.starts.Start(t.ShardOf(id.Partition, a.cluster.Shards), id)
 }
 
 // giveMax is how long it may take until what shards that are handed over have taken is in the bucket, once while they are still led and once while nobody leads them, and
@@ -225,7 +218,7 @@ func (a *Agent) giveShards(ctx context.Context, wishes map[coordinator.ShardID]c
 		a.partitions.resign(id)
 		a.groups.Resign(id) // their writes are the ledger's, which the last one follows
 		a.txns.Resign(id)
-		a.starts.Resign(id)
+		a.manifests.Resign(id)
 		if given, ok := a.damaged.remove(id); ok { // it was never led here, so that nobody has changed its record
 			records[id] = given.Shard
 		}
@@ -285,7 +278,7 @@ func (a *Agent) settleShards(ctx context.Context, shards []coordinator.ShardID) 
 	defer cancel()
 	records = make(map[coordinator.ShardID]coordinator.Shard)
 	for _, id := range shards {
-		record, release, ok, err := a.starts.Hold(ctx, id)
+		record, release, ok, err := a.manifests.Hold(ctx, id)
 		if err != nil {
 			return nil, err
 		}
@@ -312,7 +305,7 @@ func (a *Agent) resign(id coordinator.ShardID) {
 	a.partitions.resign(id)
 	a.groups.Resign(id)
 	a.txns.Resign(id)
-	a.starts.Resign(id)
+	a.manifests.Resign(id)
 }
 
 // awaitLeaders waits until every shard has a leader that is registered, and those that are to be this agent's are led, unless they are damaged.

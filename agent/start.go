@@ -86,7 +86,7 @@ func (a *Agent) takePart(run, ctx context.Context) error {
 	a.spawn(run, "keep a quorum", a.guardQuorum)
 	a.spawn(run, "watch whether the bucket is in reach", a.watchBucket)
 	c := controller.New(controller.Deps{
-		KV: a.deps.KV, View: a.view, Node: a.node, Log: a.id, Kick: a.members.subscribe(), Logger: a.log,
+		KV: a.deps.KV, View: a.view, Tails: a.tails, Node: a.node, Log: a.id, Kick: a.members.subscribe(), Logger: a.log,
 		Lease: func() int64 {
 			lease, _ := a.registration.current()
 			return lease
@@ -128,21 +128,23 @@ func (a *Agent) join(ctx context.Context, store string) error {
 
 // follow starts the view and the index.
 func (a *Agent) follow(run context.Context) {
-	a.index = index.New()
+	a.index, a.tails = index.New(), index.NewTails()
+	known := func(id [16]byte) bool {
+		_, ok := a.view.TopicByID(id)
+		return ok
+	}
 	a.footers = fetch.NewFooters(a.deps.Store, a.cfg.FooterBytesMax)
 	a.follower = lead.NewFollower(lead.FollowerConfig{
-		Index: a.index, Footers: a.footers, Dropped: a.dropTopic, Log: a.log,
-		Known: func(id [16]byte) bool {
-			_, ok := a.view.TopicByID(id)
-			return ok
-		},
+		Index: a.index, Tails: a.tails, Footers: a.footers, Known: known, Dropped: a.dropTopic, Log: a.log,
 	})
 	a.view = coordinator.NewView(a.deps.KV, coordinator.ViewConfig{
 		OnCommit: a.follower.OnCommit, OnTopic: a.follower.OnTopic, OnMember: a.members.tell, Log: a.log,
 	})
 	a.partitions = newPartitions(a.view, a.cluster.Shards)
 	a.ledger = ledger.New(a.deps.KV, a.resign)
-	a.starts = upkeep.NewStarts(a.deps.Store, a.ledger, a.clusterID, a.deps.Now)
+	a.manifests = upkeep.NewManifests(upkeep.Deps{
+		Store: a.deps.Store, Ledger: a.ledger, Index: a.index, Cluster: a.clusterID, Known: known, Now: a.deps.Now,
+	})
 	a.spawn(run, "follow the coordinator", a.view.Run)
 	a.spawn(run, "index commits", a.follower.Run)
 	a.spawn(run, "write to the coordinator", func(ctx context.Context) error {
@@ -536,4 +538,5 @@ func (a *Agent) serve(run context.Context) {
 		api.Deps{Ingest: ingest.New(a.wal, a.flusher, a.deps.Now)})
 	a.server.Open(a.balanced(run, handler))
 	a.spawn(run, "forget idle producers", a.expireProducers)
+	a.startUpkeep(run)
 }

@@ -110,6 +110,8 @@ type Shard struct {
 	Node     int32  `json:"node"`               // of the owner
 	Epoch    int32  `json:"epoch"`              // leader epoch: one more with each change of owner, from 1
 	Manifest string `json:"manifest,omitempty"` // name of the newest manifest; empty for none
+	// Merged is a revision: what commits that were written at it or before have of the shard is in the manifest. Commits that every shard in them has merged leave etcd.
+	Merged int64 `json:"merged,omitempty"`
 }
 
 // Given returns the record with another owner, which begins a new epoch.

@@ -46,10 +46,12 @@ type Versioned[T any] struct {
 
 // CommitItem is a commit that appeared in, or left, etcd.
 type CommitItem struct {
-	Log     LogID
-	Number  uint64
-	Commit  Commit // zero if Deleted
-	Deleted bool
+	Log      LogID
+	Number   uint64
+	Revision int64  // that wrote it; zero if Deleted
+	Bytes    int    // that it takes in etcd; zero if Deleted
+	Commit   Commit // zero if Deleted
+	Deleted  bool
 }
 
 // ViewConfig says who is told of changes. The functions run one at a time, in order of revisions, before the view
@@ -226,6 +228,7 @@ func (v *View) applyCommit(e Event) error {
 			return nil // a commit never changes
 		}
 		v.commits[e.Key] = struct{}{}
+		item.Revision, item.Bytes = e.ModRevision, len(e.Key)+len(e.Value)
 		if item.Commit, err = DecodeCommit(e.Value); err != nil {
 			return fmt.Errorf("decode %s: %w", e.Key, err)
 		}

@@ -34,16 +34,12 @@ type Partitions interface {
 	Get(t *coordinator.Topic, partition int32) (*ingest.Partition, error)
 }
 
-// Starts moves log start offsets, durably.
-type Starts interface {
+// Manifests are what shards' leaders have settled.
+type Manifests interface {
 	// DeleteBefore makes the log start offset of each partition at least the one given, and returns when that is durable.
 	DeleteBefore(ctx context.Context, starts map[*ingest.Partition]protocol.Offset) error
-}
-
-// FollowedStarts tells log start offsets of partitions that other agents lead.
-type FollowedStarts interface {
-	// Start returns the log start offset of a partition of a shard whose newest manifest has that name.
-	Start(ctx context.Context, id coordinator.ShardID, manifest string, p partition.ID) (protocol.Offset, error)
+	// Follow has the index know what the manifest of that name, or a newer one, says of a shard that another agent leads.
+	Follow(ctx context.Context, id coordinator.ShardID, name string) error
 }
 
 // ProducerIDs hands out ids for producers, each once.
@@ -70,8 +66,7 @@ type Deps struct {
 	Index       *index.Index
 	Groups      *groups.Coordinator
 	Topics      *topics.Topics
-	Starts      Starts
-	Followed    FollowedStarts
+	Manifests   Manifests
 	ProducerIDs ProducerIDs
 	Txns        *txns.Coordinator
 	Verifier    *txns.Verifier

@@ -52,8 +52,7 @@ func (b *Broker) followed(ctx context.Context, t *coordinator.Topic, number int3
 	f := &fetch.Followed{
 		ID: partition.ID{Topic: t.ID, Partition: number}, Epoch: protocol.LeaderEpoch(shard.Epoch), Leave: b.deps.Draining(),
 	}
-	var err error
-	if f.Start, err = b.deps.Followed.Start(ctx, id, shard.Manifest, f.ID); err != nil {
+	if err := b.deps.Manifests.Follow(ctx, id, shard.Manifest); err != nil {
 		return nil, protocol.KafkaStorageError.Errorf("%v", err)
 	}
 	if leader, ok := b.owner(&shard); ok {

@@ -97,7 +97,7 @@ func (b *Broker) deleteRecords(ctx context.Context, req *kmsg.DeleteRecordsReque
 	if len(starts) == 0 {
 		return resp
 	}
-	err := b.deps.Starts.DeleteBefore(ctx, starts)
+	err := b.deps.Manifests.DeleteBefore(ctx, starts)
 	if err != nil {
 		b.deps.Log.Warn("records were not deleted", "err", err)
 	}

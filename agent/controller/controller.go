@@ -17,6 +17,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/lead"
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
@@ -46,6 +47,7 @@ const (
 type Deps struct {
 	KV    coordinator.KV
 	View  *coordinator.View
+	Tails *index.Tails // of the commits that the view has shown
 	Node  int32
 	Log   coordinator.LogID
 	Lease func() int64    // of this agent's registration
@@ -160,6 +162,9 @@ func (c *Controller) plan(ctx context.Context, revision int64) (time.Duration, e
 		}
 	}
 	if err := c.wish(ctx, revision, plan); err != nil {
+		return 0, err
+	}
+	if err := c.reap(ctx); err != nil {
 		return 0, err
 	}
 	wait := c.forget(ctx, logs)

@@ -84,7 +84,7 @@ func (b *bucket) add(t *testing.T, batches map[int32][][]byte) {
 	if err := b.store.Put(t.Context(), name, objectstore.Body{Parts: parts, Size: footer.ObjectSize}); err != nil {
 		t.Fatal(err)
 	}
-	o := &index.Object{Name: name, Size: footer.ObjectSize, FooterPos: footer.Pos, Log: 1, Commit: b.commit}
+	o := &index.Object{Name: name, Size: footer.ObjectSize, FooterPos: footer.Pos}
 	for i := range footer.Sections {
 		s := &footer.Sections[i]
 		err := b.index.Add(id(s.Partition), index.Extent{

@@ -19,7 +19,6 @@ import (
 type Followed struct {
 	ID     partition.ID
 	Epoch  protocol.LeaderEpoch // under which it is led, as far as this agent knows
-	Start  protocol.Offset      // log start offset
 	Leader int32                // node id of its leader; 0 if nobody who serves is known
 	Leave  bool                 // this agent is about to leave: consumers should go back while they hear of it
 }
@@ -72,16 +71,15 @@ func readLimit(r index.Range, readCommitted bool) protocol.Offset {
 // sent the client here, and committed records have one history.
 func (f *Fetcher) judgeFollowed(w *Want, part *Part, limits Limits) (limit protocol.Offset, again bool) {
 	at, known := w.Followed, f.reader.index.Range(w.Followed.ID)
-	start := max(at.Start, known.First)
 	part.State = ingest.State{
-		Start: start, HighWatermark: known.End, LastStable: known.LastStable, End: known.End, Epoch: at.Epoch, Tail: known.End,
+		Start: known.First, HighWatermark: known.End, LastStable: known.LastStable, End: known.End, Epoch: at.Epoch, Tail: known.End,
 	}
 	part.Next = w.Offset
 	limit = readLimit(known, limits.ReadCommitted)
 	switch err := checkEpoch(w.CurrentEpoch, at.Epoch); {
 	case err != nil:
 		part.Err = err
-	case w.Offset >= start && w.Offset < limit && !(at.Leave && at.Leader != 0):
+	case w.Offset >= known.First && w.Offset < limit && !(at.Leave && at.Leader != 0):
 		return limit, true
 	case at.Leader == 0:
 		part.Err = protocol.NotLeaderOrFollower.Errorf("offset %d is not known here, and no leader either", w.Offset)

@@ -279,7 +279,7 @@ func CommitPartitions(f *segment.Footer) []coordinator.CommitPartition {
 // Extents calls add for each partition of a commit, with what the index must know of it.
 func Extents(c coordinator.Commit, add func(partition.ID, index.Extent) error) error {
 	object := &index.Object{
-		Name: c.Object, Size: c.ObjectSize, FooterPos: c.FooterPos, Log: uint64(c.Log), Commit: c.Number, CreatedMs: c.CreatedMs,
+		Name: c.Object, Size: c.ObjectSize, FooterPos: c.FooterPos, CreatedMs: c.CreatedMs,
 	}
 	for i := range c.Partitions {
 		p := &c.Partitions[i]

@@ -1,8 +1,13 @@
-// Package index knows, for each partition, which committed segments hold which offsets: what an agent learns
-// from the commits that it follows. It holds ranges of offsets, not batches; those are in the segments' footers.
+// Package index knows, for each partition, which segments hold which committed offsets: what an agent learns from the manifests of shards and from the commits that
+// it follows. It holds ranges of offsets, not batches; those are in the segments' footers.
 //
-// The ranges of a partition are contiguous and never change; they come in order, from its leaders' commits, and leave when their topic
-// is deleted. An [Index] may be used concurrently.
+//	0 ... log start ...... merged end ............... end
+//	      \_ of the manifest _/\_ of commits, in order _/
+//
+// What a manifest says replaces what commits said of the same offsets ([Index.Replace]); a commit that has left the coordinator takes with it what no manifest has replaced here
+// ([Index.Remove]), and then the manifest must be read to know of it: only who leads a shard always has its newest.
+//
+// An [Index] may be used concurrently.
 package index
 
 import (
@@ -24,8 +29,6 @@ type Object struct {
 	Name      string
 	Size      int64 // bytes
 	FooterPos int64 // where its footer begins; the footer ends at Size
-	Log       uint64
-	Commit    uint64
 	CreatedMs int64 // by the writer's clock, Unix milliseconds
 }
 
@@ -41,75 +44,139 @@ type Extent struct {
 	Object       *Object
 }
 
+// Merged is what a manifest says of one partition.
+type Merged struct {
+	Start      protocol.Offset // log start offset
+	End        protocol.Offset // everything committed below is in Extents, or gone for good
+	LastStable protocol.Offset // as of End
+	Extents    []Extent        // ascending; compacted partitions have gaps between them, and before End
+}
+
+// entry is one partition.
+type entry struct {
+	list   []Extent // ascending; from commits on contiguous
+	merged int      // how many of list are of the manifest
+	// start, end and stable are what the manifest says; zero without one.
+	start, end, stable protocol.Offset
+}
+
+// last returns the offset after the last that is known.
+func (e *entry) last() protocol.Offset {
+	if n := len(e.list); n > e.merged {
+		return e.list[n-1].Next
+	}
+	return e.end
+}
+
 // Index is the index of all partitions.
 type Index struct {
 	mu         sync.RWMutex
-	objects    uint64                    // that were added
-	partitions map[partition.ID][]Extent // ascending, contiguous
+	objects    uint64 // that were added
+	partitions map[partition.ID]*entry
 }
 
 // New returns an empty index.
-func New() *Index { return &Index{partitions: make(map[partition.ID][]Extent)} }
+func New() *Index { return &Index{partitions: make(map[partition.ID]*entry)} }
 
-// Add adds an extent of a partition. Adding one that is there already does nothing; one that does not continue
+// Add adds an extent of a commit. Adding one that is there already, or that is merged, does nothing; one that does not continue
 // the partition is an error, for commits come in order of offsets.
 func (x *Index) Add(id partition.ID, e Extent) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	list := x.partitions[id]
-	if n := len(list); n > 0 {
-		end := list[n-1].Next
-		switch {
-		case e.First < end:
-			if at := find(list, e.First); at < n && list[at].First == e.First && list[at].Object.Name == e.Object.Name {
-				return nil
-			}
-			return fmt.Errorf("index %s/%d: offsets [%d,%d) of %s overlap, the log ends at %d",
-				id.Topic, id.Partition, e.First, e.Next, e.Object.Name, end)
-		case e.First > end:
-			return fmt.Errorf("index %s/%d: offsets [%d,%d) of %s leave a gap, the log ends at %d",
-				id.Topic, id.Partition, e.First, e.Next, e.Object.Name, end)
+	p := x.partitions[id]
+	if p == nil {
+		p = new(entry)
+		x.partitions[id] = p
+	}
+	end := p.last()
+	switch known := len(p.list) > p.merged || p.end > 0; {
+	case known && e.Next <= p.end:
+		return nil
+	case known && e.First < end:
+		if at := find(p.list, e.First); at < len(p.list) && p.list[at].First == e.First && p.list[at].Object.Name == e.Object.Name {
+			return nil
 		}
+		return fmt.Errorf("index %s/%d: offsets [%d,%d) of %s overlap, the log ends at %d",
+			id.Topic, id.Partition, e.First, e.Next, e.Object.Name, end)
+	case len(p.list) > p.merged && e.First > end:
+		return fmt.Errorf("index %s/%d: offsets [%d,%d) of %s leave a gap, the log ends at %d",
+			id.Topic, id.Partition, e.First, e.Next, e.Object.Name, end)
 	}
 	if e.Object.Order == 0 {
 		x.objects++
 		e.Object.Order = x.objects
 	}
-	x.partitions[id] = append(list, e)
+	p.list = append(p.list, e)
 	return nil
 }
 
-// find returns the index of the extent that holds offset, or where it would be.
+// Replace takes in what a manifest says of a partition, over what commits said of the same offsets and what the manifest before it said.
+// The manifests of a shard must come in their order.
+func (x *Index) Replace(id partition.ID, m Merged) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	p := x.partitions[id]
+	if p == nil {
+		p = new(entry)
+		x.partitions[id] = p
+	}
+	tail := p.list[p.merged:]
+	for len(tail) > 0 && tail[0].Next <= m.End {
+		tail = tail[1:]
+	}
+	if len(tail) > 0 && tail[0].First < m.End {
+		return fmt.Errorf("index %s/%d: the manifest ends at %d, within [%d,%d) of %s", id.Topic, id.Partition, m.End, tail[0].First, tail[0].Next, tail[0].Object.Name)
+	}
+	p.list, p.merged = slices.Concat(m.Extents, tail), len(m.Extents)
+	p.start, p.end, p.stable = m.Start, m.End, m.LastStable
+	return nil
+}
+
+// Remove takes out what a commit that has left the coordinator said of a partition, unless a manifest has replaced it.
+func (x *Index) Remove(id partition.ID, object string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	p := x.partitions[id]
+	if p == nil {
+		return
+	}
+	at := slices.IndexFunc(p.list[p.merged:], func(e Extent) bool { return e.Object.Name == object })
+	if at < 0 {
+		return
+	}
+	// Those before it have left too, or will: commits leave in any order, but what is before a merged one is merged.
+	p.list = slices.Delete(p.list, p.merged, p.merged+at+1)
+	if len(p.list) == 0 && p.end == 0 {
+		delete(x.partitions, id)
+	}
+}
+
+// find returns the index of the first extent that ends after offset.
 func find(list []Extent, offset protocol.Offset) int {
 	return sort.Search(len(list), func(i int) bool { return list[i].Next > offset })
 }
 
-// Find returns the extent that holds offset.
+// Find returns the extent that holds offset, or, in a gap that compaction has left, the next one.
 func (x *Index) Find(id partition.ID, offset protocol.Offset) (Extent, bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	list := x.partitions[id]
-	at := find(list, offset)
-	if at == len(list) || list[at].First > offset {
+	p := x.partitions[id]
+	if p == nil {
 		return Extent{}, false
 	}
-	return list[at], true
+	at := find(p.list, offset)
+	if at == len(p.list) || p.list[at].First > offset && (offset < p.start || offset >= p.end) {
+		return Extent{}, false
+	}
+	return p.list[at], true
 }
 
 // End returns the offset after the last that is committed; 0 if nothing is.
-func (x *Index) End(id partition.ID) protocol.Offset {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	list := x.partitions[id]
-	if len(list) == 0 {
-		return 0
-	}
-	return list[len(list)-1].Next
-}
+func (x *Index) End(id partition.ID) protocol.Offset { return x.Range(id).End }
 
 // Range is how far a partition's committed records reach. It is zero if there are none.
 type Range struct {
-	First      protocol.Offset // of the first that was ever committed, below the log start offset or not
+	First      protocol.Offset // the first that is known here, below the log start offset or not
 	End        protocol.Offset // after the last
 	LastStable protocol.Offset // that a reader of committed transactions may read up to; at most End
 }
@@ -118,27 +185,54 @@ type Range struct {
 func (x *Index) Range(id partition.ID) Range {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	list := x.partitions[id]
-	if len(list) == 0 {
+	p := x.partitions[id]
+	if p == nil {
 		return Range{}
 	}
-	last := &list[len(list)-1]
-	return Range{First: list[0].First, End: last.Next, LastStable: min(last.LastStable, last.Next)}
+	r := Range{First: p.start, End: p.last(), LastStable: p.stable}
+	if p.end == 0 && len(p.list) > 0 {
+		r.First = p.list[0].First
+	}
+	if n := len(p.list); n > p.merged {
+		r.LastStable = min(p.list[n-1].LastStable, r.End)
+	}
+	return r
 }
 
 // Extents returns a copy of a partition's extents, in order.
 func (x *Index) Extents(id partition.ID) []Extent {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return slices.Clone(x.partitions[id])
+	if p := x.partitions[id]; p != nil {
+		return slices.Clone(p.list)
+	}
+	return nil
+}
+
+// Tail returns a copy of the extents of a partition that are not merged, in order.
+func (x *Index) Tail(id partition.ID) []Extent {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if p := x.partitions[id]; p != nil {
+		return slices.Clone(p.list[p.merged:])
+	}
+	return nil
+}
+
+// from returns a partition's extents that end after an offset. The caller holds mu.
+func (x *Index) from(id partition.ID, offset protocol.Offset) []Extent {
+	p := x.partitions[id]
+	if p == nil {
+		return nil
+	}
+	return p.list[find(p.list, offset):]
 }
 
 // FindTime returns the first extent, from offset from on, that has a record of at least that timestamp.
 func (x *Index) FindTime(id partition.ID, from protocol.Offset, ts int64) (Extent, bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	list := x.partitions[id]
-	for _, e := range list[find(list, from):] {
+	for _, e := range x.from(id, from) {
 		if e.MaxTimestamp >= ts {
 			return e, true
 		}
@@ -150,10 +244,9 @@ func (x *Index) FindTime(id partition.ID, from protocol.Offset, ts int64) (Exten
 func (x *Index) LargestTimestamp(id partition.ID, from protocol.Offset) (Extent, bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	list := x.partitions[id]
 	var best Extent
 	found := false
-	for _, e := range list[find(list, from):] {
+	for _, e := range x.from(id, from) {
 		if !found || e.MaxTimestamp > best.MaxTimestamp {
 			best, found = e, true
 		}
@@ -166,8 +259,7 @@ func (x *Index) Size(id partition.ID, from protocol.Offset) int64 {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	var bytes int64
-	list := x.partitions[id]
-	for _, e := range list[find(list, from):] {
+	for _, e := range x.from(id, from) {
 		bytes += e.Size
 	}
 	return bytes

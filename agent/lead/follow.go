@@ -37,6 +37,7 @@ type Follower struct {
 // FollowerConfig is what a [Follower] works with.
 type FollowerConfig struct {
 	Index   *index.Index
+	Tails   *index.Tails
 	Footers *fetch.Footers
 	Known   func(id [16]byte) bool  // whether the topic exists
 	Dropped func(coordinator.Topic) // is told of a topic that was deleted, once it is out of the index
@@ -57,12 +58,49 @@ func (f *Follower) push(do func(context.Context) error) {
 	f.more.Signal()
 }
 
-// OnCommit takes a commit that appeared. One that left was merged, and its extents stay good until the merged ones replace them.
+// OnCommit takes a commit that appeared, or left: then every shard that has something in it has merged it.
 func (f *Follower) OnCommit(item coordinator.CommitItem) {
-	if item.Deleted {
+	f.push(func(ctx context.Context) error {
+		if item.Deleted {
+			f.remove(item)
+			return nil
+		}
+		c, err := f.add(ctx, item.Commit)
+		if err == nil {
+			f.cfg.Tails.Add(f.tail(item, &c))
+		}
+		return err
+	})
+}
+
+// tail describes a commit to the tails.
+func (f *Follower) tail(item coordinator.CommitItem, c *coordinator.Commit) (*index.Commit, map[uint32]index.Part) {
+	shards := make(map[uint32]index.Part, len(c.Shards))
+	for _, s := range c.Shards {
+		shards[uint32(s)] = index.Part{}
+	}
+	for i := range c.Partitions {
+		if p := &c.Partitions[i]; f.cfg.Known(p.Topic) {
+			part := shards[uint32(p.Shard)]
+			part.Partitions = append(part.Partitions, partition.ID{Topic: p.Topic, Partition: p.Partition})
+			part.Bytes += p.Size
+			shards[uint32(p.Shard)] = part
+		}
+	}
+	return &index.Commit{
+		Log: uint64(item.Log), Number: item.Number, Name: c.Object, Revision: item.Revision, CreatedMs: c.CreatedMs, KeyBytes: item.Bytes,
+	}, shards
+}
+
+// remove takes a commit that has left the coordinator out of the index.
+func (f *Follower) remove(item coordinator.CommitItem) {
+	object, partitions, ok := f.cfg.Tails.Remove(uint64(item.Log), item.Number)
+	if !ok {
 		return
 	}
-	f.push(func(ctx context.Context) error { return f.add(ctx, item.Commit) })
+	for _, id := range partitions {
+		f.cfg.Index.Remove(id, object)
+	}
 }
 
 // OnTopic takes a change of a topic.
@@ -77,8 +115,8 @@ func (f *Follower) OnTopic(t coordinator.Topic, deleted bool) {
 	})
 }
 
-// add brings a commit into the index; of topics that were deleted meanwhile nothing.
-func (f *Follower) add(ctx context.Context, c coordinator.Commit) error {
+// add brings a commit into the index; of topics that were deleted meanwhile nothing. It returns the commit with all of its partitions.
+func (f *Follower) add(ctx context.Context, c coordinator.Commit) (coordinator.Commit, error) {
 	if c.InFooter && len(c.Partitions) == 0 {
 		var footer *segment.Footer
 		err := retry.Bucket(ctx, f.cfg.Log, "read the footer of a commit", func() (err error) {
@@ -86,7 +124,7 @@ func (f *Follower) add(ctx context.Context, c coordinator.Commit) error {
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("index commit %d of WAL log %s: %w", c.Number, c.Log, err)
+			return c, fmt.Errorf("index commit %d of WAL log %s: %w", c.Number, c.Log, err)
 		}
 		c.Partitions = flush.CommitPartitions(footer)
 	}
@@ -97,15 +135,16 @@ func (f *Follower) add(ctx context.Context, c coordinator.Commit) error {
 		return f.cfg.Index.Add(id, e)
 	})
 	if err != nil {
-		return fmt.Errorf("commit %d of WAL log %s: %w", c.Number, c.Log, err)
+		return c, fmt.Errorf("commit %d of WAL log %s: %w", c.Number, c.Log, err)
 	}
-	return nil
+	return c, nil
 }
 
 // Committed takes a commit of this agent itself, at once.
 func (f *Follower) Committed(c coordinator.Commit, footer *segment.Footer) error {
 	f.cfg.Footers.Put(footer)
-	return f.add(context.Background(), c)
+	_, err := f.add(context.Background(), c)
+	return err
 }
 
 // Run works off the queue until ctx ends or something fails.

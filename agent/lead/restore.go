@@ -12,7 +12,9 @@ import (
 	"github.com/varve-io/varve/agent/fetch"
 	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/agent/upkeep"
 	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/objectstore/manifest"
 	"github.com/varve-io/varve/objectstore/segment"
 	"github.com/varve-io/varve/protocol"
 )
@@ -25,62 +27,56 @@ type Restorer struct {
 	Index   *index.Index
 	Footers *fetch.Footers
 	Now     func() time.Time
-	// ProducerIdle is how long a producer may have been idle to be remembered (producer.id.expiration.ms).
+	// ProducerIdle is how long a producer may have been idle to be remembered (producer.id.expiration.ms); ProducersMax is how many a partition remembers.
 	ProducerIdle time.Duration
+	ProducersMax int
 }
 
-// Run rebuilds every partition of some shards that has records: offsets and epochs from the index, idempotent producers from the footers of segments that are
-// young enough, open transactions from those that reach beyond the partition's last stable offset, however old. The index must hold all commits of the logs that came before. epochs are the shards with their leader epochs, start gives a partition's log
-// start offset.
-func (r *Restorer) Run(ctx context.Context, epochs map[coordinator.ShardID]protocol.LeaderEpoch,
-	start func(partition.ID) protocol.Offset,
-) (map[partition.ID]*partition.Log, error) {
-	logs := make(map[partition.ID]*restored)
-	objects := make(map[*index.Object]struct{})
-	oldest := r.Now().Add(-r.ProducerIdle).UnixMilli()
-	for _, id := range r.Index.Partitions() {
-		extents := r.Index.Extents(id)
-		if len(extents) == 0 { // deleted meanwhile
-			continue
+// Settled is what a shard's leaders before have settled.
+type Settled struct {
+	Epoch    protocol.LeaderEpoch // of the leader that begins
+	Manifest *manifest.Manifest   // the newest, which the index has too
+}
+
+// Run rebuilds every partition of some shards that has records: what is merged from the manifests, and what is not from the footers of commits' segments, whose number the merges bound. The index must hold
+// all commits of the logs that came before.
+func (r *Restorer) Run(ctx context.Context, shards map[coordinator.ShardID]Settled) (map[partition.ID]*partition.Log, error) {
+	logs, starts := make(map[partition.ID]*partition.Log), make(map[partition.ID]protocol.Offset)
+	for _, s := range shards {
+		for i := range s.Manifest.Partitions {
+			p := &s.Manifest.Partitions[i]
+			l := partition.New(s.Epoch)
+			l.RestoreSnapshot(upkeep.SnapshotOf(p))
+			id := partition.ID{Topic: p.Topic, Partition: p.Partition}
+			logs[id], starts[id] = l, p.LogStartOffset
 		}
-		epoch, ok := epochs[coordinator.ShardID(extents[0].Shard)]
-		if !ok {
-			continue
-		}
-		l := &restored{Log: partition.New(epoch), stable: extents[len(extents)-1].LastStable}
-		l.RestoreStart(max(start(id), extents[0].First))
-		for i := range extents {
-			e := &extents[i]
-			l.RestoreEnd(e.Epoch, e.First, e.Next)
-			if l.needs(e.Object.CreatedMs >= oldest, e.Next) {
-				objects[e.Object] = struct{}{}
-			}
-		}
-		logs[id] = l
 	}
-	if err := r.producers(ctx, objects, oldest, logs); err != nil {
+	objects := make(map[*index.Object]struct{})
+	for _, id := range r.Index.Partitions() {
+		for _, e := range r.Index.Tail(id) {
+			s, ok := shards[coordinator.ShardID(e.Shard)]
+			if !ok {
+				break
+			}
+			if logs[id] == nil {
+				logs[id], starts[id] = partition.New(s.Epoch), e.First
+			}
+			objects[e.Object] = struct{}{}
+		}
+	}
+	if err := r.tails(ctx, objects, logs); err != nil {
 		return nil, err
 	}
-	done := make(map[partition.ID]*partition.Log, len(logs))
+	expired := r.Now().Add(-r.ProducerIdle).UnixMilli()
 	for id, l := range logs {
-		done[id] = l.Log
+		l.RestoreStart(starts[id]) // it may be beyond what is merged, and producers are in what is before it too
+		l.Producers().Expire(expired, r.ProducersMax)
 	}
-	return done, nil
+	return logs, nil
 }
 
-// restored is a partition's log on its way.
-type restored struct {
-	*partition.Log
-	// stable is the last stable offset as of the end of what is committed: no transaction that began below is open.
-	stable protocol.Offset
-}
-
-// needs reports whether batches up to next, in a segment that is young enough for producers or not, are to be looked at. The rest of such a segment is not: without
-// those between, a partition's older batches would tell of sequences that are long over.
-func (l *restored) needs(young bool, next protocol.Offset) bool { return young || next > l.stable }
-
-// producers reads the footers of the objects, several at once, and applies them in the order of offsets.
-func (r *Restorer) producers(ctx context.Context, objects map[*index.Object]struct{}, oldest int64, logs map[partition.ID]*restored) error {
+// tails reads the footers of commits' segments, several at once, and applies them in the order of offsets.
+func (r *Restorer) tails(ctx context.Context, objects map[*index.Object]struct{}, logs map[partition.ID]*partition.Log) error {
 	ordered := make([]*index.Object, 0, len(objects))
 	for o := range objects {
 		ordered = append(ordered, o)
@@ -116,7 +112,7 @@ func (r *Restorer) producers(ctx context.Context, objects map[*index.Object]stru
 			select {
 			case footer := <-queue[i].footer:
 				<-slots
-				if err := apply(footer, oldest, logs); err != nil {
+				if err := apply(footer, logs); err != nil {
 					return err
 				}
 			case <-ctx.Done():
@@ -126,32 +122,21 @@ func (r *Restorer) producers(ctx context.Context, objects map[*index.Object]stru
 		return nil
 	})
 	if err := g.Wait(); err != nil {
-		return fmt.Errorf("restore producers: %w", err)
+		return fmt.Errorf("restore partitions: %w", err)
 	}
 	return nil
 }
 
-func apply(footer *segment.Footer, oldest int64, logs map[partition.ID]*restored) error {
+// apply takes in what a commit's segment has beyond what is merged.
+func apply(footer *segment.Footer, logs map[partition.ID]*partition.Log) error {
 	for i := range footer.Sections {
 		s := &footer.Sections[i]
 		l := logs[partition.ID{Topic: s.Topic, Partition: s.Partition}]
-		if l == nil || !l.needs(footer.Header.CreatedMs >= oldest, s.NextOffset) {
+		if l == nil || s.NextOffset <= l.End() {
 			continue
 		}
-		for b, err := range s.All() {
-			if err != nil {
-				return err
-			}
-			if b.ProducerID < 0 {
-				continue
-			}
-			l.Restore(footer.Header.CreatedMs, b.LeaderEpoch, b.Offset, partition.Batch{
-				ProducerID: b.ProducerID, ProducerEpoch: b.ProducerEpoch, BaseSequence: b.BaseSequence,
-				Records: b.LastOffsetDelta + 1, MaxTimestamp: b.MaxTimestamp,
-				// Of a transaction that has ended the marker may be in a segment that is not read: clocks differ.
-				Transactional: b.Flags&segment.FlagTransactional != 0 && b.Offset >= l.stable,
-				Marker:        b.Flags&segment.FlagControl != 0, CoordinatorEpoch: b.CoordinatorEpoch,
-			})
+		if err := upkeep.Apply(l, s, footer.Header.CreatedMs); err != nil {
+			return err
 		}
 	}
 	return nil

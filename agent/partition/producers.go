@@ -42,6 +42,13 @@ type Appended struct {
 	BaseOffset, LastOffset     protocol.Offset
 }
 
+// NewAppended returns the batch of that many records.
+func NewAppended(baseSequence int32, base protocol.Offset, records int32) Appended {
+	return Appended{
+		BaseSequence: baseSequence, LastSequence: addSequence(baseSequence, records-1), BaseOffset: base, LastOffset: base + protocol.Offset(records) - 1,
+	}
+}
+
 // Producer is the state of one idempotent producer in one partition.
 type Producer struct {
 	ID    protocol.ProducerID

@@ -1,0 +1,42 @@
+package agent
+
+import (
+	"context"
+
+	"github.com/varve-io/varve/agent/upkeep"
+)
+
+// startUpkeep starts what keeps the bucket and the coordinator small: merges, retention and the deletion of garbage.
+func (a *Agent) startUpkeep(run context.Context) {
+	a.spawn(run, "merge segments", upkeep.NewMerger(a.cfg.Merge, upkeep.MergerDeps{
+		Manifests: a.manifests, Index: a.index, Tails: a.tails, Footers: a.footers, Store: a.deps.Store, Cluster: a.clusterID,
+		Topic: func(id [16]byte) (string, bool) {
+			t, ok := a.view.TopicByID(id)
+			return t.Name, ok
+		},
+		ProducerIdle: a.cfg.ProducerIdleMax, ProducersMax: producersMax, Now: a.deps.Now, Log: a.log,
+	}).Run)
+	a.spawn(run, "enforce retention", upkeep.NewRetention(a.cfg.RetentionPause, upkeep.RetentionDeps{
+		Manifests: a.manifests, Index: a.index, Partitions: a.partitions.All, Limits: a.limits, Now: a.deps.Now, Log: a.log,
+	}).Run)
+	a.spawn(run, "delete garbage", upkeep.NewSweeper(a.cfg.Garbage, upkeep.SweeperDeps{
+		KV: a.deps.KV, Store: a.deps.Store, Manifests: a.manifests, Now: a.deps.Now, Log: a.log,
+		Elected: func() bool {
+			holder, revision := a.view.Controller()
+			return revision != 0 && holder.Log == a.id
+		},
+	}).Run)
+}
+
+// limits returns how much of a topic's partitions is kept.
+func (a *Agent) limits(id [16]byte) (upkeep.Limits, bool) {
+	t, ok := a.view.TopicByID(id)
+	if !ok {
+		return upkeep.Limits{}, false
+	}
+	rules := a.topics.RulesOf(&t)
+	if !rules.Delete {
+		return upkeep.Limits{}, false
+	}
+	return upkeep.Limits{AgeMs: rules.RetentionMs, Bytes: rules.RetentionBytes}, true
+}

@@ -1,0 +1,251 @@
+package upkeep
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/objectstore/manifest"
+	"github.com/varve-io/varve/objectstore/segment"
+	"github.com/varve-io/varve/protocol"
+)
+
+// What is garbage is decided from names, from the coordinator and from the newest manifests; there is no list of it that could be wrong.
+//
+//   - A segment of a commit: the commit with its number was made, or can never be made any more, and the coordinator has none that names it.
+//   - A manifest, or a merged segment: the shard's newest manifest is another, or does not name it, and whoever wrote it leads the shard no more, or has installed one since.
+//
+// It is deleted when it has been garbage for a while: somebody may be reading it. A reader whom that surprises looks up again where the records are now.
+
+// GarbageConfig says when garbage is deleted.
+type GarbageConfig struct {
+	Pause time.Duration // between two looks
+	Grace time.Duration // for how long it must have been seen
+}
+
+// DefaultGarbageConfig returns what production uses.
+func DefaultGarbageConfig() GarbageConfig {
+	return GarbageConfig{Pause: time.Minute, Grace: 10 * time.Minute}
+}
+
+// SweeperDeps is what a [Sweeper] works with.
+type SweeperDeps struct {
+	KV        coordinator.KV
+	Store     objectstore.Store
+	Manifests *Manifests
+	// Elected reports whether this agent is the cluster's controller, which looks after the segments of commits.
+	Elected func() bool
+	Now     func() time.Time
+	Log     *slog.Logger
+}
+
+// Sweeper deletes garbage from the bucket.
+type Sweeper struct {
+	cfg  GarbageConfig
+	deps SweeperDeps
+	seen map[string]time.Time // segments of commits that are garbage, since when
+}
+
+// NewSweeper returns a sweeper; [Sweeper.Run] makes it work.
+func NewSweeper(cfg GarbageConfig, deps SweeperDeps) *Sweeper {
+	return &Sweeper{cfg: cfg, deps: deps, seen: make(map[string]time.Time)}
+}
+
+// Run sweeps until ctx ends.
+func (s *Sweeper) Run(ctx context.Context) error {
+	tick := time.NewTicker(s.cfg.Pause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if err := s.sweep(ctx); err != nil && ctx.Err() == nil {
+			s.deps.Log.Warn("garbage stays in the bucket for now", "err", err)
+		}
+	}
+}
+
+func (s *Sweeper) sweep(ctx context.Context) error {
+	if err := s.list(ctx); err != nil {
+		return err
+	}
+	due := s.deps.Manifests.garbage.due(s.deps.Now().Add(-s.cfg.Grace))
+	for i, name := range due {
+		if err := s.deps.Store.Delete(ctx, name); err != nil {
+			s.deps.Manifests.garbage.back(due[i:])
+			return fmt.Errorf("delete garbage: %w", err)
+		}
+	}
+	if !s.deps.Elected() {
+		clear(s.seen)
+		return nil
+	}
+	return s.sweepCommits(ctx)
+}
+
+// sweepCommits looks after the segments of commits.
+func (s *Sweeper) sweepCommits(ctx context.Context) error {
+	var names []string
+	for info, err := range s.deps.Store.List(ctx, segment.NamePrefix, "") {
+		if err != nil {
+			return fmt.Errorf("list segments: %w", err)
+		}
+		names = append(names, info.Name)
+	}
+	// After the listing, and in this order: a commit that the record counts was made before the commits are listed.
+	logs, err := coordinator.ListLogs(ctx, s.deps.KV, 0)
+	if err != nil {
+		return err
+	}
+	items, _, err := s.deps.KV.List(ctx, coordinator.PrefixCommits, 0)
+	if err != nil {
+		return fmt.Errorf("list commits: %w", err)
+	}
+	named := make(map[string]bool, len(items))
+	for _, item := range items {
+		c, err := coordinator.DecodeCommit(item.Value)
+		if err != nil {
+			return fmt.Errorf("decode %s: %w", item.Key, err)
+		}
+		named[c.Object] = true
+	}
+	now, still := s.deps.Now(), make(map[string]time.Time)
+	for _, name := range names {
+		if named[name] || !isOver(name, &logs) {
+			continue
+		}
+		since, ok := s.seen[name]
+		if !ok {
+			since = now
+		}
+		if now.Sub(since) < s.cfg.Grace {
+			still[name] = since
+			continue
+		}
+		if err := s.deps.Store.Delete(ctx, name); err != nil {
+			return fmt.Errorf("delete garbage: %w", err)
+		}
+	}
+	s.seen = still
+	return nil
+}
+
+// isOver reports whether the commit for which a segment was written was made, or can never be. What is not named like a segment is not.
+func isOver(name string, logs *coordinator.Logs) bool {
+	id, err := segment.ParseName(name)
+	if err != nil || id.Level != segment.LevelFlushed {
+		return false
+	}
+	log := coordinator.LogID(id.Log)
+	record := logs.Record(log)
+	return logs.Closed(log) || record != nil && id.Commit <= record.Commits
+}
+
+// garbage are objects of this agent's shards that nothing refers to any more.
+type garbage struct {
+	mu     sync.Mutex
+	items  []discarded                           // in order of their times
+	listed map[coordinator.ShardID]int32 // for which epoch what older leaders have left was looked for
+}
+
+// discarded is an object, and since when it is garbage.
+type discarded struct {
+	name  string
+	since time.Time
+}
+
+func (g *garbage) add(now time.Time, names ...string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, name := range names {
+		g.items = append(g.items, discarded{name, now})
+	}
+}
+
+// due takes out what has been garbage since a time.
+func (g *garbage) due(since time.Time) []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var names []string
+	for len(g.items) > 0 && !g.items[0].since.After(since) {
+		names = append(names, g.items[0].name)
+		g.items = g.items[1:]
+	}
+	return names
+}
+
+// back puts in again what could not be deleted.
+func (g *garbage) back(names []string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	items := make([]discarded, 0, len(names)+len(g.items))
+	for _, name := range names {
+		items = append(items, discarded{name: name})
+	}
+	g.items = append(items, g.items...)
+}
+
+// list looks for what former leaders of this agent's shards have left, once for each shard.
+func (s *Sweeper) list(ctx context.Context) error {
+	for id, record := range s.deps.Manifests.records() {
+		if s.deps.Manifests.garbage.isListed(id, record.Epoch) {
+			continue
+		}
+		m := s.deps.Manifests.Of(id)
+		if m == nil {
+			continue
+		}
+		var left []string
+		for _, prefix := range []string{manifest.ShardPrefix(uint32(id)), segment.MergedPrefix(uint32(id))} {
+			for info, err := range s.deps.Store.List(ctx, prefix, "") {
+				if err != nil {
+					return fmt.Errorf("list what shard %d has: %w", id, err)
+				}
+				if isLeft(info.Name, m, protocol.LeaderEpoch(record.Epoch)) {
+					left = append(left, info.Name)
+				}
+			}
+		}
+		s.deps.Manifests.garbage.add(s.deps.Now(), left...)
+		s.deps.Manifests.garbage.setListed(id, record.Epoch)
+	}
+	return nil
+}
+
+// isLeft reports whether an object of a shard was written by a former leader, and is not of the manifest m, which is of the leader's time or was when it began.
+func isLeft(name string, m *manifest.Manifest, epoch protocol.LeaderEpoch) bool {
+	if _, e, _, err := manifest.ParseName(name); err == nil {
+		return e < epoch && name != m.Name()
+	}
+	id, err := segment.ParseName(name)
+	if err != nil || id.Level != segment.LevelMerged || id.Fence >= uint64(epoch) {
+		return false
+	}
+	for i := range m.Segments {
+		if m.Segments[i].Name(m.Shard) == name {
+			return false
+		}
+	}
+	return true
+}
+
+func (g *garbage) isListed(id coordinator.ShardID, epoch int32) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.listed[id] == epoch
+}
+
+func (g *garbage) setListed(id coordinator.ShardID, epoch int32) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.listed == nil {
+		g.listed = make(map[coordinator.ShardID]int32)
+	}
+	g.listed[id] = epoch
+}

@@ -1,0 +1,384 @@
+package upkeep
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/varve-io/varve/agent/index"
+	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/objectstore/manifest"
+	"github.com/varve-io/varve/objectstore/segment"
+	"github.com/varve-io/varve/protocol"
+)
+
+// Footers gives the footers of segments.
+type Footers interface {
+	Get(ctx context.Context, o *index.Object) (*segment.Footer, error)
+	Put(footer *segment.Footer)
+}
+
+// MergerDeps is what a [Merger] works with.
+type MergerDeps struct {
+	Manifests *Manifests
+	Index     *index.Index
+	Tails     *index.Tails
+	Footers   Footers
+	Store     objectstore.Store
+	Cluster   [16]byte
+	// Topic returns the name of a topic; ok is false if it does not exist (any more).
+	Topic func(id [16]byte) (name string, ok bool)
+	// ProducerIdle is how long a producer may have been idle to be remembered; ProducersMax is how many a partition remembers.
+	ProducerIdle time.Duration
+	ProducersMax int
+	Now          func() time.Time
+	Log          *slog.Logger
+}
+
+// Merger merges segments of the shards that this agent leads, one shard at a time, so that it holds the batches of one merge.
+type Merger struct {
+	cfg     MergeConfig
+	deps    MergerDeps
+	builder segment.Builder
+	numbers map[coordinator.ShardID]number // of the segment that was tried last
+}
+
+// number is one that a leader has taken.
+type number struct {
+	epoch  protocol.LeaderEpoch
+	number uint64
+}
+
+// NewMerger returns a merger; [Merger.Run] makes it work.
+func NewMerger(cfg MergeConfig, deps MergerDeps) *Merger {
+	return &Merger{cfg: cfg, deps: deps, numbers: make(map[coordinator.ShardID]number)}
+}
+
+// mergePause is how often the merger looks whether a shard is due.
+const mergePause = time.Second
+
+// Run merges until ctx ends, or what is committed contradicts itself.
+func (m *Merger) Run(ctx context.Context) error {
+	tick := time.NewTicker(mergePause)
+	defer tick.Stop()
+	for {
+		for _, id := range m.due() {
+			switch err := m.merge(ctx, id); {
+			case ctx.Err() != nil:
+				return ctx.Err()
+			case errors.Is(err, errInvariant):
+				return err
+			case err != nil && !errors.Is(err, coordinator.ErrFenced) && protocol.CodeOf(err) != protocol.NotLeaderOrFollower:
+				m.deps.Log.Warn("a shard's segments could not be merged; trying again", "shard", id, "err", err)
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// errInvariant is what must not be.
+var errInvariant = errors.New("broken invariant")
+
+// due returns the shards that should merge, the one with the oldest commit first.
+func (m *Merger) due() []coordinator.ShardID {
+	surplus := m.deps.Tails.Surplus(m.cfg.CommitsMax, m.cfg.KeyBytesMax)
+	now := m.deps.Now()
+	oldest := make(map[coordinator.ShardID]int64)
+	for id, record := range m.deps.Manifests.records() {
+		if parts := m.deps.Tails.Of(uint32(id), record.Merged); m.cfg.due(parts, surplus, now) {
+			oldest[id] = parts[0].Revision
+		}
+	}
+	return slices.SortedFunc(maps.Keys(oldest), func(a, b coordinator.ShardID) int { return cmp.Or(cmp.Compare(oldest[a], oldest[b]), cmp.Compare(a, b)) })
+}
+
+// merge merges once.
+func (m *Merger) merge(ctx context.Context, id coordinator.ShardID) error {
+	record, ok := m.deps.Manifests.Record(id)
+	old := m.deps.Manifests.Of(id)
+	if !ok || old == nil {
+		return nil
+	}
+	p := m.cfg.plan(m.deps.Tails.Of(uint32(id), record.Merged), live(old))
+	if len(p.parts) == 0 {
+		return nil
+	}
+	w := &work{m: m, old: old, plan: p, epoch: protocol.LeaderEpoch(record.Epoch), created: m.deps.Now().UnixMilli()}
+	if err := w.run(ctx, id); err != nil {
+		return fmt.Errorf("merge shard %d: %w", id, err)
+	}
+	merged := p.parts[len(p.parts)-1].Revision
+	if err := m.deps.Manifests.install(ctx, id, change{edit: w.edit, merged: merged}); err != nil {
+		return fmt.Errorf("merge shard %d: %w", id, err)
+	}
+	m.deps.Log.Debug("merged segments", "shard", id, "commits", len(p.parts), "joined", len(old.Segments)-p.join, "into", len(w.made))
+	return nil
+}
+
+// take returns a number for a segment that no other segment of the shard's leader has.
+func (m *Merger) take(id coordinator.ShardID, epoch protocol.LeaderEpoch) uint64 {
+	n := m.numbers[id]
+	if n.epoch != epoch {
+		n = number{epoch: epoch}
+	}
+	n.number++
+	m.numbers[id] = n
+	return n.number
+}
+
+// work is one merge under way.
+type work struct {
+	m       *Merger
+	old     *manifest.Manifest
+	plan    plan
+	epoch   protocol.LeaderEpoch
+	created int64
+
+	made   []manifest.Segment
+	merged map[partition.ID]*merged // what changes
+}
+
+// merged is what is new of a partition.
+type merged struct {
+	name    string
+	log     *partition.Log      // rebuilt up to the new end
+	stable  protocol.Offset     // as of there
+	sources []source            // in order of offsets
+	extents []manifest.Extent   // that were made
+}
+
+// source is an extent that is merged.
+type source struct {
+	index.Extent
+	section *segment.Section
+	data    []byte
+}
+
+// run does all of a merge but for its installation. It may be called again.
+func (w *work) run(ctx context.Context, id coordinator.ShardID) error {
+	w.made, w.merged = nil, make(map[partition.ID]*merged)
+	if err := w.gather(ctx); err != nil {
+		return err
+	}
+	if err := w.load(ctx); err != nil {
+		return err
+	}
+	return w.write(ctx, id)
+}
+
+// gather finds the extents that are merged, and rebuilds the partitions' states.
+func (w *work) gather(ctx context.Context) error {
+	commits := make(map[string]bool, len(w.plan.parts))
+	touched := make(map[partition.ID]bool)
+	for _, part := range w.plan.parts {
+		commits[part.Name] = true
+		for _, id := range part.Partitions {
+			touched[id] = true
+		}
+	}
+	joined := make(map[string]bool)
+	for i := w.plan.join; i < len(w.old.Segments); i++ {
+		joined[w.old.Segments[i].Name(w.old.Shard)] = true
+	}
+	for i := range w.old.Partitions {
+		if p := &w.old.Partitions[i]; len(p.Extents) > 0 && int(p.Extents[len(p.Extents)-1].Segment) >= w.plan.join {
+			touched[partition.ID{Topic: p.Topic, Partition: p.Partition}] = true
+		}
+	}
+	for id := range touched {
+		name, ok := w.m.deps.Topic(id.Topic)
+		if !ok {
+			continue // deleted meanwhile
+		}
+		was, _ := w.old.Find(id.Topic, id.Partition)
+		if was == nil {
+			was = &manifest.Partition{Topic: id.Topic, Partition: id.Partition, TopicName: name}
+		}
+		p := &merged{name: name, log: partition.New(w.epoch), stable: was.LastStable}
+		p.log.RestoreSnapshot(SnapshotOf(was))
+		for _, e := range w.m.deps.Index.Extents(id) {
+			if !commits[e.Object.Name] && !joined[e.Object.Name] {
+				continue
+			}
+			if err := w.source(ctx, id, p, e, commits[e.Object.Name]); err != nil {
+				return err
+			}
+		}
+		w.merged[id] = p
+	}
+	return nil
+}
+
+// source takes in an extent that is merged; new says that it is of a commit.
+func (w *work) source(ctx context.Context, id partition.ID, p *merged, e index.Extent, isNew bool) error {
+	footer, err := w.m.deps.Footers.Get(ctx, e.Object)
+	if err != nil {
+		return err
+	}
+	s := footer.Find(segment.Key{Shard: e.Shard, Topic: id.Topic, Partition: id.Partition})
+	if s == nil {
+		return fmt.Errorf("segment %s: %w: no section for %s/%d", e.Object.Name, segment.ErrCorrupt, id.Topic, id.Partition)
+	}
+	if isNew {
+		if end := p.log.End(); e.First != end && end > 0 {
+			return fmt.Errorf("%w: merge of %s/%d: offsets [%d,%d) of %s do not continue %d", errInvariant, id.Topic, id.Partition, e.First, e.Next, e.Object.Name, end)
+		}
+		if err := Apply(p.log, s, e.Object.CreatedMs); err != nil {
+			return err
+		}
+		p.stable = e.LastStable
+	}
+	p.sources = append(p.sources, source{Extent: e, section: s})
+	return nil
+}
+
+// runGapMax is how many bytes that nobody wants are read rather than ask twice.
+const runGapMax = 256 << 10
+
+// load reads the sections that are merged, those that stand together in an object at once.
+func (w *work) load(ctx context.Context) error {
+	byObject := make(map[string][]*source)
+	for _, p := range w.merged {
+		for i := range p.sources {
+			s := &p.sources[i]
+			byObject[s.Object.Name] = append(byObject[s.Object.Name], s)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(byObject)) {
+		all := byObject[name]
+		slices.SortFunc(all, func(a, b *source) int { return cmp.Compare(a.Pos, b.Pos) })
+		for len(all) > 0 {
+			n := 1
+			for n < len(all) && all[n].Pos-(all[n-1].Pos+all[n-1].Size) <= runGapMax {
+				n++
+			}
+			if err := w.loadRun(ctx, name, all[:n]); err != nil {
+				return err
+			}
+			all = all[n:]
+		}
+	}
+	return nil
+}
+
+// loadRun reads sections that stand together.
+func (w *work) loadRun(ctx context.Context, name string, all []*source) error {
+	first, last := all[0], all[len(all)-1]
+	data := make([]byte, last.Pos+last.Size-first.Pos)
+	if err := w.m.deps.Store.Get(ctx, name, first.Pos, data); err != nil {
+		return fmt.Errorf("read segment %s: %w", name, err)
+	}
+	for _, s := range all {
+		at := s.Pos - first.Pos
+		s.data = data[at : at+s.Size : at+s.Size]
+		if err := s.section.Verify(s.data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// write makes the new segments and puts them.
+func (w *work) write(ctx context.Context, id coordinator.ShardID) error {
+	b := &w.m.builder
+	b.Level = segment.LevelMerged
+	defer b.Reset()
+	ids := slices.SortedFunc(maps.Keys(w.merged), func(a, b partition.ID) int {
+		return cmp.Or(slices.Compare(a.Topic[:], b.Topic[:]), cmp.Compare(a.Partition, b.Partition))
+	})
+	for _, pid := range ids {
+		p := w.merged[pid]
+		key := segment.Key{Shard: uint32(id), Topic: pid.Topic, Partition: pid.Partition}
+		start := w.old.LogStart(pid.Topic, pid.Partition)
+		for i := range p.sources {
+			s := &p.sources[i]
+			for batch, err := range s.section.All() {
+				if err != nil {
+					return err
+				}
+				if batch.Next() <= start {
+					continue
+				}
+				from := batch.Pos - s.Pos
+				data := s.data[from : from+int64(batch.Size)]
+				err := b.Add(key, p.name, data)
+				if errors.Is(err, segment.ErrFull) && b.Bytes() > 0 {
+					if err = w.put(ctx, id); err == nil {
+						err = b.Add(key, p.name, data)
+					}
+				}
+				if err != nil {
+					return err
+				}
+			}
+		}
+	}
+	if b.Bytes() == 0 {
+		return nil
+	}
+	return w.put(ctx, id)
+}
+
+// put puts the segment that is in the builder, and empties it.
+func (w *work) put(ctx context.Context, id coordinator.ShardID) error {
+	b := &w.m.builder
+	for {
+		sid := segment.ID{Level: segment.LevelMerged, Log: uint64(id), Fence: uint64(w.epoch), Commit: w.m.take(id, w.epoch)}
+		parts, footer, err := b.Finish(segment.Header{ID: sid, Cluster: w.m.deps.Cluster, CreatedMs: w.created})
+		if err != nil {
+			return err
+		}
+		err = w.m.deps.Store.Put(ctx, sid.Name(), objectstore.Body{Parts: parts, Size: footer.ObjectSize})
+		if errors.Is(err, objectstore.ErrExists) {
+			continue // of this leader, before it started anew; or of a try whose outcome nobody knows
+		}
+		if err != nil {
+			return fmt.Errorf("put segment %s: %w", sid.Name(), err)
+		}
+		for i := range footer.Sections {
+			s := &footer.Sections[i]
+			p := w.merged[partition.ID{Topic: s.Topic, Partition: s.Partition}]
+			p.extents = append(p.extents, manifest.Extent{
+				Segment: int32(len(w.made)), First: s.FirstOffset, Next: s.NextOffset, Pos: s.Pos, Size: s.Size, MaxTimestamp: s.MaxTimestamp, Epoch: s.LeaderEpoch,
+			})
+		}
+		w.made = append(w.made, manifest.Segment{
+			Epoch: w.epoch, Number: sid.Commit, Size: footer.ObjectSize, FooterPos: footer.Pos, CreatedMs: w.created,
+		})
+		w.m.deps.Footers.Put(footer)
+		b.Reset()
+		return nil
+	}
+}
+
+// edit makes the merge part of the shard's next manifest, in which log start offsets may have moved since the merge began.
+func (w *work) edit(next *manifest.Manifest) {
+	joined := make([]bool, len(next.Segments)) // others may have left since
+	for i, g := range next.Segments {
+		joined[i] = slices.ContainsFunc(w.old.Segments[w.plan.join:], func(o manifest.Segment) bool { return o.Epoch == g.Epoch && o.Number == g.Number })
+	}
+	base := int32(len(next.Segments))
+	next.Segments = append(slices.Clone(next.Segments), w.made...) // those that are not referred to any more are pruned
+	expired := w.m.deps.Now().Add(-w.m.deps.ProducerIdle).UnixMilli()
+	for id, p := range w.merged {
+		at := place(next, id, p.name)
+		at.Extents = slices.DeleteFunc(slices.Clone(at.Extents), func(e manifest.Extent) bool { return joined[e.Segment] })
+		for _, e := range p.extents {
+			e.Segment += base
+			at.Extents = append(at.Extents, e)
+		}
+		p.log.Producers().Expire(expired, w.m.deps.ProducersMax)
+		take(at, p.log.Snapshot(), p.stable)
+	}
+}
