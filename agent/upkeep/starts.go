@@ -158,7 +158,7 @@ func (s *Starts) install(ctx context.Context, id coordinator.ShardID, partitions
 	}
 }
 
-// next returns a copy of the manifest with the partitions' new starts, without a generation of its own.
+// next returns a copy of the manifest with the partitions' new starts and all else as it was, without a generation of its own.
 func (sh *shard) next(nowMs int64, partitions []*ingest.Partition, starts map[*ingest.Partition]protocol.Offset) *manifest.Manifest {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -166,8 +166,12 @@ func (sh *shard) next(nowMs int64, partitions []*ingest.Partition, starts map[*i
 	next.Partitions = slices.Clone(next.Partitions)
 	next.CreatedMs = nowMs
 	for _, p := range partitions {
-		start := max(starts[p], next.LogStart(p.ID.Topic, p.ID.Partition))
-		next.Set(manifest.Partition{Topic: p.ID.Topic, TopicName: p.Name, Partition: p.ID.Partition, LogStartOffset: start})
+		entry := manifest.Partition{Topic: p.ID.Topic, TopicName: p.Name, Partition: p.ID.Partition}
+		if held, ok := next.Find(p.ID.Topic, p.ID.Partition); ok {
+			entry = *held
+		}
+		entry.LogStartOffset = max(starts[p], entry.LogStartOffset)
+		next.Set(entry)
 	}
 	return &next
 }
