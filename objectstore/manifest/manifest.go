@@ -1,33 +1,47 @@
-// Package manifest reads and writes manifests: for each shard one immutable object that says where the log of each
-// of its partitions begins. The shard's record in the coordinator names the newest; a change is a new manifest and, in one guarded
-// write, its name there. DeleteRecords answers once that is done.
+// Package manifest reads and writes manifests: for each shard one immutable object that says, for each of its partitions, where the
+// log begins, which stretches of which merged segments hold it, and what a new leader has to know of its epochs and producers. The
+// shard's record in the coordinator names the newest; a change is a new manifest and, in one guarded write, its name there.
 //
-//	m := manifest.Manifest{Cluster: id, Shard: 7, Epoch: 3, Generation: 12, CreatedMs: now, Partitions: partitions}
+// # Model
+//
+//	segments    0: 64 MiB, 1: 64 MiB, 2: 5 MiB             of level 1, each of this shard alone, from old to new
+//	partition   log start 120, end 900, last stable 890
+//	  extents   [0, 400) in 0, [400, 800) in 1, [800, 900) in 2
+//	  epochs    1 from 0, 4 from 512
+//	  producers as they were when the log ended at 900
+//
+// Everything that was committed below a partition's end is in its extents, or below its log start offset, or was compacted away; what
+// comes after it is in commits that the shard has not merged. Restoring a partition takes its entry here and the footers of those.
+//
+//	m := manifest.Manifest{Cluster: id, Shard: 7, Epoch: 3, Generation: 12, CreatedMs: now, Segments: segments, Partitions: partitions}
 //	object, err := m.Encode()
 //	store.Put(ctx, m.Name(), objectstore.Bytes(object))
 //	m, err := manifest.Parse(object)
 //	start := m.LogStart(topic, 0)
 //
-// FORMAT.md has the bytes. The package is pure: no goroutine, clock, socket, file or logger.
+// FORMAT.md has the bytes. The package is pure: no goroutine, clock, socket, file or logger. A [Manifest] that nobody changes may be read
+// concurrently.
 package manifest
 
 import (
 	"cmp"
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"slices"
 
 	"github.com/varve-io/varve/protocol"
-	"github.com/varve-io/varve/protocol/crc32c"
 )
 
 // Version of the format that this package writes, and the only one that it reads.
-const Version = 1
+const Version = 2
 
-// Limits of the format.
+// Limits of the format. A reader checks them before it allocates.
 const (
+	SegmentsMax   = 1 << 20  // segments of a manifest
 	PartitionsMax = 1 << 20  // partitions of a manifest
+	EpochsMax     = 1 << 22  // epochs of all partitions together
+	ExtentsMax    = 1 << 22  // extents of all partitions together
+	ProducersMax  = 1 << 20  // producers of all partitions together
+	BatchesMax    = 5        // batches of a producer
 	BytesMax      = 64 << 20 // bytes of a manifest
 )
 
@@ -46,42 +60,106 @@ type Manifest struct {
 	Generation uint64               // grows with each manifest of the shard
 	CreatedMs  int64                // Unix milliseconds by the writer's clock
 
-	// Partitions are ascending by topic id and partition, each once. One that is not there starts at offset 0.
+	// Segments are ascending by epoch and number, each once; each has some extent.
+	Segments []Segment
+	// Partitions are ascending by topic id and partition, each once. One that is not there has no records merged, and starts at offset 0.
 	Partitions []Partition
+}
+
+// Segment is a merged segment, which holds records of this shard alone.
+type Segment struct {
+	Epoch     protocol.LeaderEpoch // of the leader that wrote it
+	Number    uint64               // which that leader took once
+	Size      int64                // bytes of the object
+	FooterPos int64                // where its footer begins, and its data ends
+	CreatedMs int64                // Unix milliseconds by the writer's clock
 }
 
 // Partition is what a manifest says of one partition.
 type Partition struct {
 	Topic          protocol.TopicID
-	TopicName      string
+	TopicName      string // the same in all partitions of the topic
 	Partition      int32
-	LogStartOffset protocol.Offset // first offset that may be read
+	LogStartOffset protocol.Offset // first offset that may be read; past End if records were deleted that are not merged yet
+
+	// End is where the merged part of the log ends: everything committed below it is in Extents, or below LogStartOffset, or was compacted
+	// away. 0 if nothing was merged; then there is nothing in what follows.
+	End        protocol.Offset
+	LastStable protocol.Offset // last stable offset as of End
+	Epochs     []EpochStart    // ascending in both fields, below End
+	Extents    []Extent        // ascending by offset, not overlapping, up to End; gaps are allowed
+	Producers  []Producer      // as of End, ascending by id
 }
+
+// EpochStart is where a leader epoch begins.
+type EpochStart struct {
+	Epoch protocol.LeaderEpoch
+	Start protocol.Offset // of its first batch
+}
+
+// Extent is a stretch of a partition's log, as one section of a merged segment.
+type Extent struct {
+	Segment      int32 // place in Manifest.Segments
+	First, Next  protocol.Offset
+	Pos, Size    int64                // bytes of the segment; those of different extents do not overlap, and follow the partitions' order
+	MaxTimestamp int64                // largest timestamp of its records, Unix milliseconds
+	Epoch        protocol.LeaderEpoch // of its last batch; not below that of the extent before
+}
+
+// Producer is the state of one idempotent producer in one partition.
+type Producer struct {
+	ID               protocol.ProducerID
+	Epoch            protocol.ProducerEpoch
+	CoordinatorEpoch int32           // of its newest transaction marker; -1 if it has none
+	TxnFirst         protocol.Offset // where its open transaction begins, below the partition's end; NoOffset without one
+	UpdatedMs        int64           // when its newest batch or marker was appended, Unix milliseconds by the leader's clock
+	TimestampMs      int64           // largest timestamp of that batch or marker
+	Batches          []ProducerBatch // the newest of its epoch, at most BatchesMax, in order of offsets; none if only a marker came
+}
+
+// ProducerBatch is a batch that a producer might send again. Its last offset and sequence follow from the first ones.
+type ProducerBatch struct {
+	BaseSequence int32
+	BaseOffset   protocol.Offset
+	Records      int32 // offsets, and sequences, that it takes
+}
+
+// next returns the offset after the batch.
+func (b *ProducerBatch) next() protocol.Offset { return b.BaseOffset + protocol.Offset(b.Records) }
 
 // compare orders a partition against a place.
 func (p *Partition) compare(topic protocol.TopicID, partition int32) int {
 	return cmp.Or(slices.Compare(p.Topic[:], topic[:]), cmp.Compare(p.Partition, partition))
 }
 
-// find returns the place of a partition in the list, and whether it is there.
-func (m *Manifest) find(topic protocol.TopicID, partition int32) (int, bool) {
+// search returns the place of a partition in the list, and whether it is there.
+func (m *Manifest) search(topic protocol.TopicID, partition int32) (int, bool) {
 	return slices.BinarySearchFunc(m.Partitions, topic, func(p Partition, topic protocol.TopicID) int {
 		return p.compare(topic, partition)
 	})
 }
 
+// Find returns what the manifest says of a partition, if it says anything: a place in m.Partitions, which the next Set voids.
+func (m *Manifest) Find(topic protocol.TopicID, partition int32) (p *Partition, ok bool) {
+	at, ok := m.search(topic, partition)
+	if !ok {
+		return nil, false
+	}
+	return &m.Partitions[at], true
+}
+
 // LogStart returns the log start offset of a partition: 0 if the manifest does not name it.
 func (m *Manifest) LogStart(topic protocol.TopicID, partition int32) protocol.Offset {
-	at, ok := m.find(topic, partition)
+	p, ok := m.Find(topic, partition)
 	if !ok {
 		return 0
 	}
-	return m.Partitions[at].LogStartOffset
+	return p.LogStartOffset
 }
 
-// Set puts what p says into its place, over what was there.
+// Set puts p into its place, over all that was there. It changes m.Partitions, but nothing that a partition refers to.
 func (m *Manifest) Set(p Partition) {
-	at, ok := m.find(p.Topic, p.Partition)
+	at, ok := m.search(p.Topic, p.Partition)
 	if !ok {
 		m.Partitions = slices.Insert(m.Partitions, at, p)
 		return
@@ -89,118 +167,17 @@ func (m *Manifest) Set(p Partition) {
 	m.Partitions[at] = p
 }
 
-// Parts of the layout, in bytes.
-const (
-	magic        = "VMAN"
-	headerSize   = 52
-	checksumSize = 4
-	entryMin     = 16 + 4 + 8 + 1 + 1
-)
-
-// Encode returns the manifest's bytes. It refuses what Parse would: partitions that are out of order or stand there twice, bad
-// topic names, negative numbers, more than the limits.
-func (m *Manifest) Encode() ([]byte, error) {
-	if len(m.Partitions) > PartitionsMax || m.Epoch < 0 {
-		return nil, fmt.Errorf("encode manifest %s: epoch %d, %d partitions, want %d at most", m.Name(), m.Epoch, len(m.Partitions), PartitionsMax)
-	}
-	size := headerSize + checksumSize
-	for i := range m.Partitions {
-		if err := m.check(i); err != nil {
-			return nil, fmt.Errorf("encode manifest %s: %w", m.Name(), err)
-		}
-		size += entryMin - 1 + len(m.Partitions[i].TopicName)
-	}
-	if size > BytesMax {
-		return nil, fmt.Errorf("encode manifest %s: %d bytes, want %d at most", m.Name(), size, BytesMax)
-	}
-	b := make([]byte, 0, size)
-	b = append(b, magic...)
-	b = append(b, Version, 0, 0, 0)
-	b = append(b, m.Cluster[:]...)
-	b = binary.BigEndian.AppendUint32(b, m.Shard)
-	b = binary.BigEndian.AppendUint32(b, uint32(m.Epoch))
-	b = binary.BigEndian.AppendUint64(b, m.Generation)
-	b = binary.BigEndian.AppendUint64(b, uint64(m.CreatedMs))
-	b = binary.BigEndian.AppendUint32(b, uint32(len(m.Partitions)))
+// Live returns for each segment, in the order of m.Segments, how many of its bytes may still be read: those of the extents that are not
+// wholly below their partition's log start offset. A segment that has none left needs not be kept.
+func (m *Manifest) Live() []int64 {
+	live := make([]int64, len(m.Segments))
 	for i := range m.Partitions {
 		p := &m.Partitions[i]
-		b = append(b, p.Topic[:]...)
-		b = binary.BigEndian.AppendUint32(b, uint32(p.Partition))
-		b = binary.BigEndian.AppendUint64(b, uint64(p.LogStartOffset))
-		b = append(b, byte(len(p.TopicName)))
-		b = append(b, p.TopicName...)
-	}
-	return binary.BigEndian.AppendUint32(b, crc32c.Checksum(b)), nil
-}
-
-// check tells what is wrong with the partition at i, if anything.
-func (m *Manifest) check(i int) error {
-	p := &m.Partitions[i]
-	if p.Partition < 0 || p.LogStartOffset < 0 {
-		return fmt.Errorf("topic %q partition %d: log start offset %d", p.TopicName, p.Partition, p.LogStartOffset)
-	}
-	if i > 0 && m.Partitions[i-1].compare(p.Topic, p.Partition) >= 0 {
-		return fmt.Errorf("topic %q partition %d: out of order or twice", p.TopicName, p.Partition)
-	}
-	if err := protocol.ValidateTopicName(p.TopicName); err != nil {
-		return fmt.Errorf("topic %s: %w", p.Topic, err)
-	}
-	return nil
-}
-
-// Parse reads a whole manifest. It keeps nothing of b. Errors wrap [ErrCorrupt] or [ErrVersion].
-func Parse(b []byte) (*Manifest, error) {
-	if len(b) < headerSize+checksumSize || len(b) > BytesMax {
-		return nil, fmt.Errorf("parse manifest: %w: %d bytes, want %d to %d", ErrCorrupt, len(b), headerSize+checksumSize, BytesMax)
-	}
-	if string(b[:4]) != magic {
-		return nil, fmt.Errorf("parse manifest: %w: magic %q, want %q", ErrCorrupt, b[:4], magic)
-	}
-	if b[4] != Version {
-		return nil, fmt.Errorf("parse manifest: %w: %d, want %d", ErrVersion, b[4], Version)
-	}
-	body, sum := b[:len(b)-checksumSize], binary.BigEndian.Uint32(b[len(b)-checksumSize:])
-	if got := crc32c.Checksum(body); got != sum {
-		return nil, fmt.Errorf("parse manifest: %w: CRC32C %08x, want %08x", ErrCorrupt, got, sum)
-	}
-	m := &Manifest{
-		Shard:      binary.BigEndian.Uint32(b[24:]),
-		Epoch:      protocol.LeaderEpoch(binary.BigEndian.Uint32(b[28:])),
-		Generation: binary.BigEndian.Uint64(b[32:]),
-		CreatedMs:  int64(binary.BigEndian.Uint64(b[40:])),
-	}
-	copy(m.Cluster[:], b[8:])
-	n := binary.BigEndian.Uint32(b[48:])
-	entries := body[headerSize:]
-	if n > PartitionsMax || uint64(n)*entryMin > uint64(len(entries)) || m.Epoch < 0 {
-		return nil, fmt.Errorf("parse manifest: %w: epoch %d, %d partitions in %d bytes", ErrCorrupt, m.Epoch, n, len(entries))
-	}
-	m.Partitions = make([]Partition, n)
-	for i := range m.Partitions {
-		var ok bool
-		if entries, ok = m.Partitions[i].read(entries); !ok {
-			return nil, fmt.Errorf("parse manifest: %s: %w: entry %d of %d is cut", m.Name(), ErrCorrupt, i, n)
-		}
-		if err := m.check(i); err != nil {
-			return nil, fmt.Errorf("parse manifest: %s: %w: %w", m.Name(), ErrCorrupt, err)
+		for _, e := range p.Extents {
+			if e.Next > p.LogStartOffset {
+				live[e.Segment] += e.Size
+			}
 		}
 	}
-	if len(entries) > 0 {
-		return nil, fmt.Errorf("parse manifest: %s: %w: %d bytes after the last entry", m.Name(), ErrCorrupt, len(entries))
-	}
-	return m, nil
-}
-
-// read decodes one entry and returns the bytes after it.
-func (p *Partition) read(b []byte) (rest []byte, ok bool) {
-	const fixed = entryMin - 1
-	if len(b) < fixed || len(b) < fixed+int(b[fixed-1]) {
-		return nil, false
-	}
-	copy(p.Topic[:], b)
-	p.Partition = int32(binary.BigEndian.Uint32(b[16:]))
-	p.LogStartOffset = protocol.Offset(binary.BigEndian.Uint64(b[20:]))
-	end := fixed + int(b[fixed-1])
-	p.TopicName = string(b[fixed:end])
-	return b[end:], true
+	return live
 }

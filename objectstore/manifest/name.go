@@ -29,6 +29,15 @@ func ShardPrefix(shard uint32) string {
 	return fmt.Sprintf("%s%02x/%08x/", NamePrefix, byte(shard), shard)
 }
 
+// Name returns the name of a merged segment's object, which is of that shard:
+//
+//	merged/<shard mod 256>/<shard>/<epoch>-<number>
+//
+// in lower-case hexadecimal of fixed width.
+func (s *Segment) Name(shard uint32) string {
+	return fmt.Sprintf("merged/%02x/%08x/%08x-%016x", byte(shard), shard, uint32(s.Epoch), s.Number)
+}
+
 // ParseName undoes [Name]. It takes exactly what Name returns for an epoch that is not negative.
 func ParseName(name string) (shard uint32, epoch protocol.LeaderEpoch, generation uint64, err error) {
 	parts := strings.FieldsFunc(strings.TrimPrefix(name, NamePrefix), func(r rune) bool { return r == '/' || r == '-' })
