@@ -151,7 +151,10 @@ func (a *Agent) closeLog(ctx context.Context) error {
 		return err
 	}
 	a.flushing.stop()
-	if err := a.writer.Close(ctx, int64(a.wal.Durable())); err != nil {
+	if last, flushed := int64(a.wal.Durable()), a.writer.Record().Flushed; last > flushed {
+		return fmt.Errorf("its last entry is %d, and only those up to %d are committed", last, flushed)
+	}
+	if err := a.writer.Close(ctx); err != nil {
 		return err
 	}
 	if err := a.wal.Close(ctx); err != nil { // as when other agents left meanwhile; everything is in the bucket

@@ -215,12 +215,9 @@ func (w *Writer) Roll(ctx context.Context, s coordinator.WALSegment) error {
 	})
 }
 
-// Close closes the log, of which last is the last entry that counts: it must be committed. Nothing can be committed to it afterwards.
-func (w *Writer) Close(ctx context.Context, last int64) error {
+// Close closes the log: every entry that counts is committed. Nothing can be committed to it afterwards.
+func (w *Writer) Close(ctx context.Context) error {
 	return w.change(ctx, func(next *coordinator.Log) ([]coordinator.Op, error) {
-		if next.Flushed < last {
-			return nil, fmt.Errorf("close WAL log %s, whose last entry is %d: only those up to %d are committed", next.ID, last, next.Flushed)
-		}
 		next.Closed = true
 		return nil, nil
 	})

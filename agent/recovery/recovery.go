@@ -84,7 +84,7 @@ func (r *Recovery) Run(ctx context.Context, id coordinator.LogID) error {
 	if err := r.flush(ctx, w, sealed, topics); err != nil {
 		return fmt.Errorf("recover WAL log %s: %w", id, err)
 	}
-	if err := w.Close(ctx, int64(sealed[len(sealed)-1].Last)); err != nil {
+	if err := w.Close(ctx); err != nil {
 		return err
 	}
 	r.Log.Info("recovered WAL log", "log", id, "commits", w.NextCommit()-1)
@@ -114,7 +114,7 @@ func (r *Recovery) Abandon(ctx context.Context, id coordinator.LogID) error {
 	r.Log.Error("loss accepted: entries after the flushed one are given up", "log", id, "flushed", record.Flushed, "commits", record.Commits)
 	return flush.NewWriter(flush.WriterConfig{
 		KV: r.KV, Store: r.Store, Cluster: r.Cluster, Record: record, Revision: revision, Now: r.Now, Log: r.Log,
-	}).Close(ctx, record.Flushed)
+	}).Close(ctx)
 }
 
 // claim raises the log's fence in etcd. From then on only this recoverer can commit to it, until another claims it.
