@@ -97,9 +97,13 @@ func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Exten
 	if err != nil {
 		return false, err
 	}
-	pos, n, batches, err := s.Range(nil, want.from, int64(want.bytesMax))
+	pos, n, batches, err := s.Range(nil, max(want.from, e.First), int64(want.bytesMax)) // compaction leaves gaps
 	if err != nil {
 		return false, err
+	}
+	if len(batches) == 0 && e.Next <= want.limit { // all that follows in the section was compacted away
+		got.Next = e.Next
+		return true, nil
 	}
 	for len(batches) > 0 && batches[len(batches)-1].Next() > want.limit {
 		n -= int64(batches[len(batches)-1].Size)

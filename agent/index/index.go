@@ -165,10 +165,12 @@ func (x *Index) Find(id partition.ID, offset protocol.Offset) (Extent, bool) {
 		return Extent{}, false
 	}
 	at := find(p.list, offset)
-	if at == len(p.list) || p.list[at].First > offset && (offset < p.start || offset >= p.end) {
+	if at == len(p.list) {
 		return Extent{}, false
 	}
-	return p.list[at], true
+	e := p.list[at]
+	compacted := offset >= p.start && offset < p.end && (at < p.merged || e.First == p.end)
+	return e, e.First <= offset || compacted
 }
 
 // End returns the offset after the last that is committed; 0 if nothing is.

@@ -1,6 +1,7 @@
 package index
 
 import (
+	"slices"
 	"sync"
 	"testing"
 
@@ -116,5 +117,106 @@ func TestConcurrentUse(t *testing.T) {
 	x.DropTopic(ids[0].Topic, 2)
 	if got := x.Partitions(); len(got) != 0 {
 		t.Errorf("after the topic is dropped: %v", got)
+	}
+}
+
+// TestReplace holds that what a manifest says takes the place of what commits said, and that commits which leave take nothing of it with them.
+func TestReplace(t *testing.T) {
+	id := partition.ID{Partition: 3}
+	x := New()
+	add := func(e Extent) {
+		t.Helper()
+		if err := x.Add(id, e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add(extent("a", 0, 5, 100))
+	add(extent("b", 5, 9, 300))
+	add(extent("c", 9, 12, 200))
+	merged := Merged{Start: 2, End: 9, LastStable: 7, Extents: []Extent{extent("m", 2, 5, 100), extent("n", 7, 8, 300)}}
+	if err := x.Replace(id, merged); err != nil {
+		t.Fatal(err)
+	}
+	check := func(when string, want map[protocol.Offset]string) {
+		t.Helper()
+		for offset, object := range want {
+			e, ok := x.Find(id, offset)
+			if ok != (object != "") || ok && e.Object.Name != object {
+				t.Errorf("%s: offset %d: found %v in %+v, want %q", when, offset, ok, e.Object, object)
+			}
+		}
+	}
+	check("merged", map[protocol.Offset]string{1: "", 2: "m", 4: "m", 5: "n", 6: "n", 7: "n", 8: "c", 9: "c", 11: "c", 12: ""})
+	x.Remove(id, "a")
+	x.Remove(id, "b")
+	add(extent("b", 5, 9, 300)) // a commit that comes late
+	add(extent("d", 12, 13, 0))
+	if r := x.Range(id); r != (Range{First: 2, End: 13, LastStable: 0}) {
+		t.Errorf("range %+v", r)
+	}
+	if tail := x.Tail(id); len(tail) != 2 || tail[0].Object.Name != "c" {
+		t.Errorf("tail %+v", tail)
+	}
+	// Both are merged elsewhere, and leave out of order.
+	x.Remove(id, "d")
+	x.Remove(id, "c")
+	if r := x.Range(id); r != (Range{First: 2, End: 9, LastStable: 7}) || len(x.Tail(id)) != 0 {
+		t.Errorf("range %+v with a tail of %d", r, len(x.Tail(id)))
+	}
+	check("left", map[protocol.Offset]string{8: "", 9: ""})
+	add(extent("e", 13, 15, 0)) // what is between is known once the manifest is read
+	check("a hole", map[protocol.Offset]string{4: "m", 6: "n", 8: "", 9: "", 12: "", 13: "e"})
+	merged.End, merged.Extents = 14, nil
+	if err := x.Replace(id, merged); err == nil {
+		t.Error("a manifest that ends within a commit was taken")
+	}
+	merged.End, merged.LastStable = 13, 13
+	if err := x.Replace(id, merged); err != nil {
+		t.Fatal(err)
+	}
+	check("all compacted away", map[protocol.Offset]string{2: "e", 12: "e", 13: "e", 15: ""})
+}
+
+// TestTails follows commits from when they are written until they leave.
+func TestTails(t *testing.T) {
+	tails := NewTails()
+	ids := []partition.ID{{Partition: 1}, {Partition: 2}}
+	for n := range uint64(4) {
+		shards := map[uint32]Part{0: {Partitions: ids[:1], Bytes: 10}}
+		if n%2 == 1 {
+			shards[1] = Part{Partitions: ids[1:], Bytes: 5}
+		}
+		tails.Add(&Commit{Log: 7, Number: n + 1, Revision: int64(10 * (n + 1)), KeyBytes: 100}, shards)
+	}
+	if parts := tails.Of(0, 20); len(parts) != 2 || parts[0].Number != 3 || parts[0].Bytes != 10 {
+		t.Errorf("of shard 0 after revision 20: %+v", parts)
+	}
+	if parts := tails.Of(1, 0); len(parts) != 2 || parts[0].Number != 2 {
+		t.Errorf("of shard 1: %+v", parts)
+	}
+	for _, c := range []struct {
+		n, bytes int
+		want     int64
+	}{{4, 400, 0}, {3, 400, 10}, {4, 399, 10}, {1, 250, 30}, {4, 0, 40}} {
+		if got := tails.Surplus(c.n, c.bytes); got != c.want {
+			t.Errorf("more than %d commits or %d bytes: up to %d, want %d", c.n, c.bytes, got, c.want)
+		}
+	}
+	merged := map[uint32]int64{0: 30, 1: 10}
+	var numbers []uint64
+	for _, c := range tails.Merged(func(shard uint32) int64 { return merged[shard] }) {
+		numbers = append(numbers, c.Number)
+	}
+	if !slices.Equal(numbers, []uint64{1, 3}) {
+		t.Errorf("merged by all: %v, want 1 and 3", numbers)
+	}
+	if _, partitions, ok := tails.Remove(7, 2); !ok || len(partitions) != 2 {
+		t.Errorf("removed commit 2 of partitions %v, %v", partitions, ok)
+	}
+	if _, _, ok := tails.Remove(7, 2); ok {
+		t.Error("removed twice")
+	}
+	if commits, bytes := tails.Len(); commits != 3 || bytes != 300 || len(tails.Of(1, 0)) != 1 {
+		t.Errorf("%d commits of %d bytes are left, %d of shard 1", commits, bytes, len(tails.Of(1, 0)))
 	}
 }

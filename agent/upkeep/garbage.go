@@ -139,7 +139,7 @@ func (s *Sweeper) sweepCommits(ctx context.Context) error {
 // isOver reports whether the commit for which a segment was written was made, or can never be. What is not named like a segment is not.
 func isOver(name string, logs *coordinator.Logs) bool {
 	id, err := segment.ParseName(name)
-	if err != nil || id.Level != segment.LevelFlushed {
+	if err != nil || id.Level != segment.Flushed {
 		return false
 	}
 	log := coordinator.LogID(id.Log)
@@ -224,7 +224,7 @@ func isLeft(name string, m *manifest.Manifest, epoch protocol.LeaderEpoch) bool 
 		return e < epoch && name != m.Name()
 	}
 	id, err := segment.ParseName(name)
-	if err != nil || id.Level != segment.LevelMerged || id.Fence >= uint64(epoch) {
+	if err != nil || id.Level != segment.Merged || id.Fence >= uint64(epoch) {
 		return false
 	}
 	for i := range m.Segments {

@@ -292,7 +292,7 @@ func (s *Manifests) DeleteBefore(ctx context.Context, starts map[*ingest.Partiti
 		c := change{
 			edit: func(next *manifest.Manifest) {
 				for _, p := range partitions {
-					at := place(next, p.ID, p.Name)
+					at := place(next, p.ID, p.Name) // an entry of next's own
 					at.LogStartOffset = max(at.LogStartOffset, starts[p])
 				}
 			},

@@ -110,7 +110,7 @@ func (m *Merger) merge(ctx context.Context, id coordinator.ShardID) error {
 	if !ok || old == nil {
 		return nil
 	}
-	p := m.cfg.plan(m.deps.Tails.Of(uint32(id), record.Merged), live(old))
+	p := m.cfg.plan(m.deps.Tails.Of(uint32(id), record.Merged), old.Live())
 	if len(p.parts) == 0 {
 		return nil
 	}
@@ -292,7 +292,7 @@ func (w *work) loadRun(ctx context.Context, name string, all []*source) error {
 // write makes the new segments and puts them.
 func (w *work) write(ctx context.Context, id coordinator.ShardID) error {
 	b := &w.m.builder
-	b.Level = segment.LevelMerged
+	b.Level = segment.Merged
 	defer b.Reset()
 	ids := slices.SortedFunc(maps.Keys(w.merged), func(a, b partition.ID) int {
 		return cmp.Or(slices.Compare(a.Topic[:], b.Topic[:]), cmp.Compare(a.Partition, b.Partition))
@@ -334,7 +334,7 @@ func (w *work) write(ctx context.Context, id coordinator.ShardID) error {
 func (w *work) put(ctx context.Context, id coordinator.ShardID) error {
 	b := &w.m.builder
 	for {
-		sid := segment.ID{Level: segment.LevelMerged, Log: uint64(id), Fence: uint64(w.epoch), Commit: w.m.take(id, w.epoch)}
+		sid := segment.ID{Level: segment.Merged, Log: uint64(id), Fence: uint64(w.epoch), Commit: w.m.take(id, w.epoch)}
 		parts, footer, err := b.Finish(segment.Header{ID: sid, Cluster: w.m.deps.Cluster, CreatedMs: w.created})
 		if err != nil {
 			return err

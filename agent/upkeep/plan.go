@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"github.com/varve-io/varve/agent/index"
-	"github.com/varve-io/varve/objectstore/manifest"
 )
 
 // MergeConfig says when a shard merges.
@@ -46,8 +45,6 @@ type plan struct {
 
 // plan decides what to merge: from the oldest commit on as much as is merged at once; and of the segments at the manifest's end those that are no larger than all that comes behind them, so that small ones
 // double, and a byte is merged as often as the logarithm of DataBytes over the size of a merge. live are the bytes of each segment that may still be read.
-//
-// Segments before those, of which less than half may still be read, are merged when they stand at the end of the list by themselves: they go as a whole when their last extent does.
 func (c MergeConfig) plan(parts []index.Part, live []int64) plan {
 	var bytes int64
 	n := 0
@@ -61,16 +58,4 @@ func (c MergeConfig) plan(parts []index.Part, live []int64) plan {
 		bytes += live[p.join]
 	}
 	return p
-}
-
-// live returns for each segment of a manifest the bytes that its extents have.
-func live(m *manifest.Manifest) []int64 {
-	bytes := make([]int64, len(m.Segments))
-	for i := range m.Partitions {
-		for j := range m.Partitions[i].Extents {
-			e := &m.Partitions[i].Extents[j]
-			bytes[e.Segment] += e.Size
-		}
-	}
-	return bytes
 }

@@ -119,7 +119,7 @@ func (a *agent) follow() error {
 	a.index = index.New()
 	a.footers = fetch.NewFooters(a.bucket, 1<<20)
 	a.follower = lead.NewFollower(lead.FollowerConfig{
-		Index: a.index, Footers: a.footers, Log: discard,
+		Index: a.index, Tails: index.NewTails(), Footers: a.footers, Log: discard,
 		Known: func([16]byte) bool { return true }, Dropped: func(coordinator.Topic) {},
 	})
 	a.view = coordinator.NewView(a.kv, coordinator.ViewConfig{OnCommit: a.follower.OnCommit, OnTopic: a.follower.OnTopic, Log: discard})

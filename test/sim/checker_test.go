@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/objectstore/manifest"
 	"github.com/varve-io/varve/objectstore/segment"
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/test/check"
@@ -20,12 +21,17 @@ type checker struct {
 
 	logs   map[coordinator.LogID]coordinator.Log // as last written
 	ends   [partitions]protocol.Offset           // of what is committed
+	merged [partitions]protocol.Offset           // of what is merged
+	// commits are those that are in etcd.
+	commits map[string]coordinator.Commit
 	shards map[string]coordinator.Shard          // as last written
 	epochs [partitions]protocol.LeaderEpoch      // of the newest commit
 }
 
 func newChecker(w *world) *checker {
-	return &checker{w: w, logs: make(map[coordinator.LogID]coordinator.Log), shards: make(map[string]coordinator.Shard)}
+	return &checker{
+		w: w, logs: make(map[coordinator.LogID]coordinator.Log), shards: make(map[string]coordinator.Shard), commits: make(map[string]coordinator.Commit),
+	}
 }
 
 // report notes that an invariant of that number is broken.
@@ -44,6 +50,9 @@ func (c *checker) applied(ops []coordinator.Op) {
 	}
 	for _, op := range ops {
 		if op.Delete {
+			if strings.HasPrefix(op.Key, coordinator.PrefixCommits) {
+				c.left(op)
+			}
 			continue
 		}
 		switch {
@@ -84,6 +93,73 @@ func (c *checker) shard(op coordinator.Op) {
 		c.report("4: shard %s goes from log %s in epoch %d to log %s in epoch %d", id, old.Owner, old.Epoch, s.Owner, s.Epoch)
 	}
 	c.shards[id] = s
+	if s.Manifest != old.Manifest {
+		c.manifest(id, s.Manifest)
+	}
+}
+
+// manifest checks that what a manifest refers to is there, and that it takes nothing back.
+func (c *checker) manifest(shard, name string) {
+	m := c.readManifest(name)
+	if m == nil {
+		c.report("8: the record of shard %s refers to %s, which is not there", shard, name)
+		return
+	}
+	for i := range m.Partitions {
+		p := &m.Partitions[i]
+		if p.End < c.merged[p.Partition] || p.End > c.ends[p.Partition] {
+			c.report("3: %s ends partition %d at %d, merged was %d, committed %d", name, p.Partition, p.End, c.merged[p.Partition], c.ends[p.Partition])
+		}
+		c.merged[p.Partition] = p.End
+		next := p.LogStartOffset
+		for _, e := range p.Extents {
+			object := m.Segments[e.Segment].Name(m.Shard)
+			_, footer := c.object(object)
+			if footer == nil {
+				c.report("8: %s refers to %s, which is not there", name, object)
+				return
+			}
+			s := footer.Find(segment.Key{Shard: m.Shard, Topic: p.Topic, Partition: p.Partition})
+			if s == nil || s.FirstOffset != e.First || s.NextOffset != e.Next || s.Pos != e.Pos || s.Size != e.Size {
+				c.report("8: %s and %s differ about partition %d", name, object, p.Partition)
+			}
+			if e.First > next {
+				c.report("3: %s has nothing of partition %d from %d to %d", name, p.Partition, next, e.First)
+			}
+			next = e.Next
+		}
+		if next < p.End {
+			c.report("3: %s has nothing of partition %d from %d to %d", name, p.Partition, next, p.End)
+		}
+	}
+}
+
+// left checks that a commit that leaves is merged.
+func (c *checker) left(op coordinator.Op) {
+	commit := c.commits[op.Key]
+	delete(c.commits, op.Key)
+	for i := range commit.Partitions {
+		if p := &commit.Partitions[i]; p.NextOffset > c.merged[p.Partition] {
+			c.report("2: %s leaves with offsets up to %d of partition %d, merged are those up to %d", op.Key, p.NextOffset, p.Partition, c.merged[p.Partition])
+		}
+	}
+}
+
+// readManifest reads a manifest past all faults; nil if it cannot be read.
+func (c *checker) readManifest(name string) *manifest.Manifest {
+	info, err := c.w.bucket.Stat(c.w.ctx, name)
+	if err != nil {
+		return nil
+	}
+	b := make([]byte, info.Size)
+	if err := c.w.bucket.Get(c.w.ctx, name, 0, b); err != nil {
+		return nil
+	}
+	m, err := manifest.Parse(b)
+	if err != nil || m.Name() != name {
+		return nil
+	}
+	return m
 }
 
 // commit checks that a commit continues its log and its partitions, and that its object is there.
@@ -93,6 +169,7 @@ func (c *checker) commit(op coordinator.Op) {
 		c.report("8: %s: %v", op.Key, err)
 		return
 	}
+	c.commits[op.Key] = commit
 	log := c.logs[commit.Log]
 	switch {
 	case commit.Fence != log.Fence:
@@ -169,36 +246,57 @@ func (c *checker) ended(why error) {
 	}
 }
 
-// final reads the whole log back through the commits, and compares it with what clients were told and saw.
+// part is a section of a segment.
+type part struct {
+	section *segment.Section
+	data    []byte
+}
+
+// final reads the whole log back through manifests and commits, and compares it with what clients were told and saw.
 func (c *checker) final() {
+	var parts [partitions][]part
+	add := func(by, name string, wanted func(*segment.Section) bool) {
+		object, footer := c.object(name)
+		if footer == nil {
+			c.report("8: %s refers to %s, which is not there", by, name)
+			return
+		}
+		for i := range footer.Sections {
+			s := &footer.Sections[i]
+			if !wanted(s) {
+				continue
+			}
+			data := object[s.Pos : s.Pos+s.Size]
+			if err := s.Verify(data); err != nil {
+				c.report("8: %s: %v", name, err)
+			}
+			parts[s.Partition] = append(parts[s.Partition], part{section: s, data: data})
+		}
+	}
+	for id, s := range c.shards {
+		if s.Manifest == "" {
+			continue
+		}
+		m := c.readManifest(s.Manifest)
+		if m == nil {
+			c.report("8: the record of shard %s refers to %s, which is not there", id, s.Manifest)
+			return
+		}
+		for i := range m.Segments {
+			add(s.Manifest, m.Segments[i].Name(m.Shard), func(*segment.Section) bool { return true })
+		}
+	}
 	items, _, err := c.w.kv.List(c.w.ctx, coordinator.PrefixCommits, 0)
 	if err != nil {
 		panic(err)
 	}
-	type part struct {
-		section *segment.Section
-		data    []byte
-	}
-	var parts [partitions][]part
 	for _, it := range items {
 		commit, err := coordinator.DecodeCommit(it.Value)
 		if err != nil {
 			c.report("8: %s: %v", it.Key, err)
 			return
 		}
-		object, footer := c.object(commit.Object)
-		if footer == nil {
-			c.report("8: %s refers to %s, which is not there", it.Key, commit.Object)
-			return
-		}
-		for i := range footer.Sections {
-			s := &footer.Sections[i]
-			data := object[s.Pos : s.Pos+s.Size]
-			if err := s.Verify(data); err != nil {
-				c.report("8: %s: %v", commit.Object, err)
-			}
-			parts[s.Partition] = append(parts[s.Partition], part{section: s, data: data})
-		}
+		add(it.Key, commit.Object, func(s *segment.Section) bool { return s.NextOffset > c.merged[s.Partition] })
 	}
 	for n := range parts {
 		slices.SortFunc(parts[n], func(a, b part) int { return cmp.Compare(a.section.FirstOffset, b.section.FirstOffset) })

@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	product "github.com/varve-io/varve/agent"
+	"github.com/varve-io/varve/agent/upkeep"
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/batch"
 	"github.com/varve-io/varve/test/check"
@@ -68,6 +69,8 @@ func (n *node) exist(ctx context.Context, fs disk.FS) {
 	cfg.Zone, cfg.AdvertiseHost, cfg.AdvertisePort, cfg.PeerAdvertise = n.machine.zone, n.machine.name, 9092, n.machine.name
 	cfg.WALBytesMax, cfg.WALCacheBytes, cfg.CacheBytesMax, cfg.FooterBytesMax = 4<<20, 64<<10, 1<<20, 1<<20
 	cfg.Flush.SegmentBytes, cfg.Flush.AgeMax, cfg.GroupDelay = 1500, n.c.ageMax, 100*time.Millisecond
+	cfg.Merge = upkeep.MergeConfig{DataBytes: 6000, CommitsMax: 8, KeyBytesMax: 64 << 10, AgeMax: time.Minute}
+	cfg.Garbage = upkeep.GarbageConfig{Pause: 5 * time.Second, Grace: 30 * time.Second}
 	if n.c.broken.forgetProducers {
 		cfg.ProducerIdleMax = -cfg.ProducerIdleMax
 	}
