@@ -49,6 +49,9 @@ const (
 	storePort = ":9000"
 )
 
+// clusterName is what the cluster is called in etcd.
+const clusterName = "chaos"
+
 // cluster is a few agents, an etcd and a bucket, each on a host of its own, and a load.
 type cluster struct {
 	t      *testing.T // of the fault that is going on
@@ -192,7 +195,7 @@ func (c *cluster) addNode(t *testing.T, i int) *node {
 		Args: append([]string{
 			"--etcd", "http://" + c.etcd.host.Address + etcdPort,
 			"--bucket", "minio://" + c.store.host.Address + storePort + "/lake/chaos?secure=false",
-			"--cluster", "chaos", "--zone", name, "--peer-listen", host.Address + peerPort,
+			"--cluster", clusterName, "--zone", name, "--peer-listen", host.Address + peerPort,
 		}, copies()...),
 		Env: []string{"AWS_ACCESS_KEY_ID=" + servers.AccessKey, "AWS_SECRET_ACCESS_KEY=" + servers.SecretKey},
 	}, t.Logf)

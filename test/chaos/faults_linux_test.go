@@ -3,6 +3,7 @@ package chaos
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -11,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/varve-io/varve/coordinator"
+	etcdclient "github.com/varve-io/varve/coordinator/etcd"
 	"github.com/varve-io/varve/test/network"
 )
 
@@ -289,7 +292,10 @@ func bucketAway(c *cluster) []*outside { return []*outside{c.store} }
 func bothAway(c *cluster) []*outside   { return []*outside{c.etcd, c.store} }
 
 func away(which outages) func(context.Context, *cluster, []*node) (func(context.Context) error, error) {
-	return func(_ context.Context, c *cluster, _ []*node) (func(context.Context) error, error) {
+	return func(ctx context.Context, c *cluster, _ []*node) (func(context.Context) error, error) {
+		if err := c.unmoved(ctx); err != nil {
+			return nil, err
+		}
 		for _, o := range which(c) {
 			o.kill()
 		}
@@ -300,6 +306,26 @@ func away(which outages) func(context.Context, *cluster, []*node) (func(context.
 			}
 			return errors.Join(errs...)
 		}, nil
+	}
+}
+
+// unmoved waits until no shard is on its way from one agent to another: one that is has no leader before etcd, or the bucket, is back.
+func (c *cluster) unmoved(ctx context.Context) error {
+	kv, err := etcdclient.New(etcdclient.Config{Endpoints: []string{"http://" + c.etcd.host.Address + etcdPort}, Prefix: "/varve/" + clusterName + "/"})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = kv.Close() }()
+	for {
+		moves, _, err := kv.List(ctx, coordinator.PrefixMoves, 0)
+		if err != nil || len(moves) == 0 {
+			return err
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%d shards are on their way: %w", len(moves), ctx.Err())
+		}
 	}
 }
 
