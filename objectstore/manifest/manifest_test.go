@@ -162,6 +162,28 @@ func TestParseFindsEveryFlippedBit(t *testing.T) {
 	}
 }
 
+// TestParsedProducersAreApart holds that a merge may go on with what it parsed: a batch that is appended to one producer is not in another.
+func TestParsedProducersAreApart(t *testing.T) {
+	b, err := example().Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := Parse(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range m.Partitions {
+		for j := range m.Partitions[i].Producers {
+			s := &m.Partitions[i].Producers[j]
+			s.Batches = append(s.Batches, ProducerBatch{BaseSequence: -7})
+			s.Batches = s.Batches[:len(s.Batches)-1]
+		}
+	}
+	if want := example().Partitions[1].Producers[1]; !reflect.DeepEqual(m.Partitions[1].Producers[1], want) {
+		t.Errorf("producer became %+v, want %+v", m.Partitions[1].Producers[1], want)
+	}
+}
+
 // sealed gives a body the right opening and checksum.
 func sealed(body []byte) []byte {
 	b := append([]byte(magic), Version, 0, 0, 0)

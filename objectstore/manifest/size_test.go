@@ -59,7 +59,7 @@ func TestSize(t *testing.T) {
 	bare.Set(Partition{Topic: topicA, TopicName: "events", Partition: 5, LogStartOffset: 1 << 40})
 	base := encodedSize(t, large(t, 400, 1, 0))
 	for name, test := range map[string]struct{ got, want int }{
-		"the first partition of a topic, without records": {one - encodedSize(t, &Manifest{}), 27 + len("events")},
+		"the first partition of a topic, without records": {one - encodedSize(t, &Manifest{}), 26 + len("events")},
 		"another partition without records":               {encodedSize(t, bare) - one, 8},
 		"a partition of one segment":                      {(encodedSize(t, large(t, 800, 1, 0)) - base) / 400, 35},
 		"an extent":                                       {(encodedSize(t, large(t, 400, 51, 0)) - base) / 400 / 50, 12},
