@@ -41,7 +41,7 @@ const (
 // [objectstore.ObjectBytesMax].
 const SegmentBytesMax = 32 << 20
 
-// recordsMax bounds the batches of one segment, below the limits of its format ([segment.SectionsMax], [segment.BatchesMax]).
+// recordsMax bounds the batches of one segment, below the limits of its format ([segment.SectionsMax]).
 const recordsMax = segment.SectionsMax
 
 // Deps is what a flusher works with.

@@ -7,6 +7,8 @@ import (
 	"math"
 	"slices"
 	"testing"
+
+	"github.com/varve-io/varve/protocol"
 )
 
 func TestAddRefuses(t *testing.T) {
@@ -110,29 +112,76 @@ func TestAddStopsAtDataLimit(t *testing.T) {
 	}
 }
 
-func TestAddStopsAtBatchLimit(t *testing.T) {
+func TestAddStopsAtFooterLimit(t *testing.T) {
 	var b Builder
-	s := spec{}
-	raw := s.encode()
-	add := func() error {
-		err := b.Add(keyA0, "events", raw)
-		binary.BigEndian.PutUint64(raw, binary.BigEndian.Uint64(raw)+1)
-		return err
+	if err := b.Add(keyA0, "events", spec{}.encode()); err != nil {
+		t.Fatal(err)
 	}
-	for range BatchesMax {
-		if err := add(); err != nil {
+	left := func() int64 { return FooterBytesMax - (b.ObjectBytes() - HeaderSize - b.Bytes()) }
+	b.index = append(b.index, make([]byte, left()-batchEntryMax-AddedBytesMax)...) // as if of many batches
+	if err := b.Add(keyA1, "events", spec{}.encode()); err != nil {
+		t.Fatalf("section with %d bytes left: %v", left(), err)
+	}
+	if err := b.Add(Key{Topic: topicB}, "orders", spec{}.encode()); !errors.Is(err, ErrFull) {
+		t.Errorf("section with %d bytes left: %v, want ErrFull", left(), err)
+	}
+	b.index = append(b.index, make([]byte, left()-batchEntryMax)...)
+	if err := b.Add(keyA0, "events", spec{offset: 1}.encode()); err != nil {
+		t.Fatalf("batch with %d bytes left: %v", left(), err)
+	}
+	if err := b.Add(keyA0, "events", spec{offset: 2}.encode()); !errors.Is(err, ErrFull) {
+		t.Errorf("batch with %d bytes left: %v, want ErrFull", left(), err)
+	}
+}
+
+// TestRuns holds that batches which stand one after the other in memory are one part of the object, and others are not.
+func TestRuns(t *testing.T) {
+	var read []byte // of a section
+	for i := range 4 {
+		read = append(read, spec{offset: protocol.Offset(i)}.encode()...)
+	}
+	size := len(read) / 4
+	at := func(i int) []byte { return read[i*size : (i+1)*size] }
+	for _, test := range []struct {
+		name    string
+		batches [][]byte
+		runs    int
+	}{
+		{"one read", [][]byte{at(0), at(1), at(2), at(3)}, 1},
+		{"a copy among them", [][]byte{at(0), at(1), slices.Clone(at(2)), at(3)}, 3},
+		{"no capacity behind", [][]byte{at(0)[:size:size], at(1), at(2), at(3)}, 2},
+		{"too little capacity behind", [][]byte{at(0)[: size : size+1], at(1), at(2), at(3)}, 2},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var b Builder
+			for _, data := range test.batches {
+				if err := b.Add(keyA0, "events", data); err != nil {
+					t.Fatal(err)
+				}
+			}
+			parts, footer, err := b.Finish(testHeader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(parts) != 1+test.runs+1 {
+				t.Errorf("%d parts, want header, footer and %d runs", len(parts), test.runs)
+			}
+			object := bytes.Join(parts, nil)
+			if s := footer.Sections[0]; !bytes.Equal(object[s.Pos:s.Pos+s.Size], read) || s.Verify(read) != nil {
+				t.Error("the section is not its batches")
+			}
+		})
+	}
+	var b Builder // two partitions in turn, from one read: no run may take in what is another section's
+	for i := range 4 {
+		raw := at(i)
+		binary.BigEndian.PutUint64(raw, uint64(i/2))
+		if err := b.Add(Key{Topic: topicA, Partition: int32(i % 2)}, "events", raw); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := add(); !errors.Is(err, ErrFull) {
-		t.Fatalf("batch past the limit: %v, want ErrFull", err)
-	}
-	_, footer, err := b.Finish(testHeader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if last, err := batchAt(&footer.Sections[0], BatchesMax-1); err != nil || last.Offset != BatchesMax-1 {
-		t.Errorf("last batch %+v, %v", last, err)
+	if parts, _, err := b.Finish(testHeader); err != nil || len(parts) != 6 {
+		t.Errorf("%d parts (%v), want 6", len(parts), err)
 	}
 }
 

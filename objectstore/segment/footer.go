@@ -29,7 +29,7 @@ func (f *Footer) Find(key Key) *Section {
 }
 
 // appendTrailer closes a segment whose footer (without trailer) starts at pos in the object.
-func appendTrailer(dst, footer []byte, pos int64) []byte {
+func appendTrailer(dst, footer []byte, level uint8, pos int64) []byte {
 	sum := checksum(footer)
 	size := uint64(len(footer))
 	start := len(dst)
@@ -43,9 +43,10 @@ func appendTrailer(dst, footer []byte, pos int64) []byte {
 
 // trailer is what the last bytes of a segment say.
 type trailer struct {
-	pos  int64 // of the footer
-	size int64 // of the footer, without the trailer
-	sum  uint32
+	pos   int64 // of the footer
+	size  int64 // of the footer, without the trailer
+	sum   uint32
+	level uint8
 }
 
 func parseTrailer(b []byte) (trailer, error) {
@@ -56,16 +57,17 @@ func parseTrailer(b []byte) (trailer, error) {
 	if string(b[24:28]) != magic {
 		return trailer{}, fmt.Errorf("parse segment trailer: %w: magic %q, want %q", ErrCorrupt, b[24:28], magic)
 	}
-	if b[20] != Version || b[21] != level {
-		return trailer{}, fmt.Errorf("parse segment trailer: %w: version %d level %d, want %d and %d", ErrVersion, b[20], b[21], Version, level)
+	if b[20] != Version || b[21] > Merged {
+		return trailer{}, fmt.Errorf("parse segment trailer: %w: version %d level %d, want %d and %d at most", ErrVersion, b[20], b[21], Version, Merged)
 	}
 	if got, want := checksum(b[:28]), binary.BigEndian.Uint32(b[28:]); got != want {
 		return trailer{}, fmt.Errorf("parse segment trailer: %w: CRC32C %08x, want %08x", ErrCorrupt, got, want)
 	}
 	t := trailer{
-		pos:  int64(binary.BigEndian.Uint64(b)),
-		size: int64(binary.BigEndian.Uint64(b[8:])),
-		sum:  binary.BigEndian.Uint32(b[16:]),
+		pos:   int64(binary.BigEndian.Uint64(b)),
+		size:  int64(binary.BigEndian.Uint64(b[8:])),
+		sum:   binary.BigEndian.Uint32(b[16:]),
+		level: b[21],
 	}
 	if t.pos <= HeaderSize || t.pos > HeaderSize+DataBytesMax || t.size < HeaderSize || t.size > FooterBytesMax-TrailerSize {
 		return trailer{}, fmt.Errorf("parse segment trailer: %w: footer of %d bytes at byte %d", ErrCorrupt, t.size, t.pos)
@@ -87,7 +89,8 @@ func ParseTrailer(tail []byte, objectSize int64) (footerPos int64, err error) {
 }
 
 // ParseFooter reads a footer, trailer included: b is the object's bytes from the footer's position to its end, and belongs
-// to the Footer from then on. Sections are decoded, their batch indexes only when they are asked for.
+// to the Footer from then on. Sections are decoded; their batch indexes are walked only where they are so long that lookups need
+// places to begin at ([Section]).
 func ParseFooter(b []byte) (*Footer, error) {
 	t, err := parseTrailer(b)
 	if err != nil {
@@ -104,11 +107,14 @@ func ParseFooter(b []byte) (*Footer, error) {
 	if err != nil {
 		return nil, err
 	}
+	if header.ID.Level != t.level {
+		return nil, fmt.Errorf("parse segment footer: %s: %w: level %d in the trailer", header.ID.Name(), ErrCorrupt, t.level)
+	}
 	f := &Footer{Header: header, Pos: t.pos, ObjectSize: t.pos + int64(len(b))}
 	d := fields.NewReader(body[HeaderSize:])
 	topics := readTopics(&d)
 	if !f.readSections(&d, topics) {
-		return nil, fmt.Errorf("parse segment footer: %s: %w: bad directory", header.ID.Name(), ErrCorrupt)
+		return nil, fmt.Errorf("parse segment footer: %s: %w: bad directory or batch index", header.ID.Name(), ErrCorrupt)
 	}
 	return f, nil
 }
@@ -136,7 +142,7 @@ func readTopics(d *fields.Reader) []topicRef {
 	return topics
 }
 
-// readSections reads the directory and hands out the batch indexes behind it. It reports whether all of it is in order.
+// readSections reads the directory and hands out the batch indexes behind it. It reports whether what it has read is in order.
 func (f *Footer) readSections(d *fields.Reader, topics []topicRef) bool {
 	n := d.UvarintMax(min(SectionsMax, uint64(d.Left()/sectionEntryMin)))
 	if n == 0 {
@@ -148,11 +154,11 @@ func (f *Footer) readSections(d *fields.Reader, topics []topicRef) bool {
 	pos := int64(HeaderSize)
 	for i := range f.Sections {
 		s := &f.Sections[i]
+		s.object = &f.Header.ID
 		indexBytes[i] = s.readEntry(d, shard, topics)
-		if d.Bad() || s.Size > f.Pos-pos || i > 0 && f.Sections[i-1].Compare(s.Key) >= 0 {
+		if d.Bad() || s.Size > f.Pos-pos || i > 0 && f.Sections[i-1].Compare(s.Key) >= 0 || !s.object.holds(s.Shard) {
 			return false
 		}
-		s.object = &f.Header.ID
 		s.Pos = pos
 		pos += s.Size
 		shard = s.Shard
@@ -160,8 +166,19 @@ func (f *Footer) readSections(d *fields.Reader, topics []topicRef) bool {
 	for i := range f.Sections {
 		f.Sections[i].index = d.Take(indexBytes[i])
 	}
-	return !d.Bad() && d.Left() == 0 && pos == f.Pos
+	if d.Bad() || d.Left() > 0 || pos != f.Pos {
+		return false
+	}
+	for i := range f.Sections {
+		if !f.Sections[i].mark() {
+			return false
+		}
+	}
+	return true
 }
+
+// holds reports whether a segment of that ID may have sections of a shard.
+func (id ID) holds(shard uint32) bool { return id.Level == Flushed || id.Log == uint64(shard) }
 
 // sectionEntryMin is the least that a section takes in the directory: twelve varints and a checksum.
 const sectionEntryMin = 12 + 4
@@ -195,12 +212,16 @@ func (s *Section) readEntry(d *fields.Reader, shard uint32, topics []topicRef) (
 	s.MaxTimestamp = d.Varint()
 	s.LeaderEpoch = protocol.LeaderEpoch(d.UvarintMax(math.MaxInt32))
 	s.FirstEpoch = s.LeaderEpoch - protocol.LeaderEpoch(d.UvarintMax(uint64(s.LeaderEpoch)))
-	s.Batches = int(d.UvarintMax(BatchesMax))
+	s.Batches = int(d.UvarintMax(FooterBytesMax / indexEntryMin))
 	indexBytes = int(d.UvarintMax(FooterBytesMax))
 	s.CRC = d.Uint32()
+	entryMin, entryMax := indexEntryMin, indexEntryMax
+	if s.gaps() {
+		entryMin, entryMax = entryMin+gapMin, entryMax+gapMax
+	}
 	if topic >= uint64(len(topics)) || s.Batches == 0 || s.NextOffset-s.FirstOffset < protocol.Offset(s.Batches) ||
 		s.Size < int64(s.Batches)*batch.HeaderBytes ||
-		indexBytes < s.Batches*indexEntryMin || indexBytes > s.Batches*indexEntryMax {
+		indexBytes < s.Batches*entryMin || indexBytes > s.Batches*entryMax {
 		d.Fail()
 		return 0
 	}

@@ -10,8 +10,10 @@ import (
 	"github.com/varve-io/varve/protocol/fields"
 )
 
-// Bounds of one batch's entry in the index, in bytes.
+// Bounds of one batch's entry in the index, in bytes. In level 1 the gap before the batch comes on top.
 const (
+	gapMin, gapMax = 1, 9 // a difference of offsets, of 63 bits
+
 	indexEntryMin = 4                               // flags, size, last offset delta, timestamp
 	indexEntryMax = 1 + 5 + 5 + 10 + 5 + 10 + 3 + 5 // with an epoch and a producer; each varint at its longest
 )
@@ -26,7 +28,7 @@ type coding struct {
 	sequence      int32 // that the producer's next batch should have
 }
 
-// append encodes b, whose leader epoch must not be below the last one.
+// append encodes b without the gap before it. Its leader epoch must not be below the last one.
 func (c *coding) append(dst []byte, b *Batch) []byte {
 	flags := b.Flags
 	if b.LeaderEpoch != c.epoch {
@@ -55,7 +57,7 @@ func (c *coding) append(dst []byte, b *Batch) []byte {
 	return dst
 }
 
-// read decodes one entry into b, but for its place (Pos and Offset). It reports whether the entry can be a writer's.
+// read decodes one entry, from behind its gap, into b, but for its place (Pos and Offset). It reports whether the entry can be a writer's.
 func (c *coding) read(d *fields.Reader, b *Batch) bool {
 	flags := Flags(d.Byte())
 	b.Flags = flags &^ (flagProducer | flagEpoch)

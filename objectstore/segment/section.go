@@ -3,6 +3,7 @@ package segment
 import (
 	"fmt"
 	"iter"
+	"sort"
 
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/batch"
@@ -11,26 +12,33 @@ import (
 
 // Section is one partition's part of a segment. It is never changed and may be read concurrently.
 //
-// Its batch index is kept encoded. A lookup walks it from the start without allocating: BenchmarkRange tells what a batch
-// costs, and [BatchesMax] bounds how many there are. Entry points within the index, or decoded indexes that are kept, would
-// only pay for sections of very many tiny batches.
+// It covers the offsets from FirstOffset to NextOffset. In level 0 they are all in its batches. In level 1 there may be gaps, before,
+// between and after the batches: what compaction has removed, or what was below the log's start.
+//
+// Its batch index is kept encoded, 5 to 10 bytes for a batch. A lookup walks it without allocating, from the last mark before the offset that it
+// wants: of an index of more than 1,024 batches, [ParseFooter] remembers every 1,024th place. So a lookup costs what 1,024 entries do (some 30 µs,
+// BenchmarkRange), however long the section is, and a footer is parsed at the price of one walk through its long indexes.
 type Section struct {
 	Key
 	TopicName    string
-	Pos          int64 // of its first byte in the object
-	Size         int64 // bytes
-	FirstOffset  protocol.Offset
-	NextOffset   protocol.Offset // one past the last
+	Pos          int64           // of its first byte in the object
+	Size         int64           // bytes
+	FirstOffset  protocol.Offset // first that it covers
+	NextOffset   protocol.Offset // one past the last that it covers
 	LastStable   protocol.Offset // last stable offset as of the section's end; NextOffset if no transaction was open
 	MaxTimestamp int64           // largest of its batches, Unix milliseconds
 	FirstEpoch   protocol.LeaderEpoch
 	LeaderEpoch  protocol.LeaderEpoch // of its last batch; they never fall
 	CRC          uint32               // CRC32C of its bytes
-	Batches      int
+	Batches      int                  // at least one
 
 	index  []byte
-	object *ID // whose section it is, for errors
+	marks  []cursor // after every stride-th batch of the index but the last
+	object *ID      // whose section it is
 }
+
+// stride is how many batches are between marks. A mark takes some 180 bytes: a small part of what the index takes.
+const stride = 1024
 
 // All yields the batches in offset order. It stops after an error, which wraps [ErrCorrupt]; a batch before it is good,
 // since the footer's checksum covers the index.
@@ -54,13 +62,17 @@ func (s *Section) All() iter.Seq2[Batch, error] {
 
 // Range returns the byte range of the object that serves a fetch from offset: whole batches, from the one that holds
 // offset, of maxBytes bytes at most, but always at least one batch. The batches in it are appended to dst, so that
-// they can be told apart and verified. An offset outside of the section is [ErrNoBatch].
+// they can be told apart and verified. Of an offset that is in a gap, the batches after it are returned; if the section has none there, no batches
+// and no bytes. An offset outside of the section is [ErrNoBatch].
 func (s *Section) Range(dst []Batch, offset protocol.Offset, maxBytes int64) (pos, n int64, batches []Batch, err error) {
 	if offset < s.FirstOffset || offset >= s.NextOffset {
 		return 0, 0, dst, s.errorf(ErrNoBatch, "offset %d is not in [%d,%d)", offset, s.FirstOffset, s.NextOffset)
 	}
-	c := s.cursor()
+	c := s.cursorBefore(offset)
 	if !c.seek(offset) {
+		if c.complete() {
+			return s.Pos + s.Size, 0, dst, nil
+		}
 		return 0, 0, dst, c.err()
 	}
 	pos, n = c.batch.Pos, int64(c.batch.Size)
@@ -78,7 +90,8 @@ func (s *Section) Range(dst []Batch, offset protocol.Offset, maxBytes int64) (po
 	return pos, n, batches, nil
 }
 
-// Verify checks the bytes of the whole section as they came from the object. The error wraps [ErrCorrupt] and says the place.
+// Verify checks the bytes of the whole section as they came from the object: Size bytes from Pos, gaps or not. Who reads them piece by
+// piece extends a CRC32C over the pieces and compares it with CRC. The error wraps [ErrCorrupt] and says the place.
 func (s *Section) Verify(data []byte) error {
 	if int64(len(data)) != s.Size {
 		return s.errorf(ErrCorrupt, "section at byte %d: %d bytes, want %d", s.Pos, len(data), s.Size)
@@ -120,8 +133,8 @@ type cursor struct {
 	coding  coding
 	left    int // batches that are not read yet
 	pos     int64
-	offset  protocol.Offset
-	batch   Batch // the last one read
+	offset  protocol.Offset // after the last batch read
+	batch   Batch           // the last one read
 }
 
 func (s *Section) cursor() cursor {
@@ -131,12 +144,45 @@ func (s *Section) cursor() cursor {
 	}
 }
 
+// mark remembers places of a long index, from which lookups go on. It reports whether the index is in order; a short one it leaves unread.
+func (s *Section) mark() bool {
+	if s.Batches <= stride {
+		return true
+	}
+	s.marks = make([]cursor, 0, (s.Batches-1)/stride)
+	c := s.cursor()
+	for c.next() {
+		if c.left > 0 && (s.Batches-c.left)%stride == 0 {
+			s.marks = append(s.marks, c)
+		}
+	}
+	return c.complete()
+}
+
+// cursorBefore returns a cursor that has passed no batch which ends after offset.
+func (s *Section) cursorBefore(offset protocol.Offset) cursor {
+	after := sort.Search(len(s.marks), func(i int) bool { return s.marks[i].offset > offset })
+	if after == 0 {
+		return s.cursor()
+	}
+	return s.marks[after-1]
+}
+
+// gaps reports whether the section's offsets may have gaps.
+func (s *Section) gaps() bool { return s.object.Level == Merged }
+
 // next reads the next batch. It is false at the end, and where the index contradicts the directory.
 func (c *cursor) next() bool {
-	if c.left == 0 || !c.coding.read(&c.d, &c.batch) {
+	if c.left == 0 {
 		return false
 	}
 	b, s := &c.batch, c.section
+	if s.gaps() {
+		c.offset += protocol.Offset(c.d.UvarintMax(uint64(s.NextOffset - c.offset)))
+	}
+	if !c.coding.read(&c.d, b) {
+		return false
+	}
 	b.Pos, b.Offset = c.pos, c.offset
 	if int64(b.Size) > s.Pos+s.Size-c.pos || protocol.Offset(b.LastOffsetDelta) >= s.NextOffset-c.offset {
 		return false
@@ -147,7 +193,8 @@ func (c *cursor) next() bool {
 	return true
 }
 
-// seek reads up to the batch that holds offset, which must be in the section.
+// seek reads up to the batch that holds offset, or is the first one after it. It is false if there is none, and where the index contradicts the
+// directory; complete tells which.
 func (c *cursor) seek(offset protocol.Offset) bool {
 	for c.next() {
 		if c.offset > offset {
@@ -157,10 +204,11 @@ func (c *cursor) seek(offset protocol.Offset) bool {
 	return false
 }
 
-// complete reports whether the batches that were read are all there is.
+// complete reports whether all batches were read, and the index is what the directory says.
 func (c *cursor) complete() bool {
 	s := c.section
-	return c.d.Left() == 0 && c.pos == s.Pos+s.Size && c.offset == s.NextOffset && c.coding.epoch == s.LeaderEpoch
+	return c.left == 0 && c.d.Left() == 0 && c.pos == s.Pos+s.Size && c.coding.epoch == s.LeaderEpoch &&
+		(c.offset == s.NextOffset || s.gaps())
 }
 
 func (c *cursor) err() error {

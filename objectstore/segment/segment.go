@@ -1,5 +1,6 @@
-// Package segment reads and writes level-0 segments: the immutable objects into which a flush of a WAL log puts the
-// record batches of many partitions, so that a fetch of one partition is a byte range of one object.
+// Package segment reads and writes segments: the immutable objects that hold the record batches of many partitions, so that a
+// fetch of one partition is a byte range of one object. A segment of level 0 is what a flush of a WAL log writes: the batches of all shards that
+// are in the log, a short section for each partition. One of level 1 is what a shard's leader merges of those: of one shard, with long sections.
 //
 // # Model
 //
@@ -10,8 +11,8 @@
 //	+--------+-----------+-----------+-----+-----------+-----------------+---------+
 //	  80 B     verbatim record batches                   \______ footer ________/ 32 B
 //
-// A section holds the batches of one partition (Kafka's RecordBatch v2, verbatim, in offset order and without gaps);
-// sections stand back to back, sorted by shard, topic id and partition. The footer repeats the header and indexes sections
+// A section holds the batches of one partition (Kafka's RecordBatch v2, verbatim, in offset order); in level 0 their offsets have no gaps, in
+// level 1 they may, since compaction removes batches and never offsets. Sections stand back to back, sorted by shard, topic id and partition. The footer repeats the header and indexes sections
 // and batches; the trailer, its last 32 bytes, finds and checks it. FORMAT.md has the bytes, and what each checksum covers.
 //
 // # Writing
@@ -23,6 +24,9 @@
 //	parts, footer, err := b.Finish(header)
 //	store.Put(ctx, footer.Header.ID.Name(), objectstore.Body{Parts: parts, Size: footer.ObjectSize})
 //	b.Reset() // parts are void now, footer stays good
+//
+// A merge does the same with a Builder of [Merged]; what it knows to have no batches any more, it gives to [Builder.Cover]. At [ErrFull] it
+// finishes the segment and goes on with the batch in another one: a partition's list may name several.
 //
 // # Reading
 //
@@ -44,7 +48,8 @@ import (
 // Version of the format that this package writes, and the only one that it reads.
 const Version = 1
 
-// Sizes and limits of the format. A builder answers [ErrFull] rather than pass one; a reader takes what passes one as
+// Sizes and limits of the format. How many batches there may be follows from the footer's: at 5 to 10 bytes for each, some 7 to 13
+// million. A builder answers [ErrFull] rather than pass one; a reader takes what passes one as
 // damage, before it allocates.
 const (
 	HeaderSize  = 80 // bytes of the header
@@ -53,7 +58,6 @@ const (
 	DataBytesMax   = 1 << 30  // bytes of all sections together
 	FooterBytesMax = 64 << 20 // bytes of the footer, its trailer included
 	SectionsMax    = 1 << 16  // sections of a segment
-	BatchesMax     = 1 << 18  // batches of a section
 )
 
 var (
@@ -65,7 +69,7 @@ var (
 	ErrNoBatch = errors.New("no such batch in section")
 	// ErrFull says that the segment cannot take the batch. Finish it, and begin another one with that batch.
 	ErrFull = errors.New("segment full")
-	// ErrGap says that a batch does not continue its section: a broken invariant of the caller.
+	// ErrGap says that a batch does not continue its section, or overlaps it: a broken invariant of the caller.
 	ErrGap = errors.New("batch does not continue its section")
 )
 

@@ -129,19 +129,24 @@ func build(t testing.TB, b *Builder, inputs []input) ([]byte, *Footer) {
 }
 
 func TestGolden(t *testing.T) {
-	var b Builder
-	object, footer := build(t, &b, mixed)
+	object, footer := build(t, new(Builder), mixed)
+	checkGolden(t, goldenFile, object, footer, testHeader)
+}
+
+// checkGolden compares what a builder made with a golden file, both ways.
+func checkGolden(t *testing.T, file string, object []byte, footer *Footer, header Header) {
+	t.Helper()
 	if *update {
-		if err := os.WriteFile(goldenFile, object, 0o600); err != nil {
+		if err := os.WriteFile(file, object, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	want, err := os.ReadFile(goldenFile)
+	want, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(object, want) {
-		t.Errorf("the builder's bytes differ from %s: a change of the format needs a new version", goldenFile)
+		t.Errorf("the builder's bytes differ from %s: a change of the format needs a new version", file)
 	}
 
 	// And the other way: the golden file, known by its size alone, is read as it was written.
@@ -156,8 +161,8 @@ func TestGolden(t *testing.T) {
 	if !reflect.DeepEqual(read, footer) {
 		t.Errorf("read footer\n%+v, want\n%+v", read, footer)
 	}
-	if header, err := ParseHeader(want); err != nil || header != testHeader || read.Header != testHeader {
-		t.Errorf("header %+v (%v), in footer %+v, want %+v", header, err, read.Header, testHeader)
+	if got, err := ParseHeader(want); err != nil || got != header || read.Header != header {
+		t.Errorf("header %+v (%v), in footer %+v, want %+v", got, err, read.Header, header)
 	}
 	if read.ObjectSize != int64(len(want)) || read.Pos != pos {
 		t.Errorf("footer at %d of %d, want %d of %d", read.Pos, read.ObjectSize, pos, len(want))
@@ -401,14 +406,17 @@ func TestParseTrailerRefuses(t *testing.T) {
 // TestIndexBytes holds the size of the index to what DESIGN expects, so that a footer does not grow with small batches.
 func TestIndexBytes(t *testing.T) {
 	for _, test := range []struct {
-		name string
-		spec spec
-		max  int
+		name  string
+		level uint8
+		spec  spec
+		max   int
 	}{
-		{"plain", spec{records: 1}, 6},
-		{"idempotent", spec{records: 1, producer: 123456, pepoch: 3}, 9},
+		{"plain", Flushed, spec{records: 1}, 6},
+		{"idempotent", Flushed, spec{records: 1, producer: 123456, pepoch: 3}, 9},
+		{"plain, merged", Merged, spec{records: 1}, 7},
+		{"idempotent, merged", Merged, spec{records: 1, producer: 123456, pepoch: 3}, 10},
 	} {
-		var b Builder
+		b := Builder{Level: test.level}
 		const n = 1000
 		for i := range n {
 			s := test.spec
@@ -431,7 +439,7 @@ func TestName(t *testing.T) {
 	if got := id.Name(); got != want {
 		t.Errorf("name %s, want %s", got, want)
 	}
-	for _, id := range []ID{{}, id, {math.MaxUint64, math.MaxUint64, math.MaxUint64, math.MaxUint32}} {
+	for _, id := range []ID{{}, id, {Flushed, math.MaxUint64, math.MaxUint64, math.MaxUint64, math.MaxUint32}} {
 		if got, err := ParseName(id.Name()); err != nil || got != id {
 			t.Errorf("parsed %+v, %v, want %+v", got, err, id)
 		}
