@@ -230,12 +230,16 @@ func (p *rawProducer) want(t *testing.T, sequence int32, offset int64) {
 	request.Acks, request.TimeoutMillis, request.Topics = -1, 10_000, append(request.Topics, topic)
 	ctx := within(t)
 	for {
-		metadata, err := kadm.NewClient(p.client).Metadata(ctx, "raw")
-		if err != nil {
-			t.Fatal(err)
+		name := kmsg.NewMetadataRequestTopic()
+		name.Topic = &request.Topics[0].Topic
+		ask := kmsg.NewPtrMetadataRequest()
+		ask.Topics = append(ask.Topics, name)
+		metadata, err := ask.RequestWith(ctx, p.client) // kadm may know it still from before the agents were others
+		if err != nil || metadata.Topics[0].ErrorCode != 0 {
+			t.Fatalf("metadata %+v, %v", metadata, err)
 		}
-		request.Topics[0].TopicID = metadata.Topics["raw"].ID
-		answer, err := p.client.Broker(int(metadata.Topics["raw"].Partitions[0].Leader)).Request(ctx, request)
+		request.Topics[0].TopicID = metadata.Topics[0].TopicID
+		answer, err := p.client.Broker(int(metadata.Topics[0].Partitions[0].Leader)).Request(ctx, request)
 		if err != nil {
 			t.Fatal(err)
 		}
