@@ -4,12 +4,17 @@ import (
 	"context"
 
 	"github.com/varve-io/varve/agent/upkeep"
+	"github.com/varve-io/varve/coordinator"
 )
 
 // startUpkeep starts what keeps the bucket and the coordinator small: merges, retention and the deletion of garbage.
 func (a *Agent) startUpkeep(run context.Context) {
 	a.spawn(run, "merge segments", upkeep.NewMerger(a.cfg.Merge, upkeep.MergerDeps{
 		Manifests: a.manifests, Index: a.index, Tails: a.tails, Footers: a.footers, Store: a.deps.Store, Cluster: a.clusterID,
+		Leads: func(id coordinator.ShardID) bool {
+			_, ok := a.partitions.Leads(id)
+			return ok
+		},
 		Topic: func(id [16]byte) (string, bool) {
 			t, ok := a.view.TopicByID(id)
 			return t.Name, ok

@@ -33,6 +33,8 @@ type MergerDeps struct {
 	Footers   Footers
 	Store     objectstore.Store
 	Cluster   [16]byte
+	// Leads reports whether a shard is led: whoever is about to lead one still restores it from what is not merged.
+	Leads func(coordinator.ShardID) bool
 	// Topic returns the name of a topic; ok is false if it does not exist (any more).
 	Topic func(id [16]byte) (name string, ok bool)
 	// ProducerIdle is how long a producer may have been idle to be remembered; ProducersMax is how many a partition remembers.
@@ -104,6 +106,9 @@ func (m *Merger) due() []coordinator.ShardID {
 	now := m.deps.Now()
 	oldest := make(map[coordinator.ShardID]int64)
 	for id, record := range m.deps.Manifests.records() {
+		if !m.deps.Leads(id) {
+			continue
+		}
 		if parts := m.deps.Tails.Of(uint32(id), record.Merged); m.cfg.due(parts, surplus, now) {
 			oldest[id] = parts[0].Revision
 		}
