@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/varve-io/varve/agent/index"
@@ -50,6 +51,19 @@ type Merger struct {
 	deps    MergerDeps
 	builder segment.Builder
 	numbers map[coordinator.ShardID]number // of the segment that was tried last
+
+	merges, bytes atomic.Uint64
+}
+
+// MergeStats are a merger's counters since it began.
+type MergeStats struct {
+	Merges uint64 // that were installed
+	Bytes  uint64 // of the segments that they made
+}
+
+// Stats returns the merger's counters.
+func (m *Merger) Stats() MergeStats {
+	return MergeStats{Merges: m.merges.Load(), Bytes: m.bytes.Load()}
 }
 
 // number is one that a leader has taken.
@@ -136,6 +150,10 @@ func (m *Merger) merge(ctx context.Context, id coordinator.ShardID) error {
 	merged := p.parts[len(p.parts)-1].Revision
 	if err := m.deps.Manifests.install(ctx, id, change{edit: w.edit, merged: merged}); err != nil {
 		return fmt.Errorf("merge shard %d: %w", id, err)
+	}
+	m.merges.Add(1)
+	for i := range w.made {
+		m.bytes.Add(uint64(w.made[i].Size))
 	}
 	m.deps.Log.Debug("merged segments", "shard", id, "commits", len(p.parts), "joined", len(old.Segments)-p.join, "into", len(w.made))
 	return nil
