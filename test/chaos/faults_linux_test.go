@@ -309,24 +309,50 @@ func away(which outages) func(context.Context, *cluster, []*node) (func(context.
 	}
 }
 
-// unmoved waits until no shard is on its way from one agent to another: one that is has no leader before etcd, or the bucket, is back.
+// unmoved waits until no shard is on its way from one agent to another, and all are led: one that is not has no leader before etcd, or the bucket, is back.
 func (c *cluster) unmoved(ctx context.Context) error {
 	kv, err := etcdclient.New(etcdclient.Config{Endpoints: []string{"http://" + c.etcd.host.Address + etcdPort}, Prefix: "/varve/" + clusterName + "/"})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = kv.Close() }()
-	for {
-		moves, _, err := kv.List(ctx, coordinator.PrefixMoves, 0)
-		if err != nil || len(moves) == 0 {
+	for led := int32(-1); ; {
+		epochs, moves, err := changes(ctx, kv)
+		switch {
+		case err != nil:
 			return err
+		case moves == 0 && epochs == led:
+			return nil
+		case moves == 0:
+			led = epochs // and whoever leads since then answers writers
+			if _, err := c.load.through(ctx, false); err != nil {
+				return err
+			}
+			continue
 		}
 		select {
 		case <-time.After(10 * time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("%d shards are on their way: %w", len(moves), ctx.Err())
+			return fmt.Errorf("%d shards are on their way: %w", moves, ctx.Err())
 		}
 	}
+}
+
+// changes returns how often shards have changed their leaders, and how many are to.
+func changes(ctx context.Context, kv coordinator.KV) (epochs int32, moves int, err error) {
+	wished, _, err := kv.List(ctx, coordinator.PrefixMoves, 0)
+	if err != nil {
+		return 0, 0, err
+	}
+	shards, _, err := kv.List(ctx, coordinator.PrefixShards, 0)
+	for _, item := range shards {
+		s, err := coordinator.Decode[coordinator.Shard](item)
+		if err != nil {
+			return 0, 0, err
+		}
+		epochs += s.Epoch
+	}
+	return epochs, len(wished), err
 }
 
 // killedWithout kills an agent while what it needs to be recovered is away, and starts it before that is back.
