@@ -114,3 +114,17 @@ func TestRetention(t *testing.T) {
 		t.Errorf("offsets %d to %d, want none given twice", start, end)
 	}
 }
+
+// TestDeletedTopicLeaves has a topic deleted of which everything is merged: nothing of it stays in the bucket.
+func TestDeletedTopicLeaves(t *testing.T) {
+	w := newWorld(t)
+	r := w.start(t, eager)
+	for i := 0; i < 50; i += 10 {
+		produce(t, r, "t", i, i+10)
+	}
+	eventually(t, "it is merged", func() bool { return w.objects(t)["merged"] > 0 && w.commits(t) <= 2 })
+	if _, err := kadm.NewClient(client(t, r)).DeleteTopics(t.Context(), "t"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is gone", func() bool { return w.objects(t)["merged"] == 0 })
+}

@@ -72,6 +72,9 @@ func (s *Sweeper) Run(ctx context.Context) error {
 }
 
 func (s *Sweeper) sweep(ctx context.Context) error {
+	if err := s.deps.Manifests.dropDeleted(ctx); err != nil {
+		return err
+	}
 	if err := s.list(ctx); err != nil {
 		return err
 	}

@@ -449,6 +449,20 @@ func (s *Manifests) prune(m *manifest.Manifest) {
 	}
 }
 
+// dropDeleted installs manifests without the topics that were deleted, for shards whose newest has some.
+func (s *Manifests) dropDeleted(ctx context.Context) error {
+	for id := range s.records() {
+		m := s.Of(id)
+		if m == nil || !slices.ContainsFunc(m.Partitions, func(p manifest.Partition) bool { return !s.deps.Known(p.Topic) }) {
+			continue
+		}
+		if err := s.install(ctx, id, change{edit: func(*manifest.Manifest) {}}); err != nil && protocol.CodeOf(err) != protocol.NotLeaderOrFollower {
+			return fmt.Errorf("leave deleted topics out of the manifest of shard %d: %w", id, err)
+		}
+	}
+	return nil
+}
+
 // putPause is the wait between two tries to write a manifest.
 const putPause = 200 * time.Millisecond
 

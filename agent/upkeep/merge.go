@@ -96,7 +96,7 @@ func (m *Merger) Run(ctx context.Context) error {
 	}
 }
 
-// Step merges each shard that is due, once. Errors are those of Run; what else goes wrong is told to the log, and tried again by the next step.
+// Step merges each shard that is due, once. Errors are those of Run; what else goes wrong is told to the log, and ends the step: the bucket or the coordinator may be away.
 func (m *Merger) Step(ctx context.Context) error {
 	for _, id := range m.due() {
 		switch err := m.merge(ctx, id); {
@@ -106,6 +106,7 @@ func (m *Merger) Step(ctx context.Context) error {
 			return err
 		case err != nil && !errors.Is(err, coordinator.ErrFenced) && protocol.CodeOf(err) != protocol.NotLeaderOrFollower:
 			m.deps.Log.Warn("a shard's segments could not be merged; trying again", "shard", id, "err", err)
+			return nil
 		}
 	}
 	return nil
@@ -143,7 +144,13 @@ func (m *Merger) merge(ctx context.Context, id coordinator.ShardID) error {
 	if len(p.parts) == 0 {
 		return nil
 	}
-	w := &work{m: m, old: old, plan: p, epoch: protocol.LeaderEpoch(record.Epoch), created: m.deps.Now().UnixMilli()}
+	w := &work{m: m, old: old, plan: p, epoch: protocol.LeaderEpoch(record.Epoch)}
+	for _, part := range p.parts {
+		w.created = max(w.created, part.CreatedMs)
+	}
+	for i := p.join; i < len(old.Segments); i++ {
+		w.created = max(w.created, old.Segments[i].CreatedMs)
+	}
 	if err := w.run(ctx, id); err != nil {
 		return fmt.Errorf("merge shard %d: %w", id, err)
 	}
@@ -176,7 +183,7 @@ type work struct {
 	old     *manifest.Manifest
 	plan    plan
 	epoch   protocol.LeaderEpoch
-	created int64
+	created int64 // when the newest of what is merged was written, Unix milliseconds
 
 	made   []manifest.Segment
 	merged map[partition.ID]*merged // what changes
