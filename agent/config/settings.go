@@ -66,7 +66,7 @@ func envName(name string) string {
 
 // settings lists all there are, in the order in which they are checked.
 func settings() []setting {
-	return slices.Concat(placeSettings(), addressSettings(), behaviourSettings())
+	return slices.Concat(placeSettings(), addressSettings(), behaviourSettings(), keepingSettings())
 }
 
 // placeSettings say where things are.
@@ -236,46 +236,6 @@ func behaviourSettings() []setting {
 			},
 		},
 		{
-			name: "transaction-timeout-max", value: "15m",
-			usage: "longest `time` that a transactional producer may ask for until its open transaction is aborted (transaction.max.timeout.ms)",
-			parse: func(c *Config, v string) (err error) {
-				c.TransactionTimeoutMax, err = parseDuration(v, time.Second, transactionTimeoutMax)
-				return err
-			},
-		},
-		{
-			name: "producer-id-expiration", value: "24h",
-			usage: "`time` without a batch after which a partition forgets an idempotent producer (producer.id.expiration.ms)",
-			parse: func(c *Config, v string) (err error) {
-				c.ProducerIDExpiration, err = parseDuration(v, time.Second, producerIDExpirationMax)
-				return err
-			},
-		},
-		{
-			name: "retention-check", value: "5m",
-			usage: "`time` between two looks for records that are past their topics' retention (log.retention.check.interval.ms)",
-			parse: func(c *Config, v string) (err error) {
-				c.RetentionCheck, err = parseDuration(v, time.Second, upkeepMax)
-				return err
-			},
-		},
-		{
-			name: "merge-after", value: "1h",
-			usage: "`time` after which what was flushed is merged, however little it is; shorter costs requests, longer keeps deleted records in the bucket",
-			parse: func(c *Config, v string) (err error) {
-				c.MergeAfter, err = parseDuration(v, time.Second, upkeepMax)
-				return err
-			},
-		},
-		{
-			name: "garbage-grace", value: "10m",
-			usage: "`time` for which an object that nothing refers to any more stays in the bucket, for those who may be reading it",
-			parse: func(c *Config, v string) (err error) {
-				c.GarbageGrace, err = parseDuration(v, time.Second, upkeepMax)
-				return err
-			},
-		},
-		{
 			name:  "accept-loss",
 			usage: "give up what the WAL log of this `number` still holds: its disk is gone for good, or damaged",
 			parse: func(c *Config, v string) error {
@@ -291,6 +251,52 @@ func behaviourSettings() []setting {
 			name: "log-level", value: "info",
 			usage: "least `level` of what is logged to standard error: debug, info, warn or error",
 			parse: func(c *Config, v string) (err error) { c.LogLevel, err = parseLevel(v); return err },
+		},
+	}
+}
+
+// keepingSettings say how long things are kept.
+func keepingSettings() []setting {
+	return []setting{
+		{
+			name: "transaction-timeout-max", value: "15m",
+			usage: "longest `time` that a transactional producer may ask for until its open transaction is aborted (transaction.max.timeout.ms)",
+			parse: func(c *Config, v string) (err error) {
+				c.TransactionTimeoutMax, err = parseDuration(v, transactionTimeoutMax)
+				return err
+			},
+		},
+		{
+			name: "producer-id-expiration", value: "24h",
+			usage: "`time` without a batch after which a partition forgets an idempotent producer (producer.id.expiration.ms)",
+			parse: func(c *Config, v string) (err error) {
+				c.ProducerIDExpiration, err = parseDuration(v, producerIDExpirationMax)
+				return err
+			},
+		},
+		{
+			name: "retention-check", value: "5m",
+			usage: "`time` between two looks for records that are past their topics' retention (log.retention.check.interval.ms)",
+			parse: func(c *Config, v string) (err error) {
+				c.RetentionCheck, err = parseDuration(v, upkeepMax)
+				return err
+			},
+		},
+		{
+			name: "merge-after", value: "1h",
+			usage: "`time` after which what was flushed is merged, however little it is; shorter costs requests, longer keeps deleted records in the bucket",
+			parse: func(c *Config, v string) (err error) {
+				c.MergeAfter, err = parseDuration(v, upkeepMax)
+				return err
+			},
+		},
+		{
+			name: "garbage-grace", value: "10m",
+			usage: "`time` for which an object that nothing refers to any more stays in the bucket, for those who may be reading it",
+			parse: func(c *Config, v string) (err error) {
+				c.GarbageGrace, err = parseDuration(v, upkeepMax)
+				return err
+			},
 		},
 	}
 }

@@ -168,7 +168,8 @@ func formatSize(bytes int64) string {
 }
 
 // parseDuration reads a time such as 15m or 24h.
-func parseDuration(value string, low, high time.Duration) (time.Duration, error) {
+func parseDuration(value string, high time.Duration) (time.Duration, error) {
+	const low = time.Second
 	d, err := time.ParseDuration(value)
 	if err != nil || d < low || d > high {
 		return 0, want("a time such as 90s, 15m or 24h from " + formatDuration(low) + " to " + formatDuration(high))

@@ -39,6 +39,8 @@ type Deps struct {
 	Index   *index.Index
 	Cluster [16]byte
 	Known   func(id [16]byte) bool // whether the topic exists
+	// Broken is told that what is installed contradicts what is committed: the agent must not go on.
+	Broken func(error)
 	Now     func() time.Time
 }
 
@@ -360,7 +362,9 @@ func (s *Manifests) install(ctx context.Context, id coordinator.ShardID, c chang
 			sh.record = record
 			sh.mu.Unlock()
 			s.garbage.add(s.deps.Now(), discards(old, &next)...)
-			err = s.show(sh, &next)
+			if err = s.show(sh, &next); err != nil {
+				s.deps.Broken(err)
+			}
 		}
 		if err == nil && c.installed != nil {
 			err = c.installed(&next)

@@ -152,10 +152,18 @@ func (m *Merger) merge(ctx context.Context, id coordinator.ShardID) error {
 		w.created = max(w.created, old.Segments[i].CreatedMs)
 	}
 	if err := w.run(ctx, id); err != nil {
+		w.discard(nil)
 		return fmt.Errorf("merge shard %d: %w", id, err)
 	}
 	merged := p.parts[len(p.parts)-1].Revision
-	if err := m.deps.Manifests.install(ctx, id, change{edit: w.edit, merged: merged}); err != nil {
+	err := m.deps.Manifests.install(ctx, id, change{edit: w.edit, merged: merged, installed: func(m *manifest.Manifest) error {
+		w.discard(m) // log start offsets may have moved past some of it meanwhile
+		return nil
+	}})
+	if err != nil {
+		if errors.Is(err, coordinator.ErrFenced) || protocol.CodeOf(err) == protocol.NotLeaderOrFollower { // it was not installed, and never will be
+			w.discard(nil)
+		}
 		return fmt.Errorf("merge shard %d: %w", id, err)
 	}
 	m.merges.Add(1)
@@ -399,6 +407,15 @@ func (w *work) put(ctx context.Context, id coordinator.ShardID) error {
 		w.m.deps.Footers.Put(footer)
 		b.Reset()
 		return nil
+	}
+}
+
+// discard gives up the segments that were made, but for those in a manifest.
+func (w *work) discard(installed *manifest.Manifest) {
+	for _, g := range w.made {
+		if installed == nil || !slices.Contains(installed.Segments, g) {
+			w.m.deps.Manifests.garbage.add(w.m.deps.Now(), g.Name(w.old.Shard))
+		}
 	}
 }
 
