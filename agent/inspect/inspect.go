@@ -195,7 +195,7 @@ func showRecords(p *Printer, d *batch.Decompressor, data []byte) error {
 		if err != nil {
 			return err
 		}
-		p.print(&record{Offset: h.BaseOffset, TimestampMs: m.Timestamp, Marker: outcome(m.Marker == batch.Commit)})
+		p.emit(&record{Offset: h.BaseOffset, TimestampMs: m.Timestamp, Marker: outcome(m.Marker == batch.Commit)})
 		return nil
 	}
 	records, err := d.Records(&h, data)
@@ -208,7 +208,7 @@ func showRecords(p *Printer, d *batch.Decompressor, data []byte) error {
 		for key, value := range r.Headers() {
 			row.Headers = append(row.Headers, header{key, value})
 		}
-		p.print(&row)
+		p.emit(&row)
 	}
 	return records.Err()
 }

@@ -162,9 +162,9 @@ func newCommit(c *coordinator.Commit) *commitFacts {
 
 // show prints a commit for people.
 func (f *commitFacts) show(p *Printer) {
-	p.print(f)
+	p.emit(f)
 	for i := range f.Partitions {
-		p.print(&f.Partitions[i])
+		p.emit(&f.Partitions[i])
 	}
 }
 

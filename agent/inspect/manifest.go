@@ -27,13 +27,13 @@ func showManifest(p *Printer, s *source, o Options) error {
 		Object: m.Name(), Cluster: protocol.TopicID(m.Cluster).String(), Shard: m.Shard, Epoch: m.Epoch, Generation: m.Generation, CreatedMs: m.CreatedMs, Size: s.size,
 		Segments: len(m.Segments), Partitions: len(m.Partitions),
 	}
-	p.print(&facts)
+	p.emit(&facts)
 	if s.object && facts.Object != s.name {
 		p.damaged(0, fmt.Errorf("the object is %s by its header", facts.Object))
 	}
 	for i := range m.Segments {
 		g := &m.Segments[i]
-		p.print(&manifestSegment{Place: i, Object: g.Name(m.Shard), Size: g.Size, FooterPos: g.FooterPos, CreatedMs: g.CreatedMs, Live: live[i]})
+		p.emit(&manifestSegment{Place: i, Object: g.Name(m.Shard), Size: g.Size, FooterPos: g.FooterPos, CreatedMs: g.CreatedMs, Live: live[i]})
 	}
 	for i := range m.Partitions {
 		showPartition(p, &m.Partitions[i], o)
@@ -49,15 +49,15 @@ func showPartition(p *Printer, of *manifest.Partition, o Options) {
 	for _, e := range of.Extents {
 		row.Bytes += e.Size
 	}
-	p.print(&row)
+	p.emit(&row)
 	if !o.Batches {
 		return
 	}
 	for _, e := range of.Epochs {
-		p.print(&epochLine{e.Epoch, e.Start})
+		p.emit(&epochLine{e.Epoch, e.Start})
 	}
 	for _, e := range of.Extents {
-		p.print(&extentLine{
+		p.emit(&extentLine{
 			Segment: e.Segment, First: e.First, Next: e.Next, Pos: e.Pos, Size: e.Size, MaxTimestampMs: e.MaxTimestamp, LeaderEpoch: e.Epoch,
 		})
 	}
@@ -68,7 +68,7 @@ func showPartition(p *Printer, of *manifest.Partition, o Options) {
 		for _, b := range s.Batches {
 			row.Batches = append(row.Batches, producerBatch{b.BaseSequence, b.BaseOffset, b.Records})
 		}
-		p.print(&row)
+		p.emit(&row)
 	}
 }
 

@@ -72,7 +72,7 @@ type cell struct{ name, value string }
 // tableRowsMax is after how many rows a table is printed, and a new one begins, which may have other widths.
 const tableRowsMax = 1000
 
-func (p *Printer) print(r row) {
+func (p *Printer) emit(r row) {
 	f := r.form()
 	if p.machine != nil {
 		p.encode(f.kind, r)
@@ -140,7 +140,7 @@ func (p *Printer) flush() {
 // damaged prints what is wrong, and where; what is negative if no byte is to be named.
 func (p *Printer) damaged(at int64, err error) {
 	p.damage++
-	p.print(&damage{At: at, Error: err.Error()})
+	p.emit(&damage{At: at, Error: err.Error()})
 }
 
 type damage struct {

@@ -99,7 +99,7 @@ func (r *segmentReader) facts(h *segment.Header, f *segment.Footer) {
 			row.Batches += f.Sections[i].Batches
 		}
 	}
-	r.p.print(&row)
+	r.p.emit(&row)
 }
 
 type segmentFacts struct {
@@ -138,7 +138,7 @@ func (f *segmentFacts) cells() []cell {
 
 // section prints a section and what is wanted of it.
 func (r *segmentReader) section(s *segment.Section) error {
-	r.p.print(&section{
+	r.p.emit(&section{
 		Shard: s.Shard, Topic: s.TopicName, TopicID: s.Topic, Partition: s.Partition, Pos: s.Pos, Size: s.Size, First: s.FirstOffset, Next: s.NextOffset,
 		LastStable: s.LastStable, MaxTimestampMs: s.MaxTimestamp, FirstEpoch: s.FirstEpoch, LeaderEpoch: s.LeaderEpoch, Batches: s.Batches, CRC: fmt.Sprintf("%08x", s.CRC),
 	})
@@ -148,7 +148,7 @@ func (r *segmentReader) section(s *segment.Section) error {
 				r.p.damaged(s.Pos, err)
 				break
 			}
-			r.p.print(batchRow(b))
+			r.p.emit(batchRow(b))
 		}
 	}
 	wanted := r.o.Records.is(s.Topic, s.TopicName, s.Partition)
@@ -243,7 +243,7 @@ func (r *segmentReader) salvage() error {
 		if err != nil || batch.Verify(data, &h) != nil {
 			return nil //nolint:nilerr // there the batches end, or are damaged: the footer would know
 		}
-		r.p.print(rawBatch(&h, data, at))
+		r.p.emit(rawBatch(&h, data, at))
 		at += int64(n)
 	}
 	return nil

@@ -40,7 +40,7 @@ func showWAL(p *Printer, s *source, o Options) error {
 	}
 	whole := make([]byte, frame.BlockBytes)
 	frame.PutFileHeader(whole, &header)
-	p.print(&walFacts{
+	p.emit(&walFacts{
 		Store: fmt.Sprintf("%x", header.Store), File: header.File, Free: header.Free(), Log: uint64(header.Segment.Log), Segment: header.Segment.Number,
 		Fence: uint64(header.Fence), Ordinal: header.Ordinal, First: uint64(header.First), Size: s.size,
 		OneCopy: !bytes.Equal(block, whole),
@@ -74,7 +74,7 @@ func (r *walReader) scan(header frame.FileHeader) error {
 	if err != nil {
 		return err
 	}
-	r.p.print(&walEnd{Frames: r.frames, Entries: r.entries, Last: uint64(r.last), End: end.Offset, Torn: torn && !ok, Dropped: end.Dropped})
+	r.p.emit(&walEnd{Frames: r.frames, Entries: r.entries, Last: uint64(r.last), End: end.Offset, Torn: torn && !ok, Dropped: end.Dropped})
 	return nil
 }
 
@@ -126,7 +126,7 @@ func (r *walReader) walk(header *frame.FileHeader, from int64) error {
 func (r *walReader) frame(h *frame.Header, body []byte, at int64) {
 	r.frames, r.entries, r.last = r.frames+1, r.entries+int(h.Count), h.Next()-1
 	if r.o.Batches {
-		r.p.print(&frameLine{
+		r.p.emit(&frameLine{
 			Pos: at, Size: h.Bytes(), First: uint64(h.First), Entries: h.Count, Log: uint64(h.Segment.Log), Segment: h.Segment.Number, Fence: uint64(h.Fence),
 			File: h.Place.File, Synced: int64(h.Place.Synced) * frame.BlockBytes,
 		})
@@ -156,7 +156,7 @@ func (r *walReader) entry(id frame.EntryID, b []byte, at int64) error {
 		return err
 	}
 	if r.o.Batches {
-		r.p.print(&entryLine{
+		r.p.emit(&entryLine{
 			Entry: uint64(id), Shard: uint32(header.Shard), TopicID: header.Topic, Partition: header.Partition, LastStable: header.LastStable,
 			batchLine: *rawBatch(&h, data, at+ingest.EntryHeaderBytes),
 		})

@@ -1,0 +1,568 @@
+package fsck_test
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/varve-io/varve/agent/fsck"
+	"github.com/varve-io/varve/coordinator"
+	kvmem "github.com/varve-io/varve/coordinator/mem"
+	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/objectstore/fault"
+	"github.com/varve-io/varve/objectstore/manifest"
+	"github.com/varve-io/varve/objectstore/mem"
+	"github.com/varve-io/varve/objectstore/segment"
+	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/batch"
+)
+
+const grace = time.Hour
+
+var (
+	cluster = protocol.TopicID{0xc1}
+	orders  = coordinator.Topic{ID: protocol.TopicID{1}, Name: "orders", Partitions: 2}
+)
+
+// world is a cluster of two shards, each with one partition of a topic. Commit 1 is merged, and gone; commits 2 and 3 are not.
+type world struct {
+	t     *testing.T
+	kv    *kvmem.Store
+	store *fault.Store
+	now   time.Time
+	log   coordinator.Log
+
+	commits   []coordinator.Commit                       // 2 and 3
+	manifests map[coordinator.ShardID]*manifest.Manifest // the newest
+	records   map[coordinator.ShardID]coordinator.Shard
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{
+		t: t, kv: kvmem.New(kvmem.Config{}), store: fault.New(mem.New()), now: time.Now(),
+		manifests: make(map[coordinator.ShardID]*manifest.Manifest), records: make(map[coordinator.ShardID]coordinator.Shard),
+		log: coordinator.Log{ID: 5, Node: 1, Fence: 1, Segments: []coordinator.WALSegment{{Number: 1, First: 1, Last: -1}}},
+	}
+	w.write(coordinator.KeyCluster, coordinator.Cluster{ID: cluster.String(), Shards: 2})
+	w.write(coordinator.KeyTopic(orders.Name), orders)
+	w.write(coordinator.KeyNextLog, 6)
+	for p := range int32(2) {
+		w.records[orders.ShardOf(p, 2)] = coordinator.Shard{Owner: 5, Node: 1, Epoch: 3}
+	}
+	w.commit(0, 10)
+	for p := range int32(2) {
+		w.merge(p, 10)
+	}
+	w.delete(coordinator.KeyCommit(5, 1))
+	w.remove(w.commits[0].Object)
+	w.commits = nil
+	w.commit(10, 15)
+	w.commit(15, 20)
+	return w
+}
+
+func (w *world) write(key string, value any) {
+	w.t.Helper()
+	b, ok := value.([]byte)
+	if !ok {
+		b = coordinator.Encode(value)
+	}
+	if _, err := w.kv.Txn(w.t.Context(), nil, []coordinator.Op{{Key: key, Value: b}}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) delete(key string) {
+	w.t.Helper()
+	if _, err := w.kv.Txn(w.t.Context(), nil, []coordinator.Op{{Key: key, Delete: true}}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) put(name string, parts ...[]byte) {
+	w.t.Helper()
+	if err := w.store.Put(w.t.Context(), name, objectstore.Parts(parts...)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) remove(name string) {
+	w.t.Helper()
+	if err := w.store.Delete(w.t.Context(), name); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) read(name string) []byte {
+	w.t.Helper()
+	info, err := w.store.Stat(w.t.Context(), name)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	b := make([]byte, info.Size)
+	if err := w.store.Get(w.t.Context(), name, 0, b); err != nil {
+		w.t.Fatal(err)
+	}
+	return b
+}
+
+// change changes an object's bytes.
+func (w *world) change(name string, edit func([]byte) []byte) {
+	b := edit(w.read(name))
+	w.remove(name)
+	w.put(name, b)
+}
+
+// flip damages a byte, from the end if at is negative.
+func flip(at int) func([]byte) []byte {
+	return func(b []byte) []byte {
+		i := at
+		if i < 0 {
+			i += len(b)
+		}
+		b[i] ^= 1
+		return b
+	}
+}
+
+// batch returns a batch of offsets.
+func (w *world) batch(first, next protocol.Offset) []byte {
+	w.t.Helper()
+	b := batch.NewBuilder(batch.None)
+	b.BaseOffset, b.LeaderEpoch = first, 3
+	for o := first; o < next; o++ {
+		b.Append(w.now.UnixMilli(), nil, fmt.Append(nil, "record ", o))
+	}
+	data, err := b.AppendTo(nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return data
+}
+
+// segment returns a segment of these offsets of some partitions.
+func (w *world) segment(id segment.ID, first, next protocol.Offset, partitions ...int32) ([][]byte, *segment.Footer) {
+	w.t.Helper()
+	b := segment.Builder{Level: id.Level}
+	for _, p := range partitions {
+		if err := b.Add(segment.Key{Shard: uint32(orders.ShardOf(p, 2)), Topic: orders.ID, Partition: p}, orders.Name, w.batch(first, next)); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	h := segment.Header{Cluster: cluster, ID: id, CreatedMs: w.now.UnixMilli()}
+	if id.Level == segment.Flushed {
+		h.FirstEntry, h.LastEntry = int64(id.Commit), int64(id.Commit)
+	}
+	parts, footer, err := b.Finish(h)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return parts, footer
+}
+
+// commit writes a commit of these offsets of both partitions, of one WAL entry.
+func (w *world) commit(first, next protocol.Offset) {
+	w.log.Commits++
+	w.log.Flushed = int64(w.log.Commits)
+	parts, f := w.segment(segment.ID{Log: 5, Fence: 1, Commit: w.log.Commits}, first, next, 0, 1)
+	c := coordinator.Commit{
+		Object: f.Header.ID.Name(), ObjectSize: f.ObjectSize, FooterPos: f.Pos, FooterSize: f.ObjectSize - f.Pos, Log: 5, Fence: 1, Number: w.log.Commits,
+		FirstEntry: w.log.Flushed, LastEntry: w.log.Flushed, CreatedMs: f.Header.CreatedMs,
+	}
+	for i := range f.Sections {
+		s := &f.Sections[i]
+		c.Partitions = append(c.Partitions, coordinator.CommitPartition{
+			Topic: s.Topic, Partition: s.Partition, Shard: coordinator.ShardID(s.Shard), FirstOffset: s.FirstOffset, NextOffset: s.NextOffset, Pos: s.Pos, Size: s.Size,
+			MaxTimestamp: s.MaxTimestamp, LeaderEpoch: s.LeaderEpoch, LastStable: s.LastStable,
+		})
+	}
+	w.put(c.Object, parts...)
+	w.write(coordinator.KeyCommit(5, c.Number), c.Encode())
+	w.write(coordinator.KeyLog(5), w.log)
+	w.commits = append(w.commits, c)
+}
+
+// merge has a partition's shard merge all up to an offset, from 0 on, into one segment, which takes the place of those before.
+func (w *world) merge(partition int32, to protocol.Offset) {
+	id := orders.ShardOf(partition, 2)
+	old := w.manifests[id]
+	m := &manifest.Manifest{Cluster: cluster, Shard: uint32(id), Epoch: protocol.LeaderEpoch(w.records[id].Epoch), Generation: 1, CreatedMs: w.now.UnixMilli()}
+	number := uint64(1)
+	if old != nil {
+		m.Generation = old.Generation + 1
+		number = old.Segments[len(old.Segments)-1].Number + 1
+	}
+	parts, f := w.segment(segment.ID{Level: segment.Merged, Log: uint64(id), Fence: uint64(m.Epoch), Commit: number}, 0, to, partition)
+	w.put(f.Header.ID.Name(), parts...)
+	s := &f.Sections[0]
+	m.Segments = []manifest.Segment{{Epoch: m.Epoch, Number: number, Size: f.ObjectSize, FooterPos: f.Pos, CreatedMs: m.CreatedMs}}
+	m.Set(manifest.Partition{
+		Topic: orders.ID, TopicName: orders.Name, Partition: partition, End: to, LastStable: to, Epochs: []manifest.EpochStart{{Epoch: 3}},
+		Extents: []manifest.Extent{{Next: to, Pos: s.Pos, Size: s.Size, MaxTimestamp: s.MaxTimestamp, Epoch: s.LeaderEpoch}},
+	})
+	w.install(id, m)
+}
+
+// install makes a manifest the newest of its shard, which has merged all commits up to now.
+func (w *world) install(id coordinator.ShardID, m *manifest.Manifest) {
+	w.t.Helper()
+	b, err := m.Encode()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.put(m.Name(), b)
+	_, revision, err := w.kv.Get(w.t.Context(), coordinator.KeyCluster)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	r := w.records[id]
+	r.Manifest, r.Merged = m.Name(), revision
+	w.manifests[id] = m
+	w.shard(id, r)
+}
+
+func (w *world) shard(id coordinator.ShardID, r coordinator.Shard) {
+	w.records[id] = r
+	w.write(coordinator.KeyShard(id), r)
+	w.write(coordinator.KeyWrite(id), coordinator.Write{Owner: r.Owner, Epoch: r.Epoch, Number: 9})
+}
+
+// reinstall replaces the newest manifest of shard 0 by a changed one, under the same name.
+func (w *world) reinstall(edit func(m *manifest.Manifest)) {
+	w.t.Helper()
+	m := *w.manifests[0]
+	m.Partitions, m.Segments = slices.Clone(m.Partitions), slices.Clone(m.Segments)
+	m.Partitions[0].Extents = slices.Clone(m.Partitions[0].Extents)
+	edit(&m)
+	b, err := m.Encode()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.change(w.records[0].Manifest, func([]byte) []byte { return b })
+}
+
+// check checks the world some time later.
+func (w *world) check(after time.Duration, o fsck.Options) *fsck.Report {
+	w.t.Helper()
+	o.Now = func() time.Time { return w.now.Add(after) }
+	o.Grace = cmp.Or(o.Grace, grace)
+	report, err := fsck.Check(w.t.Context(), w.kv, w.store, o)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return report
+}
+
+// problems prints problems, one a line.
+func problems(r *fsck.Report) string {
+	var b strings.Builder
+	for _, p := range r.Problems {
+		fmt.Fprintf(&b, "%s: %s: %s\n", p.Kind, p.Subject, p.Text)
+	}
+	return b.String()
+}
+
+func (w *world) mergedName(id coordinator.ShardID) string {
+	m := w.manifests[id]
+	return m.Segments[0].Name(m.Shard)
+}
+
+func TestSound(t *testing.T) {
+	w := newWorld(t)
+	for _, o := range []fsck.Options{{}, {Deep: true}, {Repair: true}} {
+		r := w.check(100*time.Hour, o)
+		if !r.Clean || len(r.Problems) > 0 {
+			t.Errorf("problems\n%s", problems(r))
+		}
+		want := map[string]int{"segments of commits": 2, "merged segments": 2, "manifests": 2}
+		for _, c := range r.Objects {
+			if c.Count != want[c.Kind] || (c.Bytes > 0) != (c.Count > 0) {
+				t.Errorf("%d %s of %d bytes, want %d", c.Count, c.Kind, c.Bytes, want[c.Kind])
+			}
+		}
+	}
+	// All is merged, and what was merged is garbage.
+	for p := range int32(2) {
+		w.merge(p, 20)
+	}
+	r := w.check(0, fsck.Options{Deep: true})
+	if !r.Clean {
+		t.Errorf("commits that are merged, and still there: problems\n%s", problems(r))
+	}
+	for _, c := range w.commits {
+		w.delete(coordinator.KeyCommit(5, c.Number))
+	}
+	r = w.check(grace, fsck.Options{})
+	at := slices.IndexFunc(r.Objects, func(c fsck.Count) bool { return c.Kind == "garbage" })
+	if !r.Clean || r.Objects[at].Count != 6 { // segments of two commits, two manifests, two merged segments
+		t.Errorf("%d garbage; problems\n%s", r.Objects[at].Count, problems(r))
+	}
+}
+
+// TestDamage damages one thing at a time.
+func TestDamage(t *testing.T) {
+	tests := []struct {
+		name   string
+		damage func(w *world)
+		deep   bool
+		want   []string // what each problem contains
+	}{
+		{"a commit's segment is gone", func(w *world) { w.remove(w.commits[0].Object) }, false, []string{"missing: segments/"}},
+		{"a merged segment is gone", func(w *world) { w.remove(w.mergedName(0)) }, false, []string{"missing: merged/"}},
+		{"a manifest is gone", func(w *world) { w.remove(w.records[0].Manifest) }, false, []string{"missing: manifests/"}},
+		{"a manifest is damaged", func(w *world) { w.change(w.records[0].Manifest, flip(60)) }, false, []string{"damaged: manifests/"}},
+		{"a manifest of another shard", func(w *world) {
+			b := w.read(w.records[1].Manifest)
+			w.change(w.records[0].Manifest, func([]byte) []byte { return b })
+		}, false, []string{"it is manifests/"}},
+		{"a segment is cut", func(w *world) { w.change(w.commits[1].Object, func(b []byte) []byte { return b[:len(b)-1] }) }, false, []string{"bytes, want"}},
+		{"a segment's footer is damaged", func(w *world) { w.change(w.commits[1].Object, flip(-40)) }, false, []string{"damaged: segments/"}},
+		{"a merged segment's footer is damaged", func(w *world) { w.change(w.mergedName(1), flip(-40)) }, false, []string{"damaged: merged/"}},
+		{"a section is damaged, which footers do not tell", func(w *world) { w.change(w.commits[1].Object, flip(100)) }, false, nil},
+		{"a section is damaged", func(w *world) { w.change(w.commits[1].Object, flip(100)) }, true, []string{"damaged: segments/"}},
+		{"a section of a merged segment is damaged", func(w *world) { w.change(w.mergedName(1), flip(100)) }, true, []string{"damaged: merged/"}},
+		{"a segment of another commit", func(w *world) {
+			b := w.read(w.commits[1].Object)
+			w.change(w.commits[0].Object, func([]byte) []byte { return b })
+		}, false, []string{"it is segments/"}},
+		{"a segment of another cluster", func(w *world) {
+			other := protocol.TopicID{0xc2}
+			w.write(coordinator.KeyCluster, coordinator.Cluster{ID: other.String(), Shards: 2})
+		}, false, []string{"cluster", "cluster", "cluster", "cluster"}},
+		{"a commit says other offsets", func(w *world) {
+			c := w.commits[1]
+			c.Partitions = slices.Clone(c.Partitions)
+			c.Partitions[0].NextOffset++
+			w.write(coordinator.KeyCommit(5, 3), c.Encode())
+		}, false, []string{"as the commit says"}},
+		{"a manifest says other offsets", func(w *world) {
+			w.reinstall(func(m *manifest.Manifest) { m.Partitions[0].Extents[0].Next-- })
+		}, false, []string{"the manifest says", "gap: orders/0: the manifest has nothing of offsets [9,10)"}},
+		{"a commit is gone", func(w *world) { w.delete(coordinator.KeyCommit(5, 2)) }, false, []string{
+			"gap: orders/0: meta/commits/0000000000000005/0000000000000003 has offsets [15,20), want them from 10 on", "gap: orders/1", "orphan: segments/",
+		}},
+		{"a commit is damaged", func(w *world) { w.write(coordinator.KeyCommit(5, 3), flip(20)(w.commits[1].Encode())) }, false, []string{"bad key: meta/commits/"}},
+		{"a commit under another's key", func(w *world) { w.write(coordinator.KeyCommit(5, 3), w.commits[0].Encode()) }, false, []string{"it holds meta/commits/"}},
+		{"a manifest was set back", func(w *world) {
+			w.reinstall(func(m *manifest.Manifest) {
+				m.Partitions[0].End, m.Partitions[0].LastStable, m.Partitions[0].Extents, m.Segments = 0, 0, nil, nil
+				m.Partitions[0].Epochs = nil
+			})
+		}, false, []string{"gap: orders/0: meta/commits/0000000000000005/0000000000000002 has offsets [10,15), want them from 0 on", "orphan: merged/"}},
+		{"a shard claims to have merged what it has not", func(w *world) {
+			r := w.records[0]
+			r.Merged += 1000
+			w.shard(0, r)
+		}, false, []string{"count as merged", "count as merged"}},
+		{"a log has fewer commits", func(w *world) {
+			w.log.Commits = 2
+			w.write(coordinator.KeyLog(5), w.log)
+		}, false, []string{"bad key: meta/commits/0000000000000005/0000000000000003: its log has 2 commits", "flushed to 3"}},
+		{"a log is unknown", func(w *world) { w.delete(coordinator.KeyLog(5)) }, false, []string{"nobody knows its log", "nobody knows its log"}},
+		{"a guard of another leader", func(w *world) { w.write(coordinator.KeyWrite(1), coordinator.Write{Owner: 5, Epoch: 4}) }, false, []string{"bad key: meta/shards/0001"}},
+		{"a topic that is no JSON", func(w *world) { w.write(coordinator.KeyTopic("bad"), []byte("{")) }, false, []string{"bad key: meta/topics/bad"}},
+		{"a group that is no JSON", func(w *world) { w.write(coordinator.KeyGroup("g"), []byte("{")) }, false, []string{"bad key: groups/g"}},
+		{"a key of no kind", func(w *world) { w.write("meta/other", 1) }, false, []string{"no such kind of key"}},
+		{"a partition that the topic does not have", func(w *world) {
+			topic := orders
+			topic.Partitions = 1
+			w.write(coordinator.KeyTopic(orders.Name), topic)
+		}, false, []string{"has 1 partitions", "has 1 partitions", "has 1 partitions"}},
+		{"a stranger", func(w *world) { w.put("notes.txt", []byte("hello")) }, false, []string{"unknown: notes.txt"}},
+		{"a name that is almost a segment's", func(w *world) { w.put("segments/00/1", []byte("x")) }, false, []string{"unknown: segments/00/1"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			w := newWorld(t)
+			test.damage(w)
+			r := w.check(100*time.Hour, fsck.Options{Deep: test.deep, Repair: true})
+			if len(r.Problems) != len(test.want) || r.Clean != (len(test.want) == 0) {
+				t.Errorf("clean %v, problems\n%s\nwant %q", r.Clean, problems(r), test.want)
+				return
+			}
+			for i, want := range test.want {
+				if p := r.Problems[i]; !strings.Contains(problems(r), want) || p.Repaired {
+					t.Errorf("problems\n%s\nwant %q, and none repaired", problems(r), want)
+				}
+			}
+		})
+	}
+}
+
+// TestOrphans leaves objects behind, and looks when they are reported, and which of them are deleted.
+func TestOrphans(t *testing.T) {
+	rival := func(log, fence, number uint64) func(w *world) string {
+		return func(w *world) string {
+			parts, f := w.segment(segment.ID{Log: log, Fence: fence, Commit: number, Attempt: 1}, 10, 12, 0)
+			w.put(f.Header.ID.Name(), parts...)
+			return f.Header.ID.Name()
+		}
+	}
+	left := func(epoch, number uint64) func(w *world) string {
+		return func(w *world) string {
+			parts, f := w.segment(segment.ID{Level: segment.Merged, Fence: epoch, Commit: number}, 0, 5, 0)
+			w.put(f.Header.ID.Name(), parts...)
+			return f.Header.ID.Name()
+		}
+	}
+	named := func(epoch protocol.LeaderEpoch, generation uint64) func(w *world) string {
+		return func(w *world) string {
+			m := manifest.Manifest{Cluster: cluster, Epoch: epoch, Generation: generation}
+			b, err := m.Encode()
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			w.put(m.Name(), b)
+			return m.Name()
+		}
+	}
+	tests := []struct {
+		name      string
+		leave     func(w *world) string
+		removable bool
+	}{
+		{"a rival of a commit", rival(5, 1, 2), true},
+		{"a commit that may come", rival(5, 1, 4), false},
+		{"of a log that is to be opened", rival(6, 1, 1), false},
+		{"of a log that is over", func(w *world) string {
+			w.write(coordinator.KeyPastLog, 5)
+			return rival(4, 1, 9)(w)
+		}, true},
+		{"merged by a former leader", left(2, 1), true},
+		{"merged by the leader", left(3, 2), false}, // it may be about to install it
+		{"a former leader's manifest", named(2, 7), true},
+		{"a manifest that was never installed", named(3, 2), false},
+		{"a probe", func(w *world) string { w.put("probe/A", []byte("x")); return "probe/A" }, true},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			w := newWorld(t)
+			name := test.leave(w)
+			if r := w.check(grace-time.Minute, fsck.Options{Repair: true}); !r.Clean || len(r.Problems) > 0 {
+				t.Errorf("within the grace: problems\n%s", problems(r))
+			}
+			r := w.check(3*grace, fsck.Options{})
+			if len(r.Problems) != 1 || r.Problems[0].Kind != fsck.Orphan || r.Problems[0].Subject != name || r.Clean {
+				t.Fatalf("problems\n%s\nwant that %s is an orphan", problems(r), name)
+			}
+			r = w.check(3*grace, fsck.Options{Repair: true})
+			if r.Clean != test.removable || r.Problems[0].Repaired != test.removable {
+				t.Errorf("clean %v, repaired %v, want %v", r.Clean, r.Problems[0].Repaired, test.removable)
+			}
+			if _, err := w.store.Stat(t.Context(), name); errors.Is(err, objectstore.ErrNotFound) != test.removable {
+				t.Errorf("after the repair: %v", err)
+			}
+			if r = w.check(3*grace, fsck.Options{Deep: true}); r.Clean != test.removable {
+				t.Errorf("after the repair: problems\n%s", problems(r))
+			}
+		})
+	}
+}
+
+// TestGarbageSince merges late what is old already: it is garbage since then, not since it was written.
+func TestGarbageSince(t *testing.T) {
+	w := newWorld(t)
+	const late = 50 * time.Hour
+	began := w.now
+	w.now = began.Add(late) // by which manifests and segments are dated, but not by the store
+	for p := range int32(2) {
+		w.merge(p, 20)
+	}
+	for _, c := range w.commits {
+		w.delete(coordinator.KeyCommit(5, c.Number))
+	}
+	w.now = began
+	for _, test := range []struct {
+		after   time.Duration
+		orphans int
+	}{
+		// The store's clock dates manifests, so that theirs, and that of what they name, ran out long ago.
+		{late + grace/2, 4},
+		{late + 2*grace, 6},
+	} {
+		r := w.check(test.after, fsck.Options{})
+		n := 0
+		for _, p := range r.Problems {
+			if p.Kind == fsck.Orphan {
+				n++
+			}
+		}
+		if n != test.orphans || len(r.Problems) != n {
+			t.Errorf("%v later: problems\n%s\nwant %d orphans", test.after, problems(r), test.orphans)
+		}
+	}
+}
+
+// TestMeanwhile has the cluster go on while it is checked.
+func TestMeanwhile(t *testing.T) {
+	w := newWorld(t)
+	gate := fault.NewGate()
+	old := w.mergedName(0)
+	w.store.Add(fault.Rule{Op: fault.Get, Prefix: w.records[0].Manifest, Gate: gate})
+	done := make(chan *fsck.Report)
+	go func() {
+		r, err := fsck.Check(t.Context(), w.kv, w.store, fsck.Options{Now: func() time.Time { return w.now.Add(100 * time.Hour) }, Grace: 200 * time.Hour})
+		if err != nil {
+			t.Error(err)
+		}
+		done <- r
+	}()
+	<-gate.Entered()
+	manifestWas, segmentsWere := w.records[0].Manifest, w.commits
+	w.store.Clear()
+	for p := range int32(2) {
+		w.merge(p, 20)
+	}
+	w.remove(manifestWas)
+	w.remove(old)
+	for _, c := range segmentsWere {
+		w.delete(coordinator.KeyCommit(5, c.Number))
+		w.remove(c.Object)
+	}
+	w.commit(20, 25)
+	gate.Open()
+	if r := <-done; r != nil && !r.Clean {
+		t.Errorf("problems\n%s", problems(r))
+	}
+}
+
+// TestCannotCheck wants an error, and no report, where nothing can be said.
+func TestCannotCheck(t *testing.T) {
+	options := fsck.Options{Now: time.Now, Grace: grace}
+	if _, err := fsck.Check(t.Context(), kvmem.New(kvmem.Config{}), mem.New(), options); !errors.Is(err, fsck.ErrNoCluster) {
+		t.Errorf("no cluster: %v", err)
+	}
+	for _, op := range []fault.Op{fault.List, fault.Get} {
+		w := newWorld(t)
+		w.store.Add(fault.Rule{Op: op, Effect: fault.Unavailable, Times: fault.Always})
+		if r, err := fsck.Check(t.Context(), w.kv, w.store, options); !errors.Is(err, objectstore.ErrUnavailable) {
+			t.Errorf("%s fails: %v, %v", op, r, err)
+		}
+	}
+}
+
+func TestReport(t *testing.T) {
+	w := newWorld(t)
+	w.put("notes.txt", []byte("hello"))
+	w.remove(w.mergedName(0))
+	r := w.check(0, fsck.Options{})
+	var table, machine bytes.Buffer
+	if err := errors.Join(r.WriteTable(&table), r.WriteJSON(&machine)); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"OBJECTS", "segments of commits  2", "! missing: merged/", "! unknown: notes.txt"} {
+		if !strings.Contains(table.String(), want) {
+			t.Errorf("no %q in\n%s", want, table.String())
+		}
+	}
+	var back fsck.Report
+	if err := json.Unmarshal(machine.Bytes(), &back); err != nil || back.Clean || len(back.Problems) != 2 || len(back.Objects) != len(r.Objects) {
+		t.Errorf("JSON %s, %v", machine.Bytes(), err)
+	}
+}
