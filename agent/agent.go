@@ -51,16 +51,16 @@ type Config struct {
 	AdvertisePort int32
 	// Balancer says that AdvertiseHost and AdvertisePort are those of a load balancer in front of all agents: clients are told of one broker there, and whichever
 	// agent they get answers everything.
-	Balancer      bool
-	PeerAdvertise string // host:port at which other agents reach this one; empty if they do not
-	Copies        int    // stores that hold each entry of the WAL; more than half of them acknowledge it
-	Shards        uint32 // of a cluster that this agent creates
-	Topics        topics.Config
-	AutoCreate    bool // auto.create.topics.enable
-	Server        server.Config
-	Flush         flush.Config
-	Merge         upkeep.MergeConfig
-	Garbage       upkeep.GarbageConfig
+	Balancer       bool
+	PeerAdvertise  string // host:port at which other agents reach this one; empty if they do not
+	Copies         int    // stores that hold each entry of the WAL; more than half of them acknowledge it
+	Shards         uint32 // of a cluster that this agent creates
+	Topics         topics.Config
+	AutoCreate     bool // auto.create.topics.enable
+	Server         server.Config
+	Flush          flush.Config
+	Merge          upkeep.MergeConfig
+	Garbage        upkeep.GarbageConfig
 	RetentionPause time.Duration // between two looks for records that are past their topics' retention
 
 	WALBytesMax     int64         // unflushed bytes; beyond it producers wait

@@ -61,9 +61,6 @@ func TestMerge(t *testing.T) {
 	consume(t, r, "t", n)
 	consume(t, r, "u", n)
 	r.stop()
-	if err := <-r.ended; err != nil {
-		t.Fatal(err)
-	}
 	again := w.start(t, eager)
 	consume(t, again, "t", n)
 	produce(t, again, "t", n, n+10)

@@ -19,7 +19,6 @@ import (
 	"github.com/varve-io/varve/agent/groups"
 	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/ingest"
-	"github.com/varve-io/varve/agent/partition"
 	"github.com/varve-io/varve/agent/server"
 	"github.com/varve-io/varve/agent/topics"
 	"github.com/varve-io/varve/agent/txns"

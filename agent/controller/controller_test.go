@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/mem"
 )
@@ -105,7 +106,7 @@ func (w *world) run(id coordinator.LogID) *member {
 		}
 	}})
 	c := New(Deps{
-		KV: &lateKV{w.kv, w.late, &w.lists}, View: view, Node: int32(id) + 10, Log: id, Lease: func() int64 { return w.leases[id] }, Kick: kick,
+		KV: &lateKV{w.kv, w.late, &w.lists}, View: view, Tails: index.NewTails(), Node: int32(id) + 10, Log: id, Lease: func() int64 { return w.leases[id] }, Kick: kick,
 		Willing: m.willing.Load, Logger: slog.New(slog.DiscardHandler),
 	})
 	m.ended.Go(func() { _ = view.Run(ctx) })

@@ -89,7 +89,7 @@ func (b *bucket) add(t *testing.T, batches map[int32][][]byte) {
 		s := &footer.Sections[i]
 		err := b.index.Add(id(s.Partition), index.Extent{
 			First: s.FirstOffset, Next: s.NextOffset, LastStable: min(s.NextOffset, b.stable), Pos: s.Pos, Size: s.Size, MaxTimestamp: s.MaxTimestamp, Epoch: 1, Object: o,
-		})
+		}, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/protocol"
 )
 
@@ -18,7 +19,6 @@ func twoSegments(t *testing.T) *bucket {
 
 // TestFollowed holds what is served of a partition that another agent leads, and where its consumer is sent back.
 func TestFollowed(t *testing.T) {
-	b := twoSegments(t)
 	none := protocol.NoLeaderEpoch
 	for _, c := range []struct {
 		name      string
@@ -49,8 +49,14 @@ func TestFollowed(t *testing.T) {
 		{"older epoch", 8, 0, 3, 7, false, false, 8, 0, protocol.FencedLeaderEpoch},
 		{"newer epoch", 8, 0, 5, 7, false, false, 8, 0, protocol.UnknownLeaderEpoch},
 	} {
+		b := twoSegments(t)
+		if c.start > 0 {
+			if err := b.index.Replace(id(0), index.Merged{Start: c.start, End: 5}); err != nil {
+				t.Fatal(err)
+			}
+		}
 		w := Want{
-			Followed: &Followed{ID: id(0), Epoch: 4, Start: c.start, Leader: c.leader, Leave: c.leave},
+			Followed: &Followed{ID: id(0), Epoch: 4, Leader: c.leader, Leave: c.leave},
 			Offset:   c.offset, BytesMax: 1 << 20, CurrentEpoch: c.epoch, LastEpoch: none,
 		}
 		// However much the client wants to wait for, nothing more comes.

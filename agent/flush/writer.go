@@ -273,10 +273,10 @@ func CommitPartitions(f *segment.Footer) []coordinator.CommitPartition {
 	return all
 }
 
-// Extents calls add for each partition of a commit, with what the index must know of it.
-func Extents(c coordinator.Commit, add func(partition.ID, index.Extent) error) error {
+// Extents calls add for each partition of a commit, with what the index must know of it. revision is that which wrote the commit, 0 if it is not known yet.
+func Extents(c coordinator.Commit, revision int64, add func(partition.ID, index.Extent) error) error {
 	object := &index.Object{
-		Name: c.Object, Size: c.ObjectSize, FooterPos: c.FooterPos, CreatedMs: c.CreatedMs,
+		Name: c.Object, Size: c.ObjectSize, FooterPos: c.FooterPos, CreatedMs: c.CreatedMs, Revision: revision,
 	}
 	for i := range c.Partitions {
 		p := &c.Partitions[i]

@@ -30,6 +30,8 @@ type Object struct {
 	Size      int64 // bytes
 	FooterPos int64 // where its footer begins; the footer ends at Size
 	CreatedMs int64 // by the writer's clock, Unix milliseconds
+	// Revision is that of the coordinator which wrote the commit; 0 for a merged segment, and for a commit that the coordinator has not shown yet.
+	Revision int64
 }
 
 // Extent is what one segment holds of one partition.
@@ -79,8 +81,8 @@ type Index struct {
 func New() *Index { return &Index{partitions: make(map[partition.ID]*entry)} }
 
 // Add adds an extent of a commit. Adding one that is there already, or that is merged, does nothing; one that does not continue
-// the partition is an error, for commits come in order of offsets.
-func (x *Index) Add(id partition.ID, e Extent) error {
+// the partition is an error, for commits come in order of offsets. But those of a revision up to merged may be missing, since the shard has merged them: then what was before is merged too, and forgotten.
+func (x *Index) Add(id partition.ID, e Extent, merged int64) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	p := x.partitions[id]
@@ -98,6 +100,8 @@ func (x *Index) Add(id partition.ID, e Extent) error {
 		}
 		return fmt.Errorf("index %s/%d: offsets [%d,%d) of %s overlap, the log ends at %d",
 			id.Topic, id.Partition, e.First, e.Next, e.Object.Name, end)
+	case len(p.list) > p.merged && e.First > end && merged > 0 && p.list[len(p.list)-1].Object.Revision <= merged:
+		p.list = slices.Clone(p.list[:p.merged])
 	case len(p.list) > p.merged && e.First > end:
 		return fmt.Errorf("index %s/%d: offsets [%d,%d) of %s leave a gap, the log ends at %d",
 			id.Topic, id.Partition, e.First, e.Next, e.Object.Name, end)
@@ -193,7 +197,7 @@ func (x *Index) Range(id partition.ID) Range {
 	}
 	r := Range{First: p.start, End: p.last(), LastStable: p.stable}
 	if p.end == 0 && len(p.list) > 0 {
-		r.First = p.list[0].First
+		r.First = max(p.start, p.list[0].First)
 	}
 	if n := len(p.list); n > p.merged {
 		r.LastStable = min(p.list[n-1].LastStable, r.End)

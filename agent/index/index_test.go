@@ -17,12 +17,12 @@ func TestAdd(t *testing.T) {
 	id := partition.ID{Partition: 3}
 	x := New()
 	for _, e := range []Extent{extent("a", 0, 5, 100), extent("b", 5, 9, 300), extent("c", 9, 10, 200), extent("b", 5, 9, 300)} {
-		if err := x.Add(id, e); err != nil {
+		if err := x.Add(id, e, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for _, bad := range []Extent{extent("d", 11, 12, 0), extent("d", 9, 12, 0), extent("d", 5, 9, 0)} {
-		if err := x.Add(id, bad); err == nil {
+		if err := x.Add(id, bad, 0); err == nil {
 			t.Errorf("extent [%d,%d) of %s was accepted", bad.First, bad.Next, bad.Object.Name)
 		}
 	}
@@ -38,7 +38,7 @@ func TestFind(t *testing.T) {
 	id := partition.ID{Partition: 3}
 	x := New()
 	for _, e := range []Extent{extent("a", 2, 5, 100), extent("b", 5, 9, 300), extent("c", 9, 10, 200)} {
-		if err := x.Add(id, e); err != nil {
+		if err := x.Add(id, e, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -107,7 +107,7 @@ func TestConcurrentUse(t *testing.T) {
 	for i := range protocol.Offset(n) {
 		o := &Object{Name: "o"}
 		for _, id := range ids {
-			if err := x.Add(id, Extent{First: i * 3, Next: i*3 + 3, Size: 1, Object: o}); err != nil {
+			if err := x.Add(id, Extent{First: i * 3, Next: i*3 + 3, Size: 1, Object: o}, 0); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -126,7 +126,7 @@ func TestReplace(t *testing.T) {
 	x := New()
 	add := func(e Extent) {
 		t.Helper()
-		if err := x.Add(id, e); err != nil {
+		if err := x.Add(id, e, 0); err != nil {
 			t.Fatal(err)
 		}
 	}

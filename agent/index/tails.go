@@ -34,7 +34,9 @@ type Tails struct {
 }
 
 // NewTails returns the tails of no commits.
-func NewTails() *Tails { return &Tails{of: make(map[*Commit][]uint32), shards: make(map[uint32][]Part)} }
+func NewTails() *Tails {
+	return &Tails{of: make(map[*Commit][]uint32), shards: make(map[uint32][]Part)}
+}
 
 // Add adds a commit, which is the newest: all of its shards, and their partitions that are still there.
 func (t *Tails) Add(c *Commit, shards map[uint32]Part) {

@@ -39,7 +39,9 @@ type FollowerConfig struct {
 	Index   *index.Index
 	Tails   *index.Tails
 	Footers *fetch.Footers
-	Known   func(id [16]byte) bool  // whether the topic exists
+	Known   func(id [16]byte) bool // whether the topic exists
+	// Merged returns the revision up to which a shard has merged commits.
+	Merged  func(coordinator.ShardID) int64
 	Dropped func(coordinator.Topic) // is told of a topic that was deleted, once it is out of the index
 	Log     *slog.Logger
 }
@@ -65,7 +67,7 @@ func (f *Follower) OnCommit(item coordinator.CommitItem) {
 			f.remove(item)
 			return nil
 		}
-		c, err := f.add(ctx, item.Commit)
+		c, err := f.add(ctx, item.Commit, item.Revision)
 		if err == nil {
 			f.cfg.Tails.Add(f.tail(item, &c))
 		}
@@ -116,7 +118,7 @@ func (f *Follower) OnTopic(t coordinator.Topic, deleted bool) {
 }
 
 // add brings a commit into the index; of topics that were deleted meanwhile nothing. It returns the commit with all of its partitions.
-func (f *Follower) add(ctx context.Context, c coordinator.Commit) (coordinator.Commit, error) {
+func (f *Follower) add(ctx context.Context, c coordinator.Commit, revision int64) (coordinator.Commit, error) {
 	if c.InFooter && len(c.Partitions) == 0 {
 		var footer *segment.Footer
 		err := retry.Bucket(ctx, f.cfg.Log, "read the footer of a commit", func() (err error) {
@@ -128,11 +130,11 @@ func (f *Follower) add(ctx context.Context, c coordinator.Commit) (coordinator.C
 		}
 		c.Partitions = flush.CommitPartitions(footer)
 	}
-	err := flush.Extents(c, func(id partition.ID, e index.Extent) error {
+	err := flush.Extents(c, revision, func(id partition.ID, e index.Extent) error {
 		if !f.cfg.Known(id.Topic) {
 			return nil
 		}
-		return f.cfg.Index.Add(id, e)
+		return f.cfg.Index.Add(id, e, f.cfg.Merged(coordinator.ShardID(e.Shard)))
 	})
 	if err != nil {
 		return c, fmt.Errorf("commit %d of WAL log %s: %w", c.Number, c.Log, err)
@@ -143,7 +145,7 @@ func (f *Follower) add(ctx context.Context, c coordinator.Commit) (coordinator.C
 // Committed takes a commit of this agent itself, at once.
 func (f *Follower) Committed(c coordinator.Commit, footer *segment.Footer) error {
 	f.cfg.Footers.Put(footer)
-	_, err := f.add(context.Background(), c)
+	_, err := f.add(context.Background(), c, 0)
 	return err
 }
 

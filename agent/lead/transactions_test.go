@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"github.com/varve-io/varve/agent/ingest"
 	"github.com/varve-io/varve/agent/lead"
 	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/agent/upkeep"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/cache"
@@ -78,7 +80,9 @@ type model struct {
 	start       protocol.Offset
 	log         []logged
 	producers   []*producer
-	old         bool // all segments are too old to tell of producers
+	tails       *index.Tails
+	manifests   *upkeep.Manifests
+	merger      *upkeep.Merger
 
 	mu      sync.Mutex
 	durable []ingest.Entry // and not committed
@@ -86,13 +90,18 @@ type model struct {
 
 var id = partition.ID{Topic: protocol.TopicID{1}}
 
+// ledger takes every write at once.
+type ledger struct{}
+
+func (ledger) Write(_ coordinator.ShardID, _ []coordinator.Op, done func(error)) { done(nil) }
+
 const (
 	shard = 3
 	nowMs = 1_000_000_000
 )
 
 func newModel(t *testing.T, seed uint64) *model {
-	m := &model{t: t, r: rand.New(rand.NewPCG(seed, 0)), bucket: mem.New(), index: index.New(), epoch: 1}
+	m := &model{t: t, r: rand.New(rand.NewPCG(seed, 0)), bucket: mem.New(), index: index.New(), tails: index.NewTails(), epoch: 1}
 	m.footers = fetch.NewFooters(m.bucket, 1<<20)
 	blocks, err := cache.New(cache.Config{BytesMax: 1 << 16, BlockBytes: 512, GetBytesMax: 2048}, cache.NewBucket(m.bucket))
 	if err != nil {
@@ -107,10 +116,52 @@ func newModel(t *testing.T, seed uint64) *model {
 	t.Cleanup(func() { _ = m.wal.Close(context.Background()) }) //nolint:usetesting // it runs when the test, and its context, have ended
 	m.ingest = ingest.New(m.wal, m, func() time.Time { return time.UnixMilli(nowMs) })
 	m.leader = ingest.NewPartition(id, "t", shard, partition.New(m.epoch))
+	m.adopt()
 	for n := range protocol.ProducerID(4) {
 		m.producers = append(m.producers, &producer{id: 10 + n, raised: n%2 == 0})
 	}
 	return m
+}
+
+// adopt has a leader begin, whose manifests are those of the one before.
+func (m *model) adopt() {
+	record := coordinator.Shard{Epoch: int32(m.epoch)}
+	if m.manifests != nil {
+		before, _ := m.manifests.Record(shard)
+		record.Manifest, record.Merged = before.Manifest, before.Merged
+	}
+	now := func() time.Time { return time.UnixMilli(nowMs) }
+	m.manifests = upkeep.NewManifests(upkeep.Deps{
+		Store: m.bucket, Ledger: ledger{}, Index: m.index, Known: func([16]byte) bool { return true }, Now: now,
+	})
+	if err := m.manifests.Adopt(m.t.Context(), shard, record); err != nil {
+		m.t.Fatal(err)
+	}
+	m.merger = upkeep.NewMerger(upkeep.MergeConfig{DataBytes: 2000}, upkeep.MergerDeps{
+		Manifests: m.manifests, Index: m.index, Tails: m.tails, Footers: m.footers, Store: m.bucket,
+		Topic: func([16]byte) (string, bool) { return "t", true }, ProducerIdle: time.Hour * 1_000_000, ProducersMax: 100, Now: now, Log: slog.New(slog.DiscardHandler),
+	})
+}
+
+// merge merges, and has what is merged leave, all of it or some.
+func (m *model) merge() {
+	m.t.Helper()
+	if err := m.merger.Step(m.t.Context()); err != nil {
+		m.t.Fatal(err)
+	}
+	record, _ := m.manifests.Record(shard)
+	for _, c := range m.tails.Merged(func(uint32) int64 { return record.Merged }) {
+		if m.r.IntN(3) == 0 {
+			continue
+		}
+		object, partitions, _ := m.tails.Remove(c.Log, c.Number)
+		for _, id := range partitions {
+			m.index.Remove(id, object)
+		}
+		if err := m.bucket.Delete(m.t.Context(), object); err != nil {
+			m.t.Fatal(err)
+		}
+	}
 }
 
 // Durable implements [ingest.Flusher].
@@ -226,9 +277,6 @@ func (m *model) commit(all bool) {
 	}
 	m.commits++
 	createdMs := nowMs * int64(m.r.IntN(2))
-	if m.old {
-		createdMs = 0
-	}
 	parts, footer, err := builder.Finish(segment.Header{
 		ID: segment.ID{Log: 1, Fence: 1, Commit: m.commits}, FirstEntry: 1, LastEntry: 2, CreatedMs: createdMs,
 	})
@@ -240,15 +288,18 @@ func (m *model) commit(all bool) {
 		Log: 1, Number: m.commits, CreatedMs: footer.Header.CreatedMs, Partitions: flush.CommitPartitions(footer),
 	}
 	err = m.bucket.Put(m.t.Context(), c.Object, objectstore.Body{Parts: parts, Size: footer.ObjectSize})
-	if err = cmp.Or(err, flush.Extents(c, m.index.Add)); err != nil {
+	if err = cmp.Or(err, flush.Extents(c, int64(m.commits), func(id partition.ID, e index.Extent) error { return m.index.Add(id, e, 0) })); err != nil {
 		m.t.Fatal(err)
 	}
+	m.tails.Add(&index.Commit{Log: 1, Number: m.commits, Name: c.Object, Revision: int64(m.commits)}, map[uint32]index.Part{
+		shard: {Partitions: []partition.ID{id}, Bytes: footer.Sections[0].Size},
+	})
 }
 
 // restored rebuilds the logs from their segments; those that are older than idle tell nothing of producers.
 func (m *model) restored(idle time.Duration) map[partition.ID]*partition.Log {
-	r := lead.Restorer{Index: m.index, Footers: m.footers, Now: func() time.Time { return time.UnixMilli(nowMs) }, ProducerIdle: idle}
-	logs, err := r.Run(m.t.Context(), map[coordinator.ShardID]protocol.LeaderEpoch{shard: m.epoch}, func(partition.ID) protocol.Offset { return m.start })
+	r := lead.Restorer{Index: m.index, Footers: m.footers, Now: func() time.Time { return time.UnixMilli(nowMs) }, ProducerIdle: idle, ProducersMax: 100}
+	logs, err := r.Run(m.t.Context(), map[coordinator.ShardID]lead.Settled{shard: {Epoch: m.epoch, Manifest: m.manifests.Of(shard)}})
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -266,6 +317,7 @@ func (m *model) fail() {
 		return
 	}
 	m.epoch++
+	m.adopt()
 	all, young := m.restore(time.Hour*1_000_000), m.restore(time.Hour)
 	old, _ := m.leader.State()
 	for name, p := range map[string]*ingest.Partition{"all segments": all, "young segments": young} {
@@ -327,7 +379,7 @@ func (m *model) read() {
 	}
 	m.check(want, st.LastStable)
 	want.Partition = nil
-	want.Followed = &fetch.Followed{ID: id, Start: m.start, Leader: 7}
+	want.Followed = &fetch.Followed{ID: id, Leader: 7}
 	m.check(want, m.stable(m.index.End(id)))
 }
 
@@ -403,10 +455,12 @@ func TestTransactions(t *testing.T) {
 					m.commit(false)
 				case n < 82:
 					m.fail()
-				case n < 83:
+				case n < 85:
+					m.merge()
+				case n < 86:
 					st, _ := m.leader.State()
 					m.start += protocol.Offset(m.r.Int64N(int64(st.HighWatermark-m.start)/4 + 1))
-					if err := m.leader.SetStart(m.start); err != nil {
+					if err := m.manifests.DeleteBefore(t.Context(), map[*ingest.Partition]protocol.Offset{m.leader: m.start}); err != nil {
 						t.Fatal(err)
 					}
 				default:

@@ -150,7 +150,7 @@ func isOver(name string, logs *coordinator.Logs) bool {
 // garbage are objects of this agent's shards that nothing refers to any more.
 type garbage struct {
 	mu     sync.Mutex
-	items  []discarded                           // in order of their times
+	items  []discarded                   // in order of their times
 	listed map[coordinator.ShardID]int32 // for which epoch what older leaders have left was looked for
 }
 

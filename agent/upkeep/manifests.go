@@ -324,8 +324,8 @@ func place(m *manifest.Manifest, id partition.ID, topic string) *manifest.Partit
 
 // change is what makes a shard's next manifest of its newest.
 type change struct {
-	edit      func(next *manifest.Manifest)             // may replace what next refers to, and must not change it
-	merged    int64                                     // of the record, from then on; 0 to leave it
+	edit      func(next *manifest.Manifest)            // may replace what next refers to, and must not change it
+	merged    int64                                    // of the record, from then on; 0 to leave it
 	installed func(installed *manifest.Manifest) error // is told when it is the newest; nil for nobody
 }
 

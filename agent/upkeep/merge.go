@@ -69,15 +69,8 @@ func (m *Merger) Run(ctx context.Context) error {
 	tick := time.NewTicker(mergePause)
 	defer tick.Stop()
 	for {
-		for _, id := range m.due() {
-			switch err := m.merge(ctx, id); {
-			case ctx.Err() != nil:
-				return ctx.Err()
-			case errors.Is(err, errInvariant):
-				return err
-			case err != nil && !errors.Is(err, coordinator.ErrFenced) && protocol.CodeOf(err) != protocol.NotLeaderOrFollower:
-				m.deps.Log.Warn("a shard's segments could not be merged; trying again", "shard", id, "err", err)
-			}
+		if err := m.Step(ctx); err != nil {
+			return err
 		}
 		select {
 		case <-tick.C:
@@ -85,6 +78,21 @@ func (m *Merger) Run(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// Step merges each shard that is due, once. Errors are those of Run; what else goes wrong is told to the log, and tried again by the next step.
+func (m *Merger) Step(ctx context.Context) error {
+	for _, id := range m.due() {
+		switch err := m.merge(ctx, id); {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, errInvariant):
+			return err
+		case err != nil && !errors.Is(err, coordinator.ErrFenced) && protocol.CodeOf(err) != protocol.NotLeaderOrFollower:
+			m.deps.Log.Warn("a shard's segments could not be merged; trying again", "shard", id, "err", err)
+		}
+	}
+	return nil
 }
 
 // errInvariant is what must not be.
@@ -100,7 +108,9 @@ func (m *Merger) due() []coordinator.ShardID {
 			oldest[id] = parts[0].Revision
 		}
 	}
-	return slices.SortedFunc(maps.Keys(oldest), func(a, b coordinator.ShardID) int { return cmp.Or(cmp.Compare(oldest[a], oldest[b]), cmp.Compare(a, b)) })
+	return slices.SortedFunc(maps.Keys(oldest), func(a, b coordinator.ShardID) int {
+		return cmp.Or(cmp.Compare(oldest[a], oldest[b]), cmp.Compare(a, b))
+	})
 }
 
 // merge merges once.
@@ -152,10 +162,10 @@ type work struct {
 // merged is what is new of a partition.
 type merged struct {
 	name    string
-	log     *partition.Log      // rebuilt up to the new end
-	stable  protocol.Offset     // as of there
-	sources []source            // in order of offsets
-	extents []manifest.Extent   // that were made
+	log     *partition.Log    // rebuilt up to the new end
+	stable  protocol.Offset   // as of there
+	sources []source          // in order of offsets
+	extents []manifest.Extent // that were made
 }
 
 // source is an extent that is merged.

@@ -20,6 +20,7 @@ import (
 	"github.com/varve-io/varve/agent/recovery"
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/objectstore/manifest"
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
@@ -120,7 +121,7 @@ func (a *agent) follow() error {
 	a.footers = fetch.NewFooters(a.bucket, 1<<20)
 	a.follower = lead.NewFollower(lead.FollowerConfig{
 		Index: a.index, Tails: index.NewTails(), Footers: a.footers, Log: discard,
-		Known: func([16]byte) bool { return true }, Dropped: func(coordinator.Topic) {},
+		Known: func([16]byte) bool { return true }, Merged: func(coordinator.ShardID) int64 { return 0 }, Dropped: func(coordinator.Topic) {},
 	})
 	a.view = coordinator.NewView(a.kv, coordinator.ViewConfig{OnCommit: a.follower.OnCommit, OnTopic: a.follower.OnTopic, Log: discard})
 	a.ledger = ledger.New(a.kv, func(coordinator.ShardID) {})
@@ -281,9 +282,13 @@ func (a *agent) lead() error {
 	if a.w.broken.forgetProducers {
 		idle = -producerIdleMax
 	}
-	r := &lead.Restorer{Index: a.index, Footers: a.footers, Now: a.now, ProducerIdle: idle}
+	r := &lead.Restorer{Index: a.index, Footers: a.footers, Now: a.now, ProducerIdle: idle, ProducersMax: 10_000}
+	settled := make(map[coordinator.ShardID]lead.Settled) // nothing is merged here
+	for id, epoch := range a.epochs {
+		settled[id] = lead.Settled{Epoch: epoch, Manifest: new(manifest.Manifest)}
+	}
 	return retry.Bucket(a.run, discard, "restore partitions", func() error {
-		logs, err := r.Run(a.run, a.epochs, func(partition.ID) protocol.Offset { return 0 })
+		logs, err := r.Run(a.run, settled)
 		for id, l := range logs {
 			a.adopt(id, l)
 		}

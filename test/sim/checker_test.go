@@ -22,10 +22,11 @@ type checker struct {
 	logs   map[coordinator.LogID]coordinator.Log // as last written
 	ends   [partitions]protocol.Offset           // of what is committed
 	merged [partitions]protocol.Offset           // of what is merged
+	starts [partitions]int64                     // where partitions begin, as their manifests say
 	// commits are those that are in etcd.
 	commits map[string]coordinator.Commit
-	shards map[string]coordinator.Shard          // as last written
-	epochs [partitions]protocol.LeaderEpoch      // of the newest commit
+	shards  map[string]coordinator.Shard     // as last written
+	epochs  [partitions]protocol.LeaderEpoch // of the newest commit
 }
 
 func newChecker(w *world) *checker {
@@ -110,7 +111,7 @@ func (c *checker) manifest(shard, name string) {
 		if p.End < c.merged[p.Partition] || p.End > c.ends[p.Partition] {
 			c.report("3: %s ends partition %d at %d, merged was %d, committed %d", name, p.Partition, p.End, c.merged[p.Partition], c.ends[p.Partition])
 		}
-		c.merged[p.Partition] = p.End
+		c.merged[p.Partition], c.starts[p.Partition] = p.End, int64(p.LogStartOffset)
 		next := p.LogStartOffset
 		for _, e := range p.Extents {
 			object := m.Segments[e.Segment].Name(m.Shard)
@@ -330,13 +331,18 @@ func (c *checker) final() {
 // compare has test/check compare a partition with its history.
 func (c *checker) compare(number int, final []check.Record) {
 	log := &c.w.load.logs[number]
-	h := check.History{Final: final, Seen: log.seen}
+	start := c.starts[number]
+	final = slices.DeleteFunc(final, func(r check.Record) bool { return r.Offset < start })
+	h := check.History{Final: final, Seen: log.seen, Start: start}
 	for _, s := range log.sends {
 		records, err := parse(s.bytes)
 		if err != nil {
 			panic(err)
 		}
 		for i, r := range records {
+			if s.outcome == check.Acked && s.base+int64(i) < start {
+				continue // deleted
+			}
 			h.Sends = append(h.Sends, check.Send{ID: r.ID, Content: r.Content, Floor: s.floor, Outcome: s.outcome, Offset: s.base + int64(i)})
 		}
 	}
