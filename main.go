@@ -4,11 +4,12 @@
 //	varve agent    one agent, with etcd and a bucket elsewhere
 //	varve status   how a cluster is
 //	varve inspect  what a WAL file, an object or a key of etcd holds
+//	varve fsck     whether all that a cluster has in etcd and in its bucket is in order
 //	varve bench    measure a broker
 //	varve version
 //
 // It exits with status 0 when it was asked to end and did so in order, 2 when something on the command line, in the
-// environment or in the configuration file has to be changed, and 1 for everything else, such as a cluster that is not well, or something that is damaged.
+// environment or in the configuration file has to be changed, or fsck could not check, and 1 for everything else, such as a cluster that is not well, or something that is damaged.
 package main
 
 import (
@@ -22,11 +23,13 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/varve-io/varve/agent/config"
+	"github.com/varve-io/varve/agent/fsck"
 	"github.com/varve-io/varve/agent/inspect"
 	"github.com/varve-io/varve/test/bench/load"
 )
@@ -51,7 +54,7 @@ func main() {
 		return
 	}
 	fmt.Fprintln(os.Stderr, "varve:", err)
-	if _, usage := errors.AsType[*config.Error](err); usage {
+	if _, usage := errors.AsType[*config.Error](err); usage || errors.Is(err, errUnchecked) {
 		os.Exit(statusUsage)
 	}
 	os.Exit(statusFailed)
@@ -90,7 +93,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(flagError)
 	bench := load.Command()
 	bench.Args = noArgs
-	root.AddCommand(newDev(), newAgent(), newStatus(), newInspect(), bench, newVersion())
+	root.AddCommand(newDev(), newAgent(), newStatus(), newInspect(), newFsck(), bench, newVersion())
 	return root
 }
 
@@ -245,6 +248,49 @@ is 1.`,
 			}
 		}
 		return printInspected(cmd.Context(), cfg, cmd.OutOrStdout(), args, options, *machine)
+	}
+	return cmd
+}
+
+// graceChosen and graceMin are for how long garbage may be in the bucket until it counts as an orphan. Agents delete it after ten minutes.
+const (
+	graceChosen = time.Hour
+	graceMin    = 15 * time.Minute
+)
+
+func newFsck() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "fsck",
+		Short: "Check all that a cluster has in etcd and in its bucket",
+		Long: `Check that what a cluster has in etcd and in its bucket is whole and fits together, and
+that there is nothing else: every object that something refers to is there, its checksums
+hold, offsets continue, and no object is left that nothing refers to. The cluster may run.
+
+The exit status is 0 if all is in order, 1 if not, and 2 if that could not be told.
+Nothing is changed but by --repair, which deletes orphans that can never be needed again,
+if nothing else is wrong.
+
+Without --etcd and --bucket, this is the cluster of the varve dev that runs on the folder
+--data.`,
+		Example: `  varve fsck
+  varve fsck --etcd http://127.0.0.1:2379 --bucket 's3://lake/varve?region=eu-central-1' --deep`,
+		Args: noArgs,
+	}
+	reader := config.Bind(config.Fsck, cmd.Flags())
+	deep := cmd.Flags().Bool("deep", false, "read all that something refers to, and check every checksum, not only those of footers and manifests")
+	grace := cmd.Flags().Duration("grace", graceChosen, "`time` after which garbage that is still there is an orphan, at least "+graceMin.String())
+	repair := cmd.Flags().Bool("repair", false, "delete orphans")
+	machine := cmd.Flags().Bool("json", false, "print JSON")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := reader.Read(os.LookupEnv, os.ReadFile)
+		if err != nil {
+			return err
+		}
+		if *grace < graceMin {
+			return &config.Error{Place: "--grace", Seen: grace.String(), Want: "at least " + graceMin.String()}
+		}
+		options := fsck.Options{Now: time.Now, Grace: *grace, Deep: *deep, Repair: *repair}
+		return printFsck(cmd.Context(), cfg, cmd.OutOrStdout(), options, *machine)
 	}
 	return cmd
 }

@@ -74,6 +74,8 @@ func (r *Reader) Read(env func(string) (string, bool), file func(name string) ([
 		return c, c.checkStatus()
 	case Inspect:
 		return c, c.checkInspect()
+	case Fsck:
+		return c, c.checkFsck()
 	case Dev, Agent:
 	}
 	return c, c.check()
@@ -179,6 +181,18 @@ func (c *Config) checkStatus() error {
 	}
 	c.Cluster = devCluster
 	return nil
+}
+
+// checkFsck settles which cluster is meant, and wants both of its parts.
+func (c *Config) checkFsck() error {
+	inBucket := c.Bucket != (bucket.URL{})
+	switch {
+	case len(c.Etcd) > 0 && !inBucket:
+		return &Error{Place: c.Place("etcd"), Seen: "no --bucket", Want: "--bucket URL of that cluster"}
+	case len(c.Etcd) == 0 && inBucket:
+		return &Error{Place: c.Place("bucket"), Seen: "no --etcd", Want: "--etcd URL[,URL] of that cluster; without both, the varve dev of --data is meant"}
+	}
+	return c.checkStatus()
 }
 
 // checkInspect finds out whether one thing is meant.
