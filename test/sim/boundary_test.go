@@ -231,6 +231,9 @@ func (b *agentBucket) Put(ctx context.Context, name string, body objectstore.Bod
 		return b.w.bucket.Put(b.w.ctx, name, objectstore.Bytes(content))
 	}
 	content := slices.Concat(body.Parts...)
+	if change := b.w.broken.content; change != nil {
+		content = change(name, content)
+	}
 	late := func() lateWrite {
 		return lateWrite{what: b.by.name + " put " + name, apply: func() { _ = put(content) }}
 	}

@@ -24,6 +24,8 @@ type breakage struct {
 	got func(item *coordinator.Item, revision *int64)
 	// answered changes what a transaction's sender is told.
 	answered func(*txn, *coordinator.TxnResult, error) error
+	// content changes what an object that is put holds.
+	content func(name string, content []byte) []byte
 	// put changes what the sender of an object is told.
 	put func(error) error
 	// sealer stands for the machine's store in recoveries.

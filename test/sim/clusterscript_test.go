@@ -52,7 +52,7 @@ var clusterScripts = []struct {
 	{8, "a batch after the timeout", 3, batchAfterTheTimeout, nil},
 	{8, "a batch of what is over", 3, batchOfWhatIsOver, []breakage{unverified}},
 	{8, "the coordinator moves", 3, coordinatorMoves, []breakage{oldCoordinatorMarks}},
-	{8, "the leader moves", 3, leaderMovesWithOpenTransaction, []breakage{openForgottenByLeader}},
+	{8, "the leader moves", 3, leaderMovesWithOpenTransaction, nil},
 	{8, "the group moves", 3, groupMovesWithOpenTransaction, []breakage{pendingForgotten}},
 	{9, "a batch without its stable offset", 3, batchWithoutStableOffset, []breakage{stableIgnored}},
 	{9, "read beyond the index", 3, readBeyondTheIndex, nil},

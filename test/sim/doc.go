@@ -89,7 +89,7 @@
 //	     a batch after the timeout                             -
 //	     a batch of what is over                               let batches begin transactions that are not open
 //	     the coordinator moves                                 write markers of a deposed coordinator
-//	     the leader moves                                      a partition's new leader forgets open transactions
+//	     the leader moves                                      -
 //	     the group moves                                       a group's new leader forgets the offsets of open transactions
 //	9    read beyond the index                                 -
 //	     read from a deposed leader                            take leadership for proved
@@ -114,7 +114,8 @@
 // A simulation that finds nothing proves nothing unless it finds what is there. TestBreakages and TestClusterBreakages break one rule at a time, outside of the product's
 // code, and want each to be found within some seeds; TestScriptBreakages wants a script to fail without its rule. TestTransactionBreakages does so for transactions: markers are
 // sent before the decision is durable, the high watermark is answered, the list of aborted transactions is left out, offsets are applied when they are sent, a stale epoch is
-// accepted, markers that an old leader was sent count as written, a new coordinator forgets open transactions. Not broken, since no boundary lies there: that a marker voids
+// accepted, markers that an old leader was sent count as written, a new coordinator forgets open transactions. TestMergeBreakages has commits leave that are not merged, manifests
+// without producers, or without their open transactions, and segments that are in use taken for garbage. Not broken, since no boundary lies there: that a marker voids
 // a ticket (agent/partition), whose batch the producer's epoch keeps out as well.
 //
 //	go test ./test/sim                       some seconds, always the same seeds

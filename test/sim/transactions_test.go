@@ -46,6 +46,13 @@ var transactionBreakages = []breakage{
 	markersFirst, stableIgnored, abortedLeftOut, offsetsEarly, staleEpoch, oldLeaderMarks, openForgotten,
 }
 
+// TestMergeBreakages breaks one rule of merges at a time.
+func TestMergeBreakages(t *testing.T) {
+	for _, b := range mergeBreakages {
+		t.Run(strings.ReplaceAll(b.name, " ", "_"), func(t *testing.T) { b.notice(t, transactions, clusterBreakageSeeds) })
+	}
+}
+
 // TestSameTransactionsSameTrace is TestSameSeedSameTrace for clusters with transactions.
 func TestSameTransactionsSameTrace(t *testing.T) {
 	sameTraces(t, transactions, 1)

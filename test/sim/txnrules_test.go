@@ -179,20 +179,3 @@ var pendingForgotten = breakage{name: "a group's new leader forgets the offsets 
 	}
 	return items
 }}
-
-// A new leader reads nothing of the producers, and is told that all is stable which is committed.
-var openForgottenByLeader = breakage{name: "a partition's new leader forgets open transactions", forgetProducers: true, txn: func(_ *world, x *txn) {
-	for i, op := range x.ops {
-		if op.Delete || !strings.HasPrefix(op.Key, coordinator.PrefixCommits) {
-			continue
-		}
-		commit, err := coordinator.DecodeCommit(op.Value)
-		if err != nil {
-			panic(err)
-		}
-		for j := range commit.Partitions {
-			commit.Partitions[j].LastStable = commit.Partitions[j].NextOffset
-		}
-		x.ops[i].Value = commit.Encode()
-	}
-}}
