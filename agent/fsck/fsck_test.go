@@ -566,3 +566,25 @@ func TestReport(t *testing.T) {
 		t.Errorf("JSON %s, %v", machine.Bytes(), err)
 	}
 }
+
+// TestDropped has a segment leave the manifest of a leader that goes on.
+func TestDropped(t *testing.T) {
+	w := newWorld(t)
+	dropped, old := w.mergedName(0), w.records[0].Manifest
+	m := *w.manifests[0]
+	m.Generation++
+	m.Segments, m.Partitions = nil, []manifest.Partition{{Topic: orders.ID, TopicName: orders.Name, LogStartOffset: 10, End: 10, LastStable: 10}}
+	w.install(0, &m)
+	for _, c := range w.commits { // which count as merged now
+		w.delete(coordinator.KeyCommit(5, c.Number))
+		w.remove(c.Object)
+	}
+	r := w.check(0, fsck.Options{})
+	if at := slices.IndexFunc(r.Objects, func(c fsck.Count) bool { return c.Kind == "garbage" }); !r.Clean || r.Objects[at].Count != 2 {
+		t.Errorf("%+v; problems\n%s", r.Objects, problems(r))
+	}
+	r = w.check(2*grace, fsck.Options{Repair: true})
+	if len(r.Problems) != 2 || !r.Clean || !strings.Contains(problems(r), dropped) || !strings.Contains(problems(r), old) {
+		t.Errorf("clean %v, problems\n%s", r.Clean, problems(r))
+	}
+}

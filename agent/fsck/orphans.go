@@ -16,7 +16,8 @@ import (
 // An object that nothing refers to is garbage if nothing ever can again:
 //
 //   - a commit's segment, when the commit with its number was made, or its log is closed;
-//   - a manifest, or a merged segment, when its writer leads the shard no more, or has installed a manifest that comes after it.
+//   - a manifest, or a merged segment, when its writer leads the shard no more, or has installed a later one since;
+//   - a merged segment too, when an earlier manifest named it.
 //
 // Since when, is told by what can be seen still. A manifest is garbage since the next one was written. A merged segment was in use as long as a manifest that names it was the newest, and the manifests of the last minutes are there still. A
 // commit's segment was in use until its shards had merged it, into segments that are there still, unless they were merged once more. Without such a trace it counts as garbage since it was written.
@@ -232,16 +233,12 @@ func (c *checker) merged(ctx context.Context, name string) error {
 		return nil
 	}
 	record := c.state.shards[shard]
-	isGarbage := id.Fence < uint64(max(record.Epoch, 0)) || passed(id, c.manifests[shard])
-	since := c.objects[name].modified
-	if c.old(name) {
-		until, err := c.namedUntil(ctx, uint32(shard), name)
-		if err != nil {
-			return err
-		}
-		since = later(since, until)
+	until, wasNamed, err := c.namedUntil(ctx, uint32(shard), name)
+	if err != nil {
+		return err
 	}
-	return c.unreferenced(ctx, name, since, isGarbage, "the shard's newest manifest does not name it")
+	isGarbage := wasNamed || id.Fence < uint64(max(record.Epoch, 0)) || passed(id, c.manifests[shard])
+	return c.unreferenced(ctx, name, later(c.objects[name].modified, until), isGarbage, "the shard's newest manifest does not name it")
 }
 
 // passed reports whether the leader that wrote a segment has installed a later one since.
@@ -249,22 +246,22 @@ func passed(id segment.ID, m *manifest.Manifest) bool {
 	return m != nil && slices.ContainsFunc(m.Segments, func(s manifest.Segment) bool { return uint64(s.Epoch) == id.Fence && s.Number > id.Commit })
 }
 
-// namedUntil returns until when a manifest was the newest that names a merged segment, as far as manifests are there still; or zero.
-func (c *checker) namedUntil(ctx context.Context, shard uint32, name string) (time.Time, error) {
+// namedUntil returns until when a manifest was the newest that names a merged segment; ok is false if none does of those that are there still.
+func (c *checker) namedUntil(ctx context.Context, shard uint32, name string) (until time.Time, ok bool, err error) {
+	newest := c.state.shards[coordinator.ShardID(shard)].Manifest
 	for _, of := range slices.Backward(c.manifestsOf(shard)) {
-		until := c.next(shard, of)
-		if of == c.state.shards[coordinator.ShardID(shard)].Manifest || c.began.Sub(until) > c.o.Grace {
-			continue
+		if of >= newest {
+			continue // of one that was never installed nobody knows whether it may still be
 		}
 		names, err := c.names(ctx, of)
 		if err != nil {
-			return time.Time{}, err
+			return time.Time{}, false, err
 		}
 		if names[name] {
-			return until, nil
+			return c.next(shard, of), true, nil
 		}
 	}
-	return time.Time{}, nil
+	return time.Time{}, false, nil
 }
 
 // names returns the segments that a manifest names; none if it is damaged, or gone.
