@@ -3,11 +3,14 @@ package fsck_test
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -30,6 +33,43 @@ var (
 	orders  = coordinator.Topic{ID: protocol.TopicID{1}, Name: "orders", Partitions: 2}
 )
 
+// dated is a store whose objects were written when its clock says.
+type dated struct {
+	*mem.Store
+	now *time.Time
+	mu  sync.Mutex
+	at  map[string]time.Time
+}
+
+func (d *dated) Put(ctx context.Context, name string, body objectstore.Body) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.at[name] = *d.now
+	return d.Store.Put(ctx, name, body)
+}
+
+func (d *dated) Stat(ctx context.Context, name string) (objectstore.Info, error) {
+	info, err := d.Store.Stat(ctx, name)
+	return d.date(info), err
+}
+
+func (d *dated) List(ctx context.Context, prefix, after string) iter.Seq2[objectstore.Info, error] {
+	return func(yield func(objectstore.Info, error) bool) {
+		for info, err := range d.Store.List(ctx, prefix, after) {
+			if !yield(d.date(info), err) {
+				return
+			}
+		}
+	}
+}
+
+func (d *dated) date(info objectstore.Info) objectstore.Info {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	info.Modified = d.at[info.Name]
+	return info
+}
+
 // world is a cluster of two shards, each with one partition of a topic. Commit 1 is merged, and gone; commits 2 and 3 are not.
 type world struct {
 	t     *testing.T
@@ -45,10 +85,11 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	w := &world{
-		t: t, kv: kvmem.New(kvmem.Config{}), store: fault.New(mem.New()), now: time.Now(),
+		t: t, kv: kvmem.New(kvmem.Config{}), now: time.Unix(1_700_000_000, 0),
 		manifests: make(map[coordinator.ShardID]*manifest.Manifest), records: make(map[coordinator.ShardID]coordinator.Shard),
 		log: coordinator.Log{ID: 5, Node: 1, Fence: 1, Segments: []coordinator.WALSegment{{Number: 1, First: 1, Last: -1}}},
 	}
+	w.store = fault.New(&dated{Store: mem.New(), now: &w.now, at: make(map[string]time.Time)})
 	w.write(coordinator.KeyCluster, coordinator.Cluster{ID: cluster.String(), Shards: 2})
 	w.write(coordinator.KeyTopic(orders.Name), orders)
 	w.write(coordinator.KeyNextLog, 6)
@@ -374,6 +415,17 @@ func TestDamage(t *testing.T) {
 			topic.Partitions = 1
 			w.write(coordinator.KeyTopic(orders.Name), topic)
 		}, false, []string{"has 1 partitions", "has 1 partitions", "has 1 partitions"}},
+		{"a leader epoch that falls", func(w *world) {
+			w.reinstall(func(m *manifest.Manifest) {
+				m.Partitions[0].Epochs = append(slices.Clone(m.Partitions[0].Epochs), manifest.EpochStart{Epoch: 4, Start: 9})
+			})
+		}, false, []string{"0002 is of leader epoch 3, after 4"}},
+		{"another number of shards", func(w *world) {
+			w.write(coordinator.KeyCluster, coordinator.Cluster{ID: cluster.String(), Shards: 3})
+		}, false, []string{
+			"bad key: meta/commits/0000000000000005/0000000000000002: it has orders/0 in shard 0, want 1", "orders/1 in shard 1, want 2",
+			"meta/commits/0000000000000005/0000000000000003", "", "bad key: manifests/00/00000000/", "bad key: manifests/01/00000001/",
+		}},
 		{"a stranger", func(w *world) { w.put("notes.txt", []byte("hello")) }, false, []string{"unknown: notes.txt"}},
 		{"a name that is almost a segment's", func(w *world) { w.put("segments/00/1", []byte("x")) }, false, []string{"unknown: segments/00/1"}},
 	}
@@ -436,6 +488,7 @@ func TestOrphans(t *testing.T) {
 		}, true},
 		{"merged by a former leader", left(2, 1), true},
 		{"merged by the leader", left(3, 2), false}, // it may be about to install it
+		{"merged by the leader before what it installed", left(3, 0), true},
 		{"a former leader's manifest", named(2, 7), true},
 		{"a manifest that was never installed", named(3, 2), false},
 		{"a probe", func(w *world) string { w.put("probe/A", []byte("x")); return "probe/A" }, true},
@@ -469,32 +522,85 @@ func TestOrphans(t *testing.T) {
 func TestGarbageSince(t *testing.T) {
 	w := newWorld(t)
 	const late = 50 * time.Hour
-	began := w.now
-	w.now = began.Add(late) // by which manifests and segments are dated, but not by the store
+	w.now = w.now.Add(late)
 	for p := range int32(2) {
 		w.merge(p, 20)
 	}
 	for _, c := range w.commits {
 		w.delete(coordinator.KeyCommit(5, c.Number))
 	}
-	w.now = began
-	for _, test := range []struct {
-		after   time.Duration
-		orphans int
-	}{
-		// The store's clock dates manifests, so that theirs, and that of what they name, ran out long ago.
-		{late + grace/2, 4},
-		{late + 2*grace, 6},
-	} {
-		r := w.check(test.after, fsck.Options{})
-		n := 0
-		for _, p := range r.Problems {
-			if p.Kind == fsck.Orphan {
-				n++
-			}
-		}
-		if n != test.orphans || len(r.Problems) != n {
-			t.Errorf("%v later: problems\n%s\nwant %d orphans", test.after, problems(r), test.orphans)
+	if r := w.check(grace, fsck.Options{}); !r.Clean {
+		t.Errorf("within the grace: problems\n%s", problems(r))
+	}
+	r := w.check(grace+time.Second, fsck.Options{Repair: true})
+	if len(r.Problems) != 6 || !r.Clean { // segments of two commits, two manifests, two merged segments
+		t.Errorf("after it: problems\n%s", problems(r))
+	}
+	if r := w.check(late, fsck.Options{Deep: true}); !r.Clean || len(r.Problems) > 0 {
+		t.Errorf("after the repair: problems\n%s", problems(r))
+	}
+}
+
+// TestSweptMeanwhile has an agent delete, while the bucket is checked, what would be an orphan.
+func TestSweptMeanwhile(t *testing.T) {
+	w := newWorld(t)
+	w.put("probe/A", []byte("x"))
+	gate := fault.NewGate()
+	w.store.Add(fault.Rule{Op: fault.Stat, Prefix: "probe/A", Gate: gate})
+	done := make(chan *fsck.Report)
+	go func() { done <- w.check(100*time.Hour, fsck.Options{}) }()
+	<-gate.Entered()
+	w.remove("probe/A")
+	gate.Open()
+	if r := <-done; !r.Clean {
+		t.Errorf("problems\n%s", problems(r))
+	}
+}
+
+// TestManyPartitions has a commit whose partitions are in its segment's footer alone.
+func TestManyPartitions(t *testing.T) {
+	inFooter := func(w *world) {
+		c := w.commits[0]
+		c.InFooter, c.Partitions, c.Shards = true, nil, []coordinator.ShardID{0, 1}
+		w.delete(coordinator.KeyCommit(5, 2))
+		w.write(coordinator.KeyCommit(5, 2), c.Encode())
+		w.delete(coordinator.KeyCommit(5, 3)) // commits count in the order in which they were made
+		w.write(coordinator.KeyCommit(5, 3), w.commits[1].Encode())
+	}
+	w := newWorld(t)
+	inFooter(w)
+	if r := w.check(0, fsck.Options{}); !r.Clean {
+		t.Errorf("problems\n%s", problems(r))
+	}
+	w.change(w.commits[0].Object, flip(-40))
+	if r := w.check(0, fsck.Options{}); len(r.Problems) != 1 || r.Problems[0].Kind != fsck.Damaged {
+		t.Errorf("damaged: problems\n%s\nwant one, and nothing of offsets that nobody knows", problems(r))
+	}
+}
+
+// TestCompaction takes batches out of the middle.
+func TestCompaction(t *testing.T) {
+	for _, policy := range []string{"compact", "compact,delete", "delete", ""} {
+		w := newWorld(t)
+		m := *w.manifests[0]
+		m.Generation++
+		parts, f := w.segment(segment.ID{Level: segment.Merged, Fence: 3, Commit: 2}, 12, 20, 0)
+		w.put(f.Header.ID.Name(), parts...)
+		s := f.Sections[0]
+		m.Segments = append(slices.Clone(m.Segments), manifest.Segment{Epoch: 3, Number: 2, Size: f.ObjectSize, FooterPos: f.Pos, CreatedMs: m.CreatedMs})
+		p := m.Partitions[0]
+		p.End, p.LastStable = 20, 20
+		p.Extents = append(slices.Clone(p.Extents), manifest.Extent{
+			Segment: 1, First: 12, Next: 20, Pos: s.Pos, Size: s.Size, MaxTimestamp: s.MaxTimestamp, Epoch: s.LeaderEpoch,
+		})
+		m.Partitions = []manifest.Partition{p}
+		w.install(0, &m)
+		topic := orders
+		topic.Configs = map[string]string{"cleanup.policy": policy}
+		w.write(coordinator.KeyTopic(orders.Name), topic)
+		r := w.check(0, fsck.Options{})
+		if compacted := strings.Contains(policy, "compact"); r.Clean != compacted || !compacted && !strings.Contains(problems(r), "nothing of offsets [10,12)") {
+			t.Errorf("%s: clean %v, problems\n%s", policy, r.Clean, problems(r))
 		}
 	}
 }
@@ -505,9 +611,9 @@ func TestMeanwhile(t *testing.T) {
 	gate := fault.NewGate()
 	old := w.mergedName(0)
 	w.store.Add(fault.Rule{Op: fault.Get, Prefix: w.records[0].Manifest, Gate: gate})
-	done := make(chan *fsck.Report)
+	done, now := make(chan *fsck.Report), w.now.Add(100*time.Hour)
 	go func() {
-		r, err := fsck.Check(t.Context(), w.kv, w.store, fsck.Options{Now: func() time.Time { return w.now.Add(100 * time.Hour) }, Grace: 200 * time.Hour})
+		r, err := fsck.Check(t.Context(), w.kv, w.store, fsck.Options{Now: func() time.Time { return now }, Grace: 200 * time.Hour})
 		if err != nil {
 			t.Error(err)
 		}

@@ -35,7 +35,8 @@ func (c *checker) continuity(context.Context) error {
 		}
 	}
 	merged := make(map[place]*manifest.Partition)
-	for _, m := range c.manifests {
+	for _, id := range slices.Sorted(maps.Keys(c.manifests)) {
+		m := c.manifests[id]
 		if m == nil {
 			continue
 		}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -200,8 +202,8 @@ func (c *checker) key(item coordinator.Item) {
 // agree compares keys that say the same.
 func (c *checker) agree() {
 	s := &c.state
-	for id, record := range s.shards {
-		key := coordinator.KeyShard(id)
+	for _, id := range slices.Sorted(maps.Keys(s.shards)) {
+		record, key := s.shards[id], coordinator.KeyShard(id)
 		if uint32(id) >= s.cluster.Shards {
 			c.report.problem(BadKey, key, "the cluster has %d shards", s.cluster.Shards)
 		}
