@@ -357,6 +357,8 @@ func (p *process) agentConfig(s *seat) agent.Config {
 	c.Zone, c.Shards, c.WALBytesMax = s.zone, p.cfg.Shards, p.cfg.WALBytesMax
 	c.AutoCreate, c.AcceptLoss = p.cfg.AutoCreateTopics, coordinator.LogID(p.cfg.AcceptLoss)
 	c.TxnTimeoutMax, c.ProducerIdleMax = p.cfg.TransactionTimeoutMax, p.cfg.ProducerIDExpiration
+	c.RetentionPause, c.Merge.AgeMax, c.Garbage.Grace = p.cfg.RetentionCheck, p.cfg.MergeAfter, p.cfg.GarbageGrace
+	c.Garbage.Pause = min(c.Garbage.Pause, c.Garbage.Grace)
 	c.Topics.Partitions = p.cfg.Partitions
 	return c
 }

@@ -146,6 +146,7 @@ type Agent struct {
 	ledger     *ledger.Ledger
 	ids        *producerIDs
 	manifests  *upkeep.Manifests
+	merger     *upkeep.Merger
 	groups     *groups.Coordinator
 	txns       *txns.Coordinator
 	verifier   *txns.Verifier

@@ -39,6 +39,13 @@ func (a *Agent) measure() {
 			return a.deps.Now().Sub(oldest).Seconds()
 		})
 
+	counter("varve_merges_total", "Merges of a shard's segments that this agent has done.",
+		func() float64 { return float64(a.merger.Stats().Merges) })
+	counter("varve_merged_bytes_total", "Bytes of the segments that merges put into the bucket.",
+		func() float64 { return float64(a.merger.Stats().Bytes) })
+	gauge("varve_commits", "Flushes in etcd, which some shard in them has not merged.",
+		func() float64 { n, _ := a.tails.Len(); return float64(n) })
+
 	counter("varve_cache_hits_total", "Blocks of segments that a read found in memory or on their way.",
 		func() float64 { st := a.blocks.Stats(); return float64(st.Hits + st.Joins) })
 	counter("varve_cache_misses_total", "Blocks of segments that a read had to fetch, from the bucket or from another agent of the zone.",

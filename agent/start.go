@@ -536,11 +536,11 @@ func (a *Agent) brokerConfigs() map[string]string {
 
 // serve lets clients in.
 func (a *Agent) serve(run context.Context) {
+	a.startUpkeep(run)
 	a.measure()
 	reader := fetch.NewReader(a.index, a.footers, a.blocks, a.cfg.CacheBytesMax)
 	handler := a.broker(fetch.New(reader), fetch.NewLookup(a.index, reader, a.cfg.Server.FrameBytesMax),
 		api.Deps{Ingest: ingest.New(a.wal, a.flusher, a.deps.Now)})
 	a.server.Open(a.balanced(run, handler))
 	a.spawn(run, "forget idle producers", a.expireProducers)
-	a.startUpkeep(run)
 }

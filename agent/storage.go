@@ -4,18 +4,24 @@ import (
 	"context"
 
 	"github.com/varve-io/varve/agent/upkeep"
+	"github.com/varve-io/varve/coordinator"
 )
 
 // startUpkeep starts what keeps the bucket and the coordinator small: merges, retention and the deletion of garbage.
 func (a *Agent) startUpkeep(run context.Context) {
-	a.spawn(run, "merge segments", upkeep.NewMerger(a.cfg.Merge, upkeep.MergerDeps{
+	a.merger = upkeep.NewMerger(a.cfg.Merge, upkeep.MergerDeps{
 		Manifests: a.manifests, Index: a.index, Tails: a.tails, Footers: a.footers, Store: a.deps.Store, Cluster: a.clusterID,
+		Leads: func(id coordinator.ShardID) bool {
+			_, ok := a.partitions.Leads(id)
+			return ok
+		},
 		Topic: func(id [16]byte) (string, bool) {
 			t, ok := a.view.TopicByID(id)
 			return t.Name, ok
 		},
 		ProducerIdle: a.cfg.ProducerIdleMax, ProducersMax: producersMax, Now: a.deps.Now, Log: a.log,
-	}).Run)
+	})
+	a.spawn(run, "merge segments", a.merger.Run)
 	a.spawn(run, "enforce retention", upkeep.NewRetention(a.cfg.RetentionPause, upkeep.RetentionDeps{
 		Manifests: a.manifests, Index: a.index, Partitions: a.partitions.All, Limits: a.limits, Now: a.deps.Now, Log: a.log,
 	}).Run)

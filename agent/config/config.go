@@ -86,6 +86,12 @@ type Config struct {
 	TransactionTimeoutMax time.Duration
 	// ProducerIDExpiration is after how long without a batch a partition forgets an idempotent producer (producer.id.expiration.ms).
 	ProducerIDExpiration time.Duration
+	// RetentionCheck is how often records are looked for that are past their topics' retention (log.retention.check.interval.ms).
+	RetentionCheck time.Duration
+	// MergeAfter is after how long what was flushed is merged, however little it is.
+	MergeAfter time.Duration
+	// GarbageGrace is for how long an object that nothing refers to stays in the bucket.
+	GarbageGrace time.Duration
 	// AcceptLoss is the WAL log of which an operator says that what it still holds may be given up; 0 for none.
 	AcceptLoss uint64
 	// LogLevel is the least level that is logged.

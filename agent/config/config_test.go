@@ -137,6 +137,9 @@ wal-sync: none
 wal-bytes-max: 2GiB
 transaction-timeout-max: 1h
 producer-id-expiration: 1h30m
+retention-check: 30s
+merge-after: 10m
+garbage-grace: 1h
 log-level: debug
 `
 	c, err := read(t, config.Agent, []string{"--config", fileName}, nil, file)
@@ -154,7 +157,8 @@ log-level: debug
 		t.Errorf("addresses %q, want %q", addresses, want)
 	}
 	if c.Cluster != "prod" || c.Data != "/var/lib/varve" || c.Zone != "eu-central-1a" || c.AutoCreateTopics || c.Partitions != 6 ||
-		c.Shards != 1024 || c.WALSync || c.WALBytesMax != 2<<30 || c.TransactionTimeoutMax != time.Hour || c.ProducerIDExpiration != 90*time.Minute || c.LogLevel != slog.LevelDebug {
+		c.Shards != 1024 || c.WALSync || c.WALBytesMax != 2<<30 || c.TransactionTimeoutMax != time.Hour || c.ProducerIDExpiration != 90*time.Minute ||
+		c.RetentionCheck != 30*time.Second || c.MergeAfter != 10*time.Minute || c.GarbageGrace != time.Hour || c.LogLevel != slog.LevelDebug {
 		t.Errorf("configuration %+v", c)
 	}
 }
@@ -226,6 +230,9 @@ func TestRefusesValues(t *testing.T) {
 		{"transaction-timeout-max", "0s", "from 1s to 24h"},
 		{"transaction-timeout-max", "15", "such as 90s"},
 		{"producer-id-expiration", "1000h", "from 1s to 720h"},
+		{"retention-check", "0s", "from 1s to 24h"},
+		{"merge-after", "25h", "from 1s to 24h"},
+		{"garbage-grace", "1ms", "from 1s to 24h"},
 		{"log-level", "loud", "debug, info, warn or error"},
 	}
 	for _, test := range tests {

@@ -27,6 +27,7 @@ const (
 
 	transactionTimeoutMax   = 24 * time.Hour
 	producerIDExpirationMax = 30 * 24 * time.Hour
+	upkeepMax               = 24 * time.Hour
 	walBytesMin             = 64 << 20
 	walBytesMax             = 1 << 40
 	walBytesChosen          = 512 << 20
@@ -247,6 +248,30 @@ func behaviourSettings() []setting {
 			usage: "`time` without a batch after which a partition forgets an idempotent producer (producer.id.expiration.ms)",
 			parse: func(c *Config, v string) (err error) {
 				c.ProducerIDExpiration, err = parseDuration(v, time.Second, producerIDExpirationMax)
+				return err
+			},
+		},
+		{
+			name: "retention-check", value: "5m",
+			usage: "`time` between two looks for records that are past their topics' retention (log.retention.check.interval.ms)",
+			parse: func(c *Config, v string) (err error) {
+				c.RetentionCheck, err = parseDuration(v, time.Second, upkeepMax)
+				return err
+			},
+		},
+		{
+			name: "merge-after", value: "1h",
+			usage: "`time` after which what was flushed is merged, however little it is; shorter costs requests, longer keeps deleted records in the bucket",
+			parse: func(c *Config, v string) (err error) {
+				c.MergeAfter, err = parseDuration(v, time.Second, upkeepMax)
+				return err
+			},
+		},
+		{
+			name: "garbage-grace", value: "10m",
+			usage: "`time` for which an object that nothing refers to any more stays in the bucket, for those who may be reading it",
+			parse: func(c *Config, v string) (err error) {
+				c.GarbageGrace, err = parseDuration(v, time.Second, upkeepMax)
 				return err
 			},
 		},

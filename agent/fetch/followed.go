@@ -67,6 +67,12 @@ func readLimit(r index.Range, readCommitted bool) protocol.Offset {
 	return r.End
 }
 
+// knows reports whether the index has where an offset is: of a commit that has just left, the manifest may not be here yet.
+func (f *Fetcher) knows(id partition.ID, offset protocol.Offset) bool {
+	_, ok := f.reader.index.Find(id, offset)
+	return ok
+}
+
 // judgeFollowed is judge for a partition that another agent leads. The epoch of the client's last record is not looked at: the leader has, before it
 // sent the client here, and committed records have one history.
 func (f *Fetcher) judgeFollowed(w *Want, part *Part, limits Limits) (limit protocol.Offset, again bool) {
@@ -79,7 +85,7 @@ func (f *Fetcher) judgeFollowed(w *Want, part *Part, limits Limits) (limit proto
 	switch err := checkEpoch(w.CurrentEpoch, at.Epoch); {
 	case err != nil:
 		part.Err = err
-	case w.Offset >= known.First && w.Offset < limit && !(at.Leave && at.Leader != 0):
+	case w.Offset >= known.First && w.Offset < limit && !(at.Leave && at.Leader != 0) && f.knows(w.Followed.ID, w.Offset):
 		return limit, true
 	case at.Leader == 0:
 		part.Err = protocol.NotLeaderOrFollower.Errorf("offset %d is not known here, and no leader either", w.Offset)

@@ -60,6 +60,8 @@ type entry struct {
 	merged int      // how many of list are of the manifest
 	// start, end and stable are what the manifest says; zero without one.
 	start, end, stable protocol.Offset
+	// seen and seenStable are how far it is known to reach, and to be stable there, though a commit has left and the manifest that has its records is not here yet.
+	seen, seenStable protocol.Offset
 }
 
 // last returns the offset after the last that is known.
@@ -149,10 +151,10 @@ func (x *Index) Remove(id partition.ID, object string) {
 		return
 	}
 	// Those before it have left too, or will: commits leave in any order, but what is before a merged one is merged.
-	p.list = slices.Delete(p.list, p.merged, p.merged+at+1)
-	if len(p.list) == 0 && p.end == 0 {
-		delete(x.partitions, id)
+	if gone := &p.list[p.merged+at]; gone.Next > p.seen {
+		p.seen, p.seenStable = gone.Next, min(gone.LastStable, gone.Next)
 	}
+	p.list = slices.Delete(p.list, p.merged, p.merged+at+1)
 }
 
 // find returns the index of the first extent that ends after offset.
@@ -201,6 +203,9 @@ func (x *Index) Range(id partition.ID) Range {
 	}
 	if n := len(p.list); n > p.merged {
 		r.LastStable = min(p.list[n-1].LastStable, r.End)
+	}
+	if p.seen > r.End {
+		r.End, r.LastStable = p.seen, p.seenStable
 	}
 	return r
 }

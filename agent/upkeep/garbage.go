@@ -19,7 +19,7 @@ import (
 //   - A segment of a commit: the commit with its number was made, or can never be made any more, and the coordinator has none that names it.
 //   - A manifest, or a merged segment: the shard's newest manifest is another, or does not name it, and whoever wrote it leads the shard no more, or has installed one since.
 //
-// It is deleted when it has been garbage for a while: somebody may be reading it. A reader whom that surprises looks up again where the records are now.
+// It is deleted when it has been garbage for a while: somebody may be reading it. A reader whom that surprises gets an error, and comes again.
 
 // GarbageConfig says when garbage is deleted.
 type GarbageConfig struct {

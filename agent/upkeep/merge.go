@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/varve-io/varve/agent/index"
@@ -33,6 +34,8 @@ type MergerDeps struct {
 	Footers   Footers
 	Store     objectstore.Store
 	Cluster   [16]byte
+	// Leads reports whether a shard is led: whoever is about to lead one still restores it from what is not merged.
+	Leads func(coordinator.ShardID) bool
 	// Topic returns the name of a topic; ok is false if it does not exist (any more).
 	Topic func(id [16]byte) (name string, ok bool)
 	// ProducerIdle is how long a producer may have been idle to be remembered; ProducersMax is how many a partition remembers.
@@ -48,6 +51,19 @@ type Merger struct {
 	deps    MergerDeps
 	builder segment.Builder
 	numbers map[coordinator.ShardID]number // of the segment that was tried last
+
+	merges, bytes atomic.Uint64
+}
+
+// MergeStats are a merger's counters since it began.
+type MergeStats struct {
+	Merges uint64 // that were installed
+	Bytes  uint64 // of the segments that they made
+}
+
+// Stats returns the merger's counters.
+func (m *Merger) Stats() MergeStats {
+	return MergeStats{Merges: m.merges.Load(), Bytes: m.bytes.Load()}
 }
 
 // number is one that a leader has taken.
@@ -104,6 +120,9 @@ func (m *Merger) due() []coordinator.ShardID {
 	now := m.deps.Now()
 	oldest := make(map[coordinator.ShardID]int64)
 	for id, record := range m.deps.Manifests.records() {
+		if !m.deps.Leads(id) {
+			continue
+		}
 		if parts := m.deps.Tails.Of(uint32(id), record.Merged); m.cfg.due(parts, surplus, now) {
 			oldest[id] = parts[0].Revision
 		}
@@ -131,6 +150,10 @@ func (m *Merger) merge(ctx context.Context, id coordinator.ShardID) error {
 	merged := p.parts[len(p.parts)-1].Revision
 	if err := m.deps.Manifests.install(ctx, id, change{edit: w.edit, merged: merged}); err != nil {
 		return fmt.Errorf("merge shard %d: %w", id, err)
+	}
+	m.merges.Add(1)
+	for i := range w.made {
+		m.bytes.Add(uint64(w.made[i].Size))
 	}
 	m.deps.Log.Debug("merged segments", "shard", id, "commits", len(p.parts), "joined", len(old.Segments)-p.join, "into", len(w.made))
 	return nil

@@ -196,6 +196,7 @@ func (c *cluster) addNode(t *testing.T, i int) *node {
 			"--etcd", "http://" + c.etcd.host.Address + etcdPort,
 			"--bucket", "minio://" + c.store.host.Address + storePort + "/lake/chaos?secure=false",
 			"--cluster", clusterName, "--zone", name, "--peer-listen", host.Address + peerPort,
+			"--merge-after", "2s", "--garbage-grace", "3s",
 		}, copies()...),
 		Env: []string{"AWS_ACCESS_KEY_ID=" + servers.AccessKey, "AWS_SECRET_ACCESS_KEY=" + servers.SecretKey},
 	}, t.Logf)

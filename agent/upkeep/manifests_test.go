@@ -1,0 +1,173 @@
+package upkeep
+
+import (
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/varve-io/varve/agent/index"
+	"github.com/varve-io/varve/agent/ingest"
+	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/coordinator/mem"
+	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/objectstore/fault"
+	"github.com/varve-io/varve/objectstore/manifest"
+	memstore "github.com/varve-io/varve/objectstore/mem"
+	"github.com/varve-io/varve/protocol"
+)
+
+func memkv(t *testing.T) *mem.Store {
+	t.Helper()
+	return mem.New(mem.Config{ClusterID: 1, Start: time.Now()})
+}
+
+// ledger takes what is written, or fails.
+type ledger struct {
+	err     error
+	records []coordinator.Shard
+}
+
+func (l *ledger) Write(_ coordinator.ShardID, ops []coordinator.Op, done func(error)) {
+	if l.err == nil {
+		s, err := coordinator.Decode[coordinator.Shard](coordinator.Item{Key: ops[0].Key, Value: ops[0].Value})
+		if err != nil {
+			panic(err)
+		}
+		l.records = append(l.records, s)
+	}
+	done(l.err)
+}
+
+var topic = protocol.TopicID{1}
+
+func manifests(store objectstore.Store, l *ledger) (*Manifests, *index.Index) {
+	x := index.New()
+	return NewManifests(Deps{
+		Store: store, Ledger: l, Index: x, Now: time.Now, Known: func(id [16]byte) bool { return id == topic },
+	}), x
+}
+
+// TestFollow holds that a manifest is read once, however many ask, and a newer one as soon as it is asked for; an older one does not come back.
+func TestFollow(t *testing.T) {
+	store := fault.New(memstore.New())
+	put := func(generation uint64, start protocol.Offset) string {
+		m := &manifest.Manifest{Shard: 3, Epoch: 1, Generation: generation}
+		m.Set(manifest.Partition{Topic: topic, TopicName: "t", Partition: 2, LogStartOffset: start})
+		b, err := m.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := store.Put(t.Context(), m.Name(), objectstore.Bytes(b)); err != nil {
+			t.Fatal(err)
+		}
+		return m.Name()
+	}
+	f, x := manifests(store, nil)
+	check := func(name string, want protocol.Offset) {
+		t.Helper()
+		if err := f.Follow(t.Context(), 3, name); err != nil {
+			t.Error(err)
+		}
+		if got := x.Range(partition.ID{Topic: topic, Partition: 2}).First; got != want {
+			t.Errorf("the partition starts at %d in %q, want %d", got, name, want)
+		}
+	}
+	first, second := put(1, 10), put(2, 20)
+	check("", 0)
+	var all sync.WaitGroup
+	for range 20 {
+		all.Go(func() { check(first, 10) })
+	}
+	all.Wait()
+	check(first, 10)
+	if n := store.Calls(fault.Get); n != 1 {
+		t.Errorf("%d reads of one manifest", n)
+	}
+	check(second, 20)
+	check(first, 20)
+	store.Add(fault.Rule{Op: fault.Get, Effect: fault.WrongBytes})
+	if err := f.Follow(t.Context(), 3, put(3, 30)); !errors.Is(err, manifest.ErrCorrupt) {
+		t.Errorf("a damaged manifest: %v", err)
+	}
+	check(second, 20)
+}
+
+// settled is a manifest with two segments, of which a partition of a topic that is gone has the second.
+func settled() *manifest.Manifest {
+	return &manifest.Manifest{
+		Shard: 3, Epoch: 1, Generation: 5,
+		Segments: []manifest.Segment{{Epoch: 1, Number: 1, Size: 200, FooterPos: 180}, {Epoch: 1, Number: 2, Size: 200, FooterPos: 180}},
+		Partitions: []manifest.Partition{
+			{
+				Topic: topic, TopicName: "t", Partition: 2, LogStartOffset: 10, End: 90, LastStable: 80, Epochs: []manifest.EpochStart{{Epoch: 1, Start: 0}},
+				Extents:   []manifest.Extent{{First: 10, Next: 90, Pos: 80, Size: 20, Epoch: 1}},
+				Producers: []manifest.Producer{{ID: 7, CoordinatorEpoch: -1, TxnFirst: 80}},
+			},
+			{
+				Topic: protocol.TopicID{2}, TopicName: "gone", End: 5, LastStable: 5, Epochs: []manifest.EpochStart{{Epoch: 1, Start: 0}},
+				Extents: []manifest.Extent{{Segment: 1, First: 0, Next: 5, Pos: 80, Size: 20, Epoch: 1}},
+			},
+		},
+	}
+}
+
+// TestDeleteBefore holds that a new log start offset keeps all else, that what nothing refers to any more is left out and becomes garbage, and that a write which is refused changes nothing.
+func TestDeleteBefore(t *testing.T) {
+	store := memstore.New()
+	old := settled()
+	b, err := old.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Put(t.Context(), old.Name(), objectstore.Bytes(b)); err != nil {
+		t.Fatal(err)
+	}
+	l := &ledger{}
+	s, x := manifests(store, l)
+	if err := s.Adopt(t.Context(), 3, coordinator.Shard{Epoch: 4, Manifest: old.Name(), Merged: 77}); err != nil {
+		t.Fatal(err)
+	}
+	id := partition.ID{Topic: topic, Partition: 2}
+	if r := x.Range(id); r != (index.Range{First: 10, End: 90, LastStable: 80}) {
+		t.Errorf("the index has %+v", r)
+	}
+	log := partition.New(4)
+	log.RestoreSnapshot(SnapshotOf(&old.Partitions[0]))
+	p := ingest.NewPartition(id, "t", 3, log)
+
+	l.err = coordinator.ErrFenced
+	if err := s.DeleteBefore(t.Context(), map[*ingest.Partition]protocol.Offset{p: 20}); !errors.Is(err, coordinator.ErrFenced) {
+		t.Errorf("refused: %v", err)
+	}
+	l.err = nil
+	if got := s.Of(3).LogStart(topic, 2); got != 10 || len(s.garbage.items) != 0 {
+		t.Errorf("after a refused write the log starts at %d, %d objects are garbage", got, len(s.garbage.items))
+	}
+	if err := s.DeleteBefore(t.Context(), map[*ingest.Partition]protocol.Offset{p: 50}); err != nil {
+		t.Fatal(err)
+	}
+	now := s.Of(3)
+	if record := l.records[0]; record.Manifest != now.Name() || record.Merged != 77 || now.Epoch != 4 || now.Generation != 7 {
+		t.Errorf("installed %s of record %+v", now.Name(), record)
+	}
+	if len(now.Partitions) != 1 || len(now.Segments) != 1 || now.Partitions[0].LogStartOffset != 50 || now.Partitions[0].End != 90 || len(now.Partitions[0].Producers) != 1 {
+		t.Errorf("the manifest is %+v", now)
+	}
+	if st, err := p.State(); err != nil || st.Start != 50 {
+		t.Errorf("the partition starts at %d, %v", st.Start, err)
+	}
+	names := s.garbage.due(time.Now())
+	if want := []string{old.Name(), old.Segments[1].Name(3)}; !slices.Equal(names, want) {
+		t.Errorf("garbage is %v, want %v", names, want)
+	}
+	if old.Partitions[0].LogStartOffset != 10 || len(old.Segments) != 2 {
+		t.Error("the manifest before was changed")
+	}
+	s.Resign(3)
+	if err := s.DeleteBefore(t.Context(), map[*ingest.Partition]protocol.Offset{p: 60}); protocol.CodeOf(err) != protocol.NotLeaderOrFollower {
+		t.Errorf("of a shard that is not led: %v", err)
+	}
+}

@@ -1,0 +1,100 @@
+package upkeep
+
+import (
+	"testing"
+	"time"
+
+	"github.com/varve-io/varve/agent/index"
+)
+
+// parts are commits of so many bytes each, a revision and a second apart.
+func parts(bytes ...int64) []index.Part {
+	all := make([]index.Part, len(bytes))
+	for i, b := range bytes {
+		all[i] = index.Part{Commit: &index.Commit{Revision: int64(i + 1), CreatedMs: int64(i) * 1000}, Bytes: b}
+	}
+	return all
+}
+
+func TestDue(t *testing.T) {
+	c := MergeConfig{DataBytes: 100, AgeMax: time.Minute}
+	for _, test := range []struct {
+		name    string
+		parts   []index.Part
+		surplus int64
+		now     int64 // ms
+		want    bool
+	}{
+		{"nothing", nil, 9, 100_000, false},
+		{"little", parts(10, 20), 0, 1000, false},
+		{"enough", parts(50, 50), 0, 1000, true},
+		{"too many commits", parts(1), 1, 1000, true},
+		{"too many commits, all of them others'", parts(1, 1)[1:], 1, 1000, false},
+		{"old", parts(1, 1), 0, 60_000, true},
+		{"nearly old", parts(1, 1), 0, 59_999, false},
+		{"of deleted topics alone", parts(0), 1, 0, true},
+	} {
+		if got := c.due(test.parts, test.surplus, time.UnixMilli(test.now)); got != test.want {
+			t.Errorf("%s: %v", test.name, got)
+		}
+	}
+}
+
+func TestPlan(t *testing.T) {
+	c := MergeConfig{DataBytes: 100}
+	for _, test := range []struct {
+		name  string
+		parts []int64
+		live  []int64
+		n     int // of the parts
+		join  int
+	}{
+		{"the first", []int64{10}, nil, 1, 0},
+		{"up to what is merged at once", []int64{60, 40, 1}, nil, 2, 0},
+		{"one that is larger", []int64{150, 1}, nil, 1, 0},
+		{"a smaller one joins", []int64{10}, []int64{100, 10}, 1, 1},
+		{"a larger one does not", []int64{10}, []int64{11}, 1, 1},
+		{"small ones double", []int64{1}, []int64{16, 8, 4, 2, 1}, 1, 0},
+		{"not past a large one", []int64{10}, []int64{1, 50, 5}, 1, 2},
+		{"not beyond what is merged at once", []int64{40}, []int64{40, 40}, 1, 1},
+		{"what is deleted", []int64{10}, []int64{0, 0}, 1, 0},
+	} {
+		p := c.plan(parts(test.parts...), test.live)
+		if len(p.parts) != test.n || p.join != test.join {
+			t.Errorf("%s: %d commits and the segments from %d on, want %d and from %d", test.name, len(p.parts), p.join, test.n, test.join)
+		}
+	}
+}
+
+// TestSegmentsAreFew holds that many small merges leave a logarithmic number of segments, and that a byte is written a logarithmic number of times.
+func TestSegmentsAreFew(t *testing.T) {
+	c := MergeConfig{DataBytes: 1024}
+	var live []int64
+	written, most := int64(0), 0
+	const merges = 10_000
+	for range merges {
+		p := c.plan(parts(1), live)
+		bytes := int64(1)
+		for _, b := range live[p.join:] {
+			bytes += b
+		}
+		live = append(live[:p.join], bytes)
+		written += bytes
+		full := 0
+		for _, b := range live {
+			if b > c.DataBytes/2 {
+				full++
+			}
+		}
+		most = max(most, len(live)-full)
+	}
+	if most > 11 {
+		t.Errorf("%d small segments", most)
+	}
+	if per := float64(written) / merges; per > 11 {
+		t.Errorf("each byte was written %.1f times", per)
+	}
+	if len(live) > 2*merges/1024+11 {
+		t.Errorf("%d segments of %d bytes", len(live), merges)
+	}
+}
