@@ -3,11 +3,13 @@
 //	varve dev      everything in one process, for development
 //	varve agent    one agent, with etcd and a bucket elsewhere
 //	varve status   how a cluster is
+//	varve inspect  what a WAL file, an object or a key of etcd holds
+//	varve fsck     whether all that a cluster has in etcd and in its bucket is in order
 //	varve bench    measure a broker
 //	varve version
 //
 // It exits with status 0 when it was asked to end and did so in order, 2 when something on the command line, in the
-// environment or in the configuration file has to be changed, and 1 for everything else, such as a cluster that is not well.
+// environment or in the configuration file has to be changed, or fsck could not check, and 1 for everything else, such as a cluster that is not well, or something that is damaged.
 package main
 
 import (
@@ -21,11 +23,14 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/varve-io/varve/agent/config"
+	"github.com/varve-io/varve/agent/fsck"
+	"github.com/varve-io/varve/agent/inspect"
 	"github.com/varve-io/varve/test/bench/load"
 )
 
@@ -49,7 +54,7 @@ func main() {
 		return
 	}
 	fmt.Fprintln(os.Stderr, "varve:", err)
-	if _, usage := errors.AsType[*config.Error](err); usage {
+	if _, usage := errors.AsType[*config.Error](err); usage || errors.Is(err, errUnchecked) {
 		os.Exit(statusUsage)
 	}
 	os.Exit(statusFailed)
@@ -88,7 +93,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(flagError)
 	bench := load.Command()
 	bench.Args = noArgs
-	root.AddCommand(newDev(), newAgent(), newStatus(), bench, newVersion())
+	root.AddCommand(newDev(), newAgent(), newStatus(), newInspect(), newFsck(), bench, newVersion())
 	return root
 }
 
@@ -205,6 +210,84 @@ Without --etcd, this is the cluster of the varve dev that runs on the folder --d
 			return err
 		}
 		return printStatus(cmd.Context(), cfg, cmd.OutOrStdout(), *machine)
+	}
+	return cmd
+}
+
+func newInspect() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "inspect [FILE | --bucket URL NAME | --etcd URL [KEY]]",
+		Short: "Print what a WAL file, an object or a key of etcd holds",
+		Long: `Print what Varve has written, for people or as JSON, one object a line: a local file
+(of the WAL, or a copy of an object), an object of a bucket by its name (a segment, of
+which header and footer are read, or a manifest), or a key of etcd below /varve/NAME/,
+or all that begin with KEY.
+
+What can be read is printed, and damage is told with its place; then the exit status
+is 1.`,
+		Example: `  varve inspect varve-data/wal/1.wal --batches
+  varve inspect --bucket file://$PWD/varve-data/objects manifests/07/00000007/00000001-0000000000000002
+  varve inspect --bucket 's3://lake/varve?region=eu-central-1' NAME --records orders/3
+  varve inspect --etcd http://127.0.0.1:2379 meta/commits/`,
+		Args: cobra.ArbitraryArgs, // inspect says what is wrong with them
+	}
+	reader := config.Bind(config.Inspect, cmd.Flags())
+	batches := cmd.Flags().Bool("batches", false, "list what is inside: each batch of a segment, each entry of a WAL file, what a manifest says of each partition")
+	records := cmd.Flags().String("records", "", "print the records of a partition, `TOPIC/NUMBER`; in a WAL file, by the topic's id")
+	verify := cmd.Flags().Bool("verify", false, "read everything and check every checksum")
+	machine := cmd.Flags().Bool("json", false, "print JSON")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		cfg, err := reader.Read(os.LookupEnv, os.ReadFile)
+		if err != nil {
+			return err
+		}
+		options := inspect.Options{Batches: *batches, Verify: *verify}
+		if *records != "" {
+			if options.Records, err = inspect.ParsePartition(*records); err != nil {
+				return &config.Error{Place: "--records", Seen: strconv.Quote(*records), Want: "TOPIC/NUMBER"}
+			}
+		}
+		return printInspected(cmd.Context(), cfg, cmd.OutOrStdout(), args, options, *machine)
+	}
+	return cmd
+}
+
+// graceChosen is for how long garbage may be in the bucket until it counts as an orphan: a few times what agents leave it there by default.
+const graceChosen = time.Hour
+
+func newFsck() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "fsck",
+		Short: "Check all that a cluster has in etcd and in its bucket",
+		Long: `Check that what a cluster has in etcd and in its bucket is whole and fits together, and
+that there is nothing else: every object that something refers to is there, its checksums
+hold, offsets continue, and no object is left that nothing refers to. The cluster may run.
+
+The exit status is 0 if all is in order, 1 if not, and 2 if that could not be told.
+Nothing is changed but by --repair, which deletes orphans that can never be needed again,
+if nothing else is wrong.
+
+Without --etcd and --bucket, this is the cluster of the varve dev that runs on the folder
+--data.`,
+		Example: `  varve fsck
+  varve fsck --etcd http://127.0.0.1:2379 --bucket 's3://lake/varve?region=eu-central-1' --deep`,
+		Args: noArgs,
+	}
+	reader := config.Bind(config.Fsck, cmd.Flags())
+	deep := cmd.Flags().Bool("deep", false, "read all that something refers to, and check every checksum, not only those of footers and manifests")
+	grace := cmd.Flags().Duration("grace", graceChosen, "`time` after which garbage that is still there is an orphan; longer than the --garbage-grace of agents, who delete it, by some minutes")
+	repair := cmd.Flags().Bool("repair", false, "delete orphans")
+	machine := cmd.Flags().Bool("json", false, "print JSON")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := reader.Read(os.LookupEnv, os.ReadFile)
+		if err != nil {
+			return err
+		}
+		if *grace <= 0 {
+			return &config.Error{Place: "--grace", Seen: grace.String(), Want: "more than 0"}
+		}
+		options := fsck.Options{Now: time.Now, Grace: *grace, Deep: *deep, Repair: *repair}
+		return printFsck(cmd.Context(), cfg, cmd.OutOrStdout(), options, *machine)
 	}
 	return cmd
 }

@@ -23,16 +23,9 @@ var errUnwell = errors.New("not all is well")
 
 // printStatus prints how the cluster is, and returns errUnwell if it has problems.
 func printStatus(ctx context.Context, cfg config.Config, out io.Writer, machine bool) error {
-	endpoints := cfg.Etcd
-	if len(endpoints) == 0 {
-		found, err := embedded.Find(cfg.Data)
-		if errors.Is(err, embedded.ErrNotRunning) {
-			return &config.Error{Place: cfg.Place("data"), Seen: strconv.Quote(cfg.Data), Want: "the folder of a varve dev that runs, or --etcd for another cluster"}
-		}
-		if err != nil {
-			return err
-		}
-		endpoints = []string{found}
+	endpoints, err := endpointsOf(cfg)
+	if err != nil {
+		return err
 	}
 	kv, err := etcd.New(etcd.Config{Endpoints: endpoints, Prefix: etcdPrefix(cfg), TLS: new(tls.Config)})
 	if err != nil {
@@ -57,4 +50,19 @@ func printStatus(ctx context.Context, cfg config.Config, out io.Writer, machine 
 		return fmt.Errorf("cluster %s: %w", cfg.Cluster, errUnwell)
 	}
 	return nil
+}
+
+// endpointsOf returns the URLs of the etcd that is meant: that of the dev on the data folder, if none are given.
+func endpointsOf(cfg config.Config) ([]string, error) {
+	if len(cfg.Etcd) > 0 {
+		return cfg.Etcd, nil
+	}
+	found, err := embedded.Find(cfg.Data)
+	if errors.Is(err, embedded.ErrNotRunning) {
+		return nil, &config.Error{Place: cfg.Place("data"), Seen: strconv.Quote(cfg.Data), Want: "the folder of a varve dev that runs, or --etcd for another cluster"}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return []string{found}, nil
 }

@@ -30,11 +30,14 @@ import (
 type Command string
 
 // Commands. Dev has those settings that do not concern its neighbours: its etcd and its bucket are its own. Status has those that say where a cluster's etcd
-// is: Etcd and Cluster, or the Data of a dev.
+// is: Etcd and Cluster, or the Data of a dev. Inspect has Etcd and Cluster,
+// or Bucket, or none of them, from flags alone. Fsck has what Status has, and Bucket, which is zero for a dev.
 const (
-	Dev    Command = "dev"
-	Agent  Command = "agent"
-	Status Command = "status"
+	Dev     Command = "dev"
+	Agent   Command = "agent"
+	Status  Command = "status"
+	Inspect Command = "inspect"
+	Fsck    Command = "fsck"
 )
 
 // Config is a configuration without contradictions.
@@ -60,9 +63,9 @@ type Config struct {
 	HTTP Address
 	// Data is the folder of the WAL, and in dev of everything, as it was given: it may be relative.
 	Data string
-	// Etcd holds the URLs of etcd's members; none in dev, nor if that of a dev is meant.
+	// Etcd holds the URLs of etcd's members; none in dev, nor if that of a dev is meant, nor if nothing in etcd is to be inspected.
 	Etcd []string
-	// Bucket is the object store; zero in dev.
+	// Bucket is the object store; zero in dev, and if nothing in a bucket is to be inspected.
 	Bucket bucket.URL
 	// Cluster is the cluster's name, and the part of etcd that is its: /varve/NAME/.
 	Cluster string

@@ -89,6 +89,35 @@ func TestStatus(t *testing.T) {
 	checkError(t, "no etcd", err, "--cluster", `seen "prod" without --etcd`)
 }
 
+func TestFsck(t *testing.T) {
+	c, err := read(t, config.Fsck, nil, nil, "")
+	if err != nil || len(c.Etcd) > 0 || c.Bucket != (bucket.URL{}) || c.Cluster != "dev" || c.Data != "./varve-data" {
+		t.Errorf("fsck of a dev: %+v, %v", c, err)
+	}
+	c, err = read(t, config.Fsck, []string{"--bucket", "file:///lake"}, []string{"VARVE_ETCD=http://h:2379"}, "")
+	if err != nil || c.Bucket.Folder != "/lake" || len(c.Etcd) != 1 || c.Cluster != "default" {
+		t.Errorf("fsck of a cluster: %+v, %v", c, err)
+	}
+	_, err = read(t, config.Fsck, []string{"--etcd", "http://h:2379"}, nil, "")
+	checkError(t, "no bucket", err, "--etcd", "seen no --bucket")
+	_, err = read(t, config.Fsck, []string{"--bucket", "file:///lake"}, nil, "")
+	checkError(t, "no etcd", err, "--bucket", "seen no --etcd")
+}
+
+func TestInspect(t *testing.T) {
+	env := []string{"VARVE_BUCKET=nonsense", "VARVE_ETCD=http://h:2379"}
+	c, err := read(t, config.Inspect, nil, env, "")
+	if err != nil || len(c.Etcd) > 0 || c.Bucket != (bucket.URL{}) {
+		t.Errorf("inspect of a file: %+v, %v", c, err)
+	}
+	c, err = read(t, config.Inspect, []string{"--etcd", "http://e:2379"}, env, "")
+	if err != nil || !slices.Equal(c.Etcd, []string{"http://e:2379"}) || c.Cluster != "default" {
+		t.Errorf("inspect of a key: %+v, %v", c, err)
+	}
+	_, err = read(t, config.Inspect, []string{"--etcd", "http://e:2379", "--bucket", "file:///lake"}, nil, "")
+	checkError(t, "both", err, "--bucket", "seen --etcd too")
+}
+
 func TestAgent(t *testing.T) {
 	const file = `
 # a comment

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+
+	"github.com/varve-io/varve/objectstore/bucket"
 )
 
 // Reader reads a command's configuration.
@@ -39,6 +41,9 @@ type source struct{ value, place string }
 // Read returns the configuration, from the flags, from the environment, from the file that is named there, and from
 // defaults. It asks env for variables and file for the file's content. Every error is an [*Error].
 func (r *Reader) Read(env func(string) (string, bool), file func(name string) ([]byte, error)) (Config, error) {
+	if r.command == Inspect { // the environment, where both etcd and bucket may be for other commands, would not say which is meant
+		env = func(string) (string, bool) { return "", false }
+	}
 	inFile, err := r.readFile(env, file)
 	if err != nil {
 		return Config{}, err
@@ -64,8 +69,14 @@ func (r *Reader) Read(env func(string) (string, bool), file func(name string) ([
 		}
 		c.places[s.name] = from.place
 	}
-	if r.command == Status {
+	switch r.command {
+	case Status:
 		return c, c.checkStatus()
+	case Inspect:
+		return c, c.checkInspect()
+	case Fsck:
+		return c, c.checkFsck()
+	case Dev, Agent:
 	}
 	return c, c.check()
 }
@@ -169,6 +180,26 @@ func (c *Config) checkStatus() error {
 		}
 	}
 	c.Cluster = devCluster
+	return nil
+}
+
+// checkFsck settles which cluster is meant, and wants both of its parts.
+func (c *Config) checkFsck() error {
+	inBucket := c.Bucket != (bucket.URL{})
+	switch {
+	case len(c.Etcd) > 0 && !inBucket:
+		return &Error{Place: c.Place("etcd"), Seen: "no --bucket", Want: "--bucket URL of that cluster"}
+	case len(c.Etcd) == 0 && inBucket:
+		return &Error{Place: c.Place("bucket"), Seen: "no --etcd", Want: "--etcd URL[,URL] of that cluster; without both, the varve dev of --data is meant"}
+	}
+	return c.checkStatus()
+}
+
+// checkInspect finds out whether one thing is meant.
+func (c *Config) checkInspect() error {
+	if len(c.Etcd) > 0 && c.Bucket != (bucket.URL{}) {
+		return &Error{Place: "--bucket", Seen: "--etcd too", Want: "one of them, or neither for a local file"}
+	}
 	return nil
 }
 
