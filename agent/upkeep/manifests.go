@@ -41,7 +41,7 @@ type Deps struct {
 	Known   func(id [16]byte) bool // whether the topic exists
 	// Broken is told that what is installed contradicts what is committed: the agent must not go on.
 	Broken func(error)
-	Now     func() time.Time
+	Now    func() time.Time
 }
 
 // Manifests are the newest manifests of shards: of those that this agent leads, which it writes, and of those that other agents lead, once somebody has asked for them. What they
