@@ -69,6 +69,13 @@ func (p *Partitions) Get(t *coordinator.Topic, number int32) (*ingest.Partition,
 	return live, nil
 }
 
+// find returns a partition that is led here and was used; nil if there is none.
+func (p *Partitions) find(id partition.ID) *ingest.Partition {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.live[id]
+}
+
 // DropTopic closes the partitions of a topic that was deleted.
 func (p *Partitions) DropTopic(t *coordinator.Topic) {
 	p.mu.Lock()

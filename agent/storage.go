@@ -11,6 +11,7 @@ import (
 func (a *Agent) startUpkeep(run context.Context) {
 	a.merger = upkeep.NewMerger(a.cfg.Merge, upkeep.MergerDeps{
 		Manifests: a.manifests, Index: a.index, Tails: a.tails, Footers: a.footers, Store: a.deps.Store, Cluster: a.clusterID,
+		Partition: a.partitions.find,
 		Leads: func(id coordinator.ShardID) bool {
 			_, ok := a.partitions.Leads(id)
 			return ok

@@ -139,6 +139,12 @@ func (m *model) adopt() {
 	}
 	m.merger = upkeep.NewMerger(upkeep.MergeConfig{DataBytes: 2000}, upkeep.MergerDeps{
 		Manifests: m.manifests, Index: m.index, Tails: m.tails, Footers: m.footers, Store: m.bucket,
+		Partition: func(partition.ID) *ingest.Partition {
+			if m.r.IntN(2) == 0 {
+				return nil
+			}
+			return m.leader
+		},
 		Leads: func(coordinator.ShardID) bool { return true },
 		Topic: func([16]byte) (string, bool) { return "t", true }, ProducerIdle: time.Hour * 1_000_000, ProducersMax: 100, Now: now, Log: slog.New(slog.DiscardHandler),
 	})

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"maps"
 	"slices"
@@ -12,12 +13,14 @@ import (
 	"time"
 
 	"github.com/varve-io/varve/agent/index"
+	"github.com/varve-io/varve/agent/ingest"
 	"github.com/varve-io/varve/agent/partition"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/manifest"
 	"github.com/varve-io/varve/objectstore/segment"
 	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/wal"
 )
 
 // Footers gives the footers of segments.
@@ -34,6 +37,8 @@ type MergerDeps struct {
 	Footers   Footers
 	Store     objectstore.Store
 	Cluster   [16]byte
+	// Partition returns a partition that is led here, whose newest batches may be in memory; nil if it is not.
+	Partition func(partition.ID) *ingest.Partition
 	// Leads reports whether a shard is led: whoever is about to lead one still restores it from what is not merged.
 	Leads func(coordinator.ShardID) bool
 	// Topic returns the name of a topic; ok is false if it does not exist (any more).
@@ -195,6 +200,15 @@ type work struct {
 
 	made   []manifest.Segment
 	merged map[partition.ID]*merged // what changes
+	chunks []*wal.Chunk             // of the WAL's memory, that batches are in
+}
+
+// release lets go of the WAL's memory.
+func (w *work) release() {
+	for _, c := range w.chunks {
+		c.Release()
+	}
+	w.chunks = nil
 }
 
 // merged is what is new of a partition.
@@ -210,12 +224,14 @@ type merged struct {
 type source struct {
 	index.Extent
 	section *segment.Section
+	batches [][]byte // from memory; nil if data has them
 	data    []byte
 }
 
-// run does all of a merge but for its installation. It may be called again.
+// run does all of a merge but for its installation.
 func (w *work) run(ctx context.Context, id coordinator.ShardID) error {
-	w.made, w.merged = nil, make(map[partition.ID]*merged)
+	w.merged = make(map[partition.ID]*merged)
+	defer w.release()
 	if err := w.gather(ctx); err != nil {
 		return err
 	}
@@ -244,7 +260,7 @@ func (w *work) gather(ctx context.Context) error {
 			touched[partition.ID{Topic: p.Topic, Partition: p.Partition}] = true
 		}
 	}
-	for id := range touched {
+	for _, id := range sorted(touched) {
 		name, ok := w.m.deps.Topic(id.Topic)
 		if !ok {
 			continue // deleted meanwhile
@@ -287,7 +303,15 @@ func (w *work) source(ctx context.Context, id partition.ID, p *merged, e index.E
 		}
 		p.stable = e.LastStable
 	}
-	p.sources = append(p.sources, source{Extent: e, section: s})
+	from := source{Extent: e, section: s}
+	if live := w.m.deps.Partition(id); isNew && live != nil {
+		var next protocol.Offset
+		from.batches, w.chunks, next, _, _ = live.Read(e.First, e.Next, int(e.Size), nil, w.chunks, false)
+		if next != e.Next || len(from.batches) != s.Batches {
+			from.batches = nil // not all of it
+		}
+	}
+	p.sources = append(p.sources, from)
 	return nil
 }
 
@@ -300,6 +324,9 @@ func (w *work) load(ctx context.Context) error {
 	for _, p := range w.merged {
 		for i := range p.sources {
 			s := &p.sources[i]
+			if s.batches != nil {
+				continue
+			}
 			byObject[s.Object.Name] = append(byObject[s.Object.Name], s)
 		}
 	}
@@ -342,24 +369,15 @@ func (w *work) write(ctx context.Context, id coordinator.ShardID) error {
 	b := &w.m.builder
 	b.Level = segment.Merged
 	defer b.Reset()
-	ids := slices.SortedFunc(maps.Keys(w.merged), func(a, b partition.ID) int {
-		return cmp.Or(slices.Compare(a.Topic[:], b.Topic[:]), cmp.Compare(a.Partition, b.Partition))
-	})
-	for _, pid := range ids {
+	for _, pid := range sorted(w.merged) {
 		p := w.merged[pid]
 		key := segment.Key{Shard: uint32(id), Topic: pid.Topic, Partition: pid.Partition}
 		start := w.old.LogStart(pid.Topic, pid.Partition)
 		for i := range p.sources {
-			s := &p.sources[i]
-			for batch, err := range s.section.All() {
+			for data, err := range p.sources[i].all(start) {
 				if err != nil {
 					return err
 				}
-				if batch.Next() <= start {
-					continue
-				}
-				from := batch.Pos - s.Pos
-				data := s.data[from : from+int64(batch.Size)]
 				err := b.Add(key, p.name, data)
 				if errors.Is(err, segment.ErrFull) && b.Bytes() > 0 {
 					if err = w.put(ctx, id); err == nil {
@@ -376,6 +394,38 @@ func (w *work) write(ctx context.Context, id coordinator.ShardID) error {
 		return nil
 	}
 	return w.put(ctx, id)
+}
+
+// sorted returns partitions in the order of sections.
+func sorted[T any](all map[partition.ID]T) []partition.ID {
+	return slices.SortedFunc(maps.Keys(all), func(a, b partition.ID) int {
+		return cmp.Or(slices.Compare(a.Topic[:], b.Topic[:]), cmp.Compare(a.Partition, b.Partition))
+	})
+}
+
+// all yields the batches that end after an offset.
+func (s *source) all(start protocol.Offset) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		at := 0
+		for b, err := range s.section.All() {
+			var data []byte
+			switch {
+			case err != nil:
+			case s.batches != nil:
+				data = s.batches[at]
+			default:
+				from := b.Pos - s.Pos
+				data = s.data[from : from+int64(b.Size)]
+			}
+			at++
+			if err == nil && b.Next() <= start {
+				continue
+			}
+			if !yield(data, err) {
+				return
+			}
+		}
+	}
 }
 
 // put puts the segment that is in the builder, and empties it.
