@@ -132,6 +132,7 @@ func (a *Agent) leadGiven(ctx context.Context, given []lead.Given) error {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		default:
+			a.manifests.Resign(g.ID)
 			a.cannotLead(g, err)
 		}
 	}

@@ -136,6 +136,10 @@ func (a *Agent) follow(run context.Context) {
 	a.footers = fetch.NewFooters(a.deps.Store, a.cfg.FooterBytesMax)
 	a.follower = lead.NewFollower(lead.FollowerConfig{
 		Index: a.index, Tails: a.tails, Footers: a.footers, Known: known, Dropped: a.dropTopic, Log: a.log,
+		Leads: func(id coordinator.ShardID) bool {
+			_, ok := a.partitions.Leads(id)
+			return ok
+		},
 		Merged: func(id coordinator.ShardID) int64 {
 			shard, _ := a.view.Shard(id)
 			return shard.Merged

@@ -139,6 +139,9 @@ func (c *Controller) elect(ctx context.Context, revision int64) error {
 
 // plan makes a plan of what the view shows and carries it out.
 func (c *Controller) plan(ctx context.Context, revision int64) (time.Duration, error) {
+	if err := c.reap(ctx); err != nil { // first, since it makes room, and what follows may need some
+		return 0, err
+	}
 	logs, err := coordinator.ListLogs(ctx, c.deps.KV, 0)
 	if err != nil {
 		return 0, err
@@ -162,9 +165,6 @@ func (c *Controller) plan(ctx context.Context, revision int64) (time.Duration, e
 		}
 	}
 	if err := c.wish(ctx, revision, plan); err != nil {
-		return 0, err
-	}
-	if err := c.reap(ctx); err != nil {
 		return 0, err
 	}
 	wait := c.forget(ctx, logs)

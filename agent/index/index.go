@@ -230,6 +230,21 @@ func (x *Index) Tail(id partition.ID) []Extent {
 	return nil
 }
 
+// In returns the extent of a partition that a commit's segment has and that is not merged.
+func (x *Index) In(id partition.ID, object string) (Extent, bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	p := x.partitions[id]
+	if p == nil {
+		return Extent{}, false
+	}
+	at := slices.IndexFunc(p.list[p.merged:], func(e Extent) bool { return e.Object.Name == object })
+	if at < 0 {
+		return Extent{}, false
+	}
+	return p.list[p.merged+at], true
+}
+
 // from returns a partition's extents that end after an offset. The caller holds mu.
 func (x *Index) from(id partition.ID, offset protocol.Offset) []Extent {
 	p := x.partitions[id]

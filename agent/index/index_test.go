@@ -210,10 +210,10 @@ func TestTails(t *testing.T) {
 	if !slices.Equal(numbers, []uint64{1, 3}) {
 		t.Errorf("merged by all: %v, want 1 and 3", numbers)
 	}
-	if _, partitions, ok := tails.Remove(7, 2); !ok || len(partitions) != 2 {
-		t.Errorf("removed commit 2 of partitions %v, %v", partitions, ok)
+	if _, partitions := tails.Remove(7, 2); len(partitions) != 2 {
+		t.Errorf("removed commit 2 of partitions %v", partitions)
 	}
-	if _, _, ok := tails.Remove(7, 2); ok {
+	if _, partitions := tails.Remove(7, 2); partitions != nil {
 		t.Error("removed twice")
 	}
 	if commits, bytes := tails.Len(); commits != 3 || bytes != 300 || len(tails.Of(1, 0)) != 1 {

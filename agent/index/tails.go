@@ -51,21 +51,22 @@ func (t *Tails) Add(c *Commit, shards map[uint32]Part) {
 	}
 }
 
-// Remove takes out a commit that has left the coordinator, and returns the name of its segment and the partitions that it had something of. ok is false if it is not there.
-func (t *Tails) Remove(log, number uint64) (name string, partitions []partition.ID, ok bool) {
+// Remove takes out a commit that has left the coordinator, and returns the name of its segment and, by shards, the partitions that it had something of; nil if it is not there.
+func (t *Tails) Remove(log, number uint64) (name string, partitions map[uint32][]partition.ID) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	at := slices.IndexFunc(t.commits, func(c *Commit) bool { return c.Log == log && c.Number == number })
 	if at < 0 {
-		return "", nil, false
+		return "", nil
 	}
 	c := t.commits[at]
 	t.commits = slices.Delete(t.commits, at, at+1)
 	t.bytes -= c.KeyBytes
+	partitions = make(map[uint32][]partition.ID)
 	for _, shard := range t.of[c] {
 		parts := t.shards[shard]
 		at := slices.IndexFunc(parts, func(p Part) bool { return p.Commit == c })
-		partitions = append(partitions, parts[at].Partitions...)
+		partitions[shard] = parts[at].Partitions
 		if parts = slices.Delete(parts, at, at+1); len(parts) > 0 {
 			t.shards[shard] = parts
 		} else {
@@ -73,7 +74,7 @@ func (t *Tails) Remove(log, number uint64) (name string, partitions []partition.
 		}
 	}
 	delete(t.of, c)
-	return c.Name, partitions, true
+	return c.Name, partitions
 }
 
 // Of returns what a shard has in commits after a revision, in order.

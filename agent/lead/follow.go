@@ -40,6 +40,8 @@ type FollowerConfig struct {
 	Tails   *index.Tails
 	Footers *fetch.Footers
 	Known   func(id [16]byte) bool // whether the topic exists
+	// Leads reports whether this agent leads a shard: its own manifests replace what commits said, and may be installed before it knows.
+	Leads func(coordinator.ShardID) bool
 	// Merged returns the revision up to which a shard has merged commits.
 	Merged  func(coordinator.ShardID) int64
 	Dropped func(coordinator.Topic) // is told of a topic that was deleted, once it is out of the index
@@ -96,12 +98,14 @@ func (f *Follower) tail(item coordinator.CommitItem, c *coordinator.Commit) (*in
 
 // remove takes a commit that has left the coordinator out of the index.
 func (f *Follower) remove(item coordinator.CommitItem) {
-	object, partitions, ok := f.cfg.Tails.Remove(uint64(item.Log), item.Number)
-	if !ok {
-		return
-	}
-	for _, id := range partitions {
-		f.cfg.Index.Remove(id, object)
+	object, parts := f.cfg.Tails.Remove(uint64(item.Log), item.Number)
+	for shard, partitions := range parts {
+		if f.cfg.Leads(coordinator.ShardID(shard)) {
+			continue
+		}
+		for _, id := range partitions {
+			f.cfg.Index.Remove(id, object)
+		}
 	}
 }
 

@@ -161,8 +161,8 @@ func (m *model) merge() {
 		if m.r.IntN(3) == 0 {
 			continue
 		}
-		object, partitions, _ := m.tails.Remove(c.Log, c.Number)
-		for _, id := range partitions {
+		object, partitions := m.tails.Remove(c.Log, c.Number)
+		for _, id := range partitions[shard] {
 			m.index.Remove(id, object)
 		}
 		if err := m.bucket.Delete(m.t.Context(), object); err != nil {

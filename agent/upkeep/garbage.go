@@ -2,6 +2,7 @@ package upkeep
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -72,24 +73,21 @@ func (s *Sweeper) Run(ctx context.Context) error {
 }
 
 func (s *Sweeper) sweep(ctx context.Context) error {
-	if err := s.deps.Manifests.dropDeleted(ctx); err != nil {
-		return err
-	}
-	if err := s.list(ctx); err != nil {
-		return err
-	}
+	errs := []error{s.deps.Manifests.dropDeleted(ctx), s.list(ctx)}
 	due := s.deps.Manifests.garbage.due(s.deps.Now().Add(-s.cfg.Grace))
 	for i, name := range due {
 		if err := s.deps.Store.Delete(ctx, name); err != nil {
 			s.deps.Manifests.garbage.back(due[i:])
-			return fmt.Errorf("delete garbage: %w", err)
+			errs = append(errs, fmt.Errorf("delete garbage: %w", err))
+			break
 		}
 	}
-	if !s.deps.Elected() {
+	if s.deps.Elected() {
+		errs = append(errs, s.sweepCommits(ctx))
+	} else {
 		clear(s.seen)
-		return nil
 	}
-	return s.sweepCommits(ctx)
+	return errors.Join(errs...)
 }
 
 // sweepCommits looks after the segments of commits.

@@ -59,6 +59,7 @@ type Manifests struct {
 // shard is the newest manifest of a shard.
 type shard struct {
 	turn chan struct{} // of capacity 1: whoever installs a manifest has put a token in; the record is theirs
+	gone chan struct{} // closed when the shard is not led any more
 
 	record coordinator.Shard
 
@@ -73,6 +74,8 @@ func NewManifests(deps Deps) *Manifests {
 	return &Manifests{deps: deps, shards: make(map[coordinator.ShardID]*shard)}
 }
 
+func newShard() *shard { return &shard{turn: make(chan struct{}, 1), gone: make(chan struct{})} }
+
 // Adopt loads the newest manifest of a shard that this agent has just begun to lead.
 func (s *Manifests) Adopt(ctx context.Context, id coordinator.ShardID, record coordinator.Shard) error {
 	m := &manifest.Manifest{Cluster: s.deps.Cluster, Shard: uint32(id)}
@@ -82,7 +85,8 @@ func (s *Manifests) Adopt(ctx context.Context, id coordinator.ShardID, record co
 			return fmt.Errorf("adopt shard %d: %w", id, err)
 		}
 	}
-	sh := &shard{turn: make(chan struct{}, 1), record: record, led: true}
+	sh := newShard()
+	sh.record, sh.led = record, true
 	s.mu.Lock()
 	if s.shards[id] != nil { // a flight that is under way has the old one
 		s.shards[id].resign()
@@ -92,11 +96,30 @@ func (s *Manifests) Adopt(ctx context.Context, id coordinator.ShardID, record co
 	return s.show(sh, m)
 }
 
-// resign has nothing that is still under way for the shard show up in the index.
+// resign has nothing that is still under way for the shard show up in the index, and nobody wait for a turn. It is called once.
 func (sh *shard) resign() {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	sh.led, sh.tried = false, ^uint64(0)
+	close(sh.gone)
+}
+
+// take waits for the turn to install a manifest. It fails if the shard is not led any more.
+func (sh *shard) take(ctx context.Context) error {
+	select {
+	case sh.turn <- struct{}{}:
+	case <-sh.gone:
+		return protocol.NotLeaderOrFollower.Err()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-sh.gone:
+		<-sh.turn
+		return protocol.NotLeaderOrFollower.Err()
+	default:
+		return nil
+	}
 }
 
 // Resign forgets a shard that another agent leads now. What the index knows of it stays good.
@@ -116,12 +139,10 @@ func (s *Manifests) Hold(ctx context.Context, id coordinator.ShardID) (record co
 	if sh == nil {
 		return coordinator.Shard{}, nil, false, nil
 	}
-	select {
-	case sh.turn <- struct{}{}:
-		return sh.record, func() { <-sh.turn }, true, nil
-	case <-ctx.Done():
-		return coordinator.Shard{}, nil, false, fmt.Errorf("wait for the manifest of shard %d: %w", id, ctx.Err())
+	if err := sh.take(ctx); err != nil {
+		return coordinator.Shard{}, nil, false, fmt.Errorf("wait for the manifest of shard %d: %w", id, err)
 	}
+	return sh.record, func() { <-sh.turn }, true, nil
 }
 
 // Of returns the newest manifest of a shard that was adopted; nil if it was not. It must not be changed.
@@ -139,9 +160,7 @@ func (s *Manifests) Record(id coordinator.ShardID) (record coordinator.Shard, ok
 	if sh == nil {
 		return coordinator.Shard{}, false
 	}
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	return sh.record, true
+	return sh.newestRecord(), true
 }
 
 // led returns a shard that was adopted, or nil.
@@ -216,7 +235,7 @@ func (s *Manifests) following(id coordinator.ShardID) *shard {
 	defer s.mu.Unlock()
 	sh := s.shards[id]
 	if sh == nil {
-		sh = &shard{turn: make(chan struct{}, 1)}
+		sh = newShard()
 		s.shards[id] = sh
 	}
 	return sh
@@ -290,6 +309,7 @@ func (s *Manifests) DeleteBefore(ctx context.Context, starts map[*ingest.Partiti
 	for p := range starts {
 		byShard[p.Shard] = append(byShard[p.Shard], p)
 	}
+	var errs []error
 	for id, partitions := range byShard {
 		c := change{
 			edit: func(next *manifest.Manifest) {
@@ -307,11 +327,11 @@ func (s *Manifests) DeleteBefore(ctx context.Context, starts map[*ingest.Partiti
 				return nil
 			},
 		}
-		if err := s.install(ctx, id, c); err != nil {
-			return fmt.Errorf("delete records of shard %d: %w", id, err)
+		if err := s.install(ctx, id, s.led(id), c); err != nil {
+			errs = append(errs, fmt.Errorf("delete records of shard %d: %w", id, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // place returns a partition's entry in a manifest that is being made, which may be changed until the next call.
@@ -331,17 +351,17 @@ type change struct {
 	installed func(installed *manifest.Manifest) error // is told when it is the newest; nil for nobody
 }
 
-// install has the next manifest of a shard written and waits until it is the newest, or ctx ends; it is brought to its end then all the same, since
+// errNotWritten says that a manifest was not installed, and never will be.
+var errNotWritten = errors.New("not written")
+
+// install has the next manifest of a shard, as [Manifests.led] gave it, written and waits until it is the newest, or ctx ends; it is brought to its end then all the same, since
 // whether it applied must be known before the next one.
-func (s *Manifests) install(ctx context.Context, id coordinator.ShardID, c change) error {
-	sh := s.led(id)
+func (s *Manifests) install(ctx context.Context, id coordinator.ShardID, sh *shard, c change) error {
 	if sh == nil {
 		return protocol.NotLeaderOrFollower.Err()
 	}
-	select {
-	case sh.turn <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
+	if err := sh.take(ctx); err != nil {
+		return fmt.Errorf("%w: %w", errNotWritten, err)
 	}
 	next := *sh.newest()
 	next.Partitions = slices.Clone(next.Partitions)
@@ -350,7 +370,7 @@ func (s *Manifests) install(ctx context.Context, id coordinator.ShardID, c chang
 	s.prune(&next)
 	if err := s.put(ctx, sh, &next); err != nil {
 		<-sh.turn
-		return err
+		return fmt.Errorf("%w: %w", errNotWritten, err)
 	}
 	record := sh.record
 	record.Manifest, record.Merged = next.Name(), max(record.Merged, c.merged)
@@ -378,6 +398,13 @@ func (s *Manifests) install(ctx context.Context, id coordinator.ShardID, c chang
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// newestRecord returns the record of a shard as of its newest manifest.
+func (sh *shard) newestRecord() coordinator.Shard {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	return sh.record
 }
 
 // newest returns the newest manifest of a shard that is led.
@@ -460,7 +487,7 @@ func (s *Manifests) dropDeleted(ctx context.Context) error {
 		if m == nil || !slices.ContainsFunc(m.Partitions, func(p manifest.Partition) bool { return !s.deps.Known(p.Topic) }) {
 			continue
 		}
-		if err := s.install(ctx, id, change{edit: func(*manifest.Manifest) {}}); err != nil && protocol.CodeOf(err) != protocol.NotLeaderOrFollower {
+		if err := s.install(ctx, id, s.led(id), change{edit: func(*manifest.Manifest) {}}); err != nil && protocol.CodeOf(err) != protocol.NotLeaderOrFollower {
 			return fmt.Errorf("leave deleted topics out of the manifest of shard %d: %w", id, err)
 		}
 	}
@@ -486,7 +513,7 @@ func (s *Manifests) put(ctx context.Context, sh *shard, next *manifest.Manifest)
 		if err != nil {
 			return err
 		}
-		err = s.deps.Store.Put(ctx, next.Name(), objectstore.Bytes(b))
+		err = s.putOnce(ctx, next.Name(), b)
 		switch {
 		case err == nil:
 			return nil
@@ -499,4 +526,11 @@ func (s *Manifests) put(ctx context.Context, sh *shard, next *manifest.Manifest)
 			return fmt.Errorf("%w: %w", err, ctx.Err())
 		}
 	}
+}
+
+// putOnce tries once, for as long as a manifest may take: a connection whose other end is gone may be silent for ever.
+func (s *Manifests) putOnce(ctx context.Context, name string, b []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, flightTime)
+	defer cancel()
+	return s.deps.Store.Put(ctx, name, objectstore.Bytes(b))
 }

@@ -171,3 +171,27 @@ func TestDeleteBefore(t *testing.T) {
 		t.Errorf("of a shard that is not led: %v", err)
 	}
 }
+
+// TestHandedOver holds that nobody waits for a shard that was handed over: its turn is taken for good.
+func TestHandedOver(t *testing.T) {
+	s, _ := manifests(memstore.New(), &ledger{})
+	if err := s.Adopt(t.Context(), 3, coordinator.Shard{Epoch: 4}); err != nil {
+		t.Fatal(err)
+	}
+	p := ingest.NewPartition(partition.ID{Topic: topic}, "t", 3, partition.New(4))
+	if _, _, ok, err := s.Hold(t.Context(), 3); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	waited := make(chan error, 1)
+	go func() { waited <- s.DeleteBefore(t.Context(), map[*ingest.Partition]protocol.Offset{p: 0}) }()
+	s.Resign(3)
+	if err := <-waited; protocol.CodeOf(err) != protocol.NotLeaderOrFollower {
+		t.Errorf("who waited is told %v", err)
+	}
+	if err := s.Adopt(t.Context(), 3, coordinator.Shard{Epoch: 6}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.DeleteBefore(t.Context(), map[*ingest.Partition]protocol.Offset{p: 0}); err != nil {
+		t.Errorf("led again: %v", err)
+	}
+}

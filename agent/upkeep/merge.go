@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/ingest"
 	"github.com/varve-io/varve/agent/partition"
@@ -55,7 +57,8 @@ type Merger struct {
 	cfg     MergeConfig
 	deps    MergerDeps
 	builder segment.Builder
-	numbers map[coordinator.ShardID]number // of the segment that was tried last
+	numbers map[coordinator.ShardID]number    // of the segment that was tried last
+	failed  map[coordinator.ShardID]time.Time // when the last merge failed
 
 	merges, bytes atomic.Uint64
 }
@@ -79,11 +82,19 @@ type number struct {
 
 // NewMerger returns a merger; [Merger.Run] makes it work.
 func NewMerger(cfg MergeConfig, deps MergerDeps) *Merger {
-	return &Merger{cfg: cfg, deps: deps, numbers: make(map[coordinator.ShardID]number)}
+	return &Merger{cfg: cfg, deps: deps, numbers: make(map[coordinator.ShardID]number), failed: make(map[coordinator.ShardID]time.Time)}
 }
 
-// mergePause is how often the merger looks whether a shard is due.
-const mergePause = time.Second
+const (
+	// mergePause is how often the merger looks whether a shard is due.
+	mergePause = time.Second
+	// mergeRest is how long a shard is left alone whose merge has failed.
+	mergeRest = 30 * time.Second
+	// mergeRequestMax bounds one request.
+	mergeRequestMax = 2 * time.Minute
+	// readsAtOnce is how many requests of a merge are under way.
+	readsAtOnce = 8
+)
 
 // Run merges until ctx ends, or what is committed contradicts itself.
 func (m *Merger) Run(ctx context.Context) error {
@@ -110,7 +121,8 @@ func (m *Merger) Step(ctx context.Context) error {
 		case errors.Is(err, errInvariant):
 			return err
 		case err != nil && !errors.Is(err, coordinator.ErrFenced) && protocol.CodeOf(err) != protocol.NotLeaderOrFollower:
-			m.deps.Log.Warn("a shard's segments could not be merged; trying again", "shard", id, "err", err)
+			m.deps.Log.Warn("a shard's segments could not be merged; trying again", "shard", id, "in", mergeRest, "err", err)
+			m.failed[id] = m.deps.Now()
 			return nil
 		}
 	}
@@ -126,7 +138,7 @@ func (m *Merger) due() []coordinator.ShardID {
 	now := m.deps.Now()
 	oldest := make(map[coordinator.ShardID]int64)
 	for id, record := range m.deps.Manifests.records() {
-		if !m.deps.Leads(id) {
+		if since := now.Sub(m.failed[id]); !m.deps.Leads(id) || since >= 0 && since < mergeRest {
 			continue
 		}
 		if parts := m.deps.Tails.Of(uint32(id), record.Merged); m.cfg.due(parts, surplus, now) {
@@ -140,11 +152,11 @@ func (m *Merger) due() []coordinator.ShardID {
 
 // merge merges once.
 func (m *Merger) merge(ctx context.Context, id coordinator.ShardID) error {
-	record, ok := m.deps.Manifests.Record(id)
-	old := m.deps.Manifests.Of(id)
-	if !ok || old == nil {
+	sh := m.deps.Manifests.led(id)
+	if sh == nil {
 		return nil
 	}
+	record, old := sh.newestRecord(), sh.newest()
 	p := m.cfg.plan(m.deps.Tails.Of(uint32(id), record.Merged), old.Live())
 	if len(p.parts) == 0 {
 		return nil
@@ -161,12 +173,12 @@ func (m *Merger) merge(ctx context.Context, id coordinator.ShardID) error {
 		return fmt.Errorf("merge shard %d: %w", id, err)
 	}
 	merged := p.parts[len(p.parts)-1].Revision
-	err := m.deps.Manifests.install(ctx, id, change{edit: w.edit, merged: merged, installed: func(m *manifest.Manifest) error {
+	err := m.deps.Manifests.install(ctx, id, sh, change{edit: w.edit, merged: merged, installed: func(m *manifest.Manifest) error {
 		w.discard(m) // log start offsets may have moved past some of it meanwhile
 		return nil
 	}})
 	if err != nil {
-		if errors.Is(err, coordinator.ErrFenced) || protocol.CodeOf(err) == protocol.NotLeaderOrFollower { // it was not installed, and never will be
+		if errors.Is(err, errNotWritten) || errors.Is(err, coordinator.ErrNoSpace) || errors.Is(err, coordinator.ErrLimit) {
 			w.discard(nil)
 		}
 		return fmt.Errorf("merge shard %d: %w", id, err)
@@ -260,6 +272,9 @@ func (w *work) gather(ctx context.Context) error {
 			touched[partition.ID{Topic: p.Topic, Partition: p.Partition}] = true
 		}
 	}
+	if err := w.footers(ctx); err != nil {
+		return err
+	}
 	for _, id := range sorted(touched) {
 		name, ok := w.m.deps.Topic(id.Topic)
 		if !ok {
@@ -268,6 +283,9 @@ func (w *work) gather(ctx context.Context) error {
 		was, _ := w.old.Find(id.Topic, id.Partition)
 		if was == nil {
 			was = &manifest.Partition{Topic: id.Topic, Partition: id.Partition, TopicName: name}
+		}
+		if err := w.complete(id); err != nil {
+			return err
 		}
 		p := &merged{name: name, log: partition.New(w.epoch), stable: was.LastStable}
 		p.log.RestoreSnapshot(SnapshotOf(was))
@@ -284,6 +302,43 @@ func (w *work) gather(ctx context.Context) error {
 	return nil
 }
 
+// footers has the footers of the commits at hand, which are asked for one by one afterwards.
+func (w *work) footers(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(readsAtOnce)
+	asked := make(map[string]bool)
+	for _, part := range w.plan.parts {
+		for _, id := range part.Partitions {
+			e, ok := w.m.deps.Index.In(id, part.Name)
+			if !ok || asked[part.Name] {
+				continue
+			}
+			asked[part.Name] = true
+			g.Go(func() error {
+				_, err := w.m.deps.Footers.Get(ctx, e.Object)
+				return err
+			})
+		}
+	}
+	return g.Wait()
+}
+
+// complete makes sure that the index has what the commits have of a partition.
+func (w *work) complete(id partition.ID) error {
+	here := make(map[string]bool)
+	for _, e := range w.m.deps.Index.Tail(id) {
+		here[e.Object.Name] = true
+	}
+	for _, part := range w.plan.parts {
+		if !here[part.Name] && slices.Contains(part.Partitions, id) {
+			if _, ok := w.m.deps.Topic(id.Topic); ok {
+				return fmt.Errorf("the index has nothing of %s/%d in %s", id.Topic, id.Partition, part.Name)
+			}
+		}
+	}
+	return nil
+}
+
 // source takes in an extent that is merged; new says that it is of a commit.
 func (w *work) source(ctx context.Context, id partition.ID, p *merged, e index.Extent, isNew bool) error {
 	footer, err := w.m.deps.Footers.Get(ctx, e.Object)
@@ -295,7 +350,7 @@ func (w *work) source(ctx context.Context, id partition.ID, p *merged, e index.E
 		return fmt.Errorf("segment %s: %w: no section for %s/%d", e.Object.Name, segment.ErrCorrupt, id.Topic, id.Partition)
 	}
 	if isNew {
-		if end := p.log.End(); e.First != end && end > 0 {
+		if end := p.log.End(); e.First != end {
 			return fmt.Errorf("%w: merge of %s/%d: offsets [%d,%d) of %s do not continue %d", errInvariant, id.Topic, id.Partition, e.First, e.Next, e.Object.Name, end)
 		}
 		if err := Apply(p.log, s, e.Object.CreatedMs); err != nil {
@@ -330,6 +385,8 @@ func (w *work) load(ctx context.Context) error {
 			byObject[s.Object.Name] = append(byObject[s.Object.Name], s)
 		}
 	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(readsAtOnce)
 	for _, name := range slices.Sorted(maps.Keys(byObject)) {
 		all := byObject[name]
 		slices.SortFunc(all, func(a, b *source) int { return cmp.Compare(a.Pos, b.Pos) })
@@ -338,19 +395,20 @@ func (w *work) load(ctx context.Context) error {
 			for n < len(all) && all[n].Pos-(all[n-1].Pos+all[n-1].Size) <= runGapMax {
 				n++
 			}
-			if err := w.loadRun(ctx, name, all[:n]); err != nil {
-				return err
-			}
+			together := all[:n]
+			g.Go(func() error { return w.loadRun(ctx, name, together) })
 			all = all[n:]
 		}
 	}
-	return nil
+	return g.Wait()
 }
 
 // loadRun reads sections that stand together.
 func (w *work) loadRun(ctx context.Context, name string, all []*source) error {
 	first, last := all[0], all[len(all)-1]
 	data := make([]byte, last.Pos+last.Size-first.Pos)
+	ctx, cancel := context.WithTimeout(ctx, mergeRequestMax)
+	defer cancel()
 	if err := w.m.deps.Store.Get(ctx, name, first.Pos, data); err != nil {
 		return fmt.Errorf("read segment %s: %w", name, err)
 	}
@@ -437,7 +495,7 @@ func (w *work) put(ctx context.Context, id coordinator.ShardID) error {
 		if err != nil {
 			return err
 		}
-		err = w.m.deps.Store.Put(ctx, sid.Name(), objectstore.Body{Parts: parts, Size: footer.ObjectSize})
+		err = w.putOnce(ctx, sid.Name(), objectstore.Body{Parts: parts, Size: footer.ObjectSize})
 		if errors.Is(err, objectstore.ErrExists) {
 			continue // of this leader, before it started anew; or of a try whose outcome nobody knows
 		}
@@ -458,6 +516,12 @@ func (w *work) put(ctx context.Context, id coordinator.ShardID) error {
 		b.Reset()
 		return nil
 	}
+}
+
+func (w *work) putOnce(ctx context.Context, name string, body objectstore.Body) error {
+	ctx, cancel := context.WithTimeout(ctx, mergeRequestMax)
+	defer cancel()
+	return w.m.deps.Store.Put(ctx, name, body)
 }
 
 // discard gives up the segments that were made, but for those in a manifest.

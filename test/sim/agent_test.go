@@ -121,7 +121,7 @@ func (a *agent) follow() error {
 	a.footers = fetch.NewFooters(a.bucket, 1<<20)
 	a.follower = lead.NewFollower(lead.FollowerConfig{
 		Index: a.index, Tails: index.NewTails(), Footers: a.footers, Log: discard,
-		Known: func([16]byte) bool { return true }, Merged: func(coordinator.ShardID) int64 { return 0 }, Dropped: func(coordinator.Topic) {},
+		Known: func([16]byte) bool { return true }, Merged: func(coordinator.ShardID) int64 { return 0 }, Leads: func(coordinator.ShardID) bool { return false }, Dropped: func(coordinator.Topic) {},
 	})
 	a.view = coordinator.NewView(a.kv, coordinator.ViewConfig{OnCommit: a.follower.OnCommit, OnTopic: a.follower.OnTopic, Log: discard})
 	a.ledger = ledger.New(a.kv, func(coordinator.ShardID) {})
