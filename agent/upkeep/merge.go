@@ -114,15 +114,20 @@ func (m *Merger) Run(ctx context.Context) error {
 
 // Step merges each shard that is due, once. Errors are those of Run; what else goes wrong is told to the log, and ends the step: the bucket or the coordinator may be away.
 func (m *Merger) Step(ctx context.Context) error {
-	for _, id := range m.due() {
-		switch err := m.merge(ctx, id); {
+	for due := m.due(); len(due) > 0; {
+		group, n := m.group(due)
+		due = due[n:]
+		failed, err := m.merge(ctx, group)
+		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case errors.Is(err, errInvariant):
 			return err
-		case err != nil && !errors.Is(err, coordinator.ErrFenced) && protocol.CodeOf(err) != protocol.NotLeaderOrFollower:
-			m.deps.Log.Warn("a shard's segments could not be merged; trying again", "shard", id, "in", mergeRest, "err", err)
-			m.failed[id] = m.deps.Now()
+		case err != nil:
+			m.deps.Log.Warn("segments could not be merged; trying again", "shards", failed, "in", mergeRest, "err", err)
+			for _, id := range failed {
+				m.failed[id] = m.deps.Now()
+			}
 			return nil
 		}
 	}
@@ -150,8 +155,25 @@ func (m *Merger) due() []coordinator.ShardID {
 	})
 }
 
-// merge merges once.
-func (m *Merger) merge(ctx context.Context, id coordinator.ShardID) error {
+// group begins the merges of the first shards that are due, as many as together have what is merged at once: what an object has of them is read at once. n is how many of due these are.
+func (m *Merger) group(due []coordinator.ShardID) (group []*work, n int) {
+	var bytes int64
+	for _, id := range due {
+		w := m.begin(id)
+		if w != nil && len(group) > 0 && bytes+w.plan.bytes > m.cfg.DataBytes {
+			break
+		}
+		n++
+		if w != nil {
+			group = append(group, w)
+			bytes += w.plan.bytes
+		}
+	}
+	return group, n
+}
+
+// begin plans the merge of a shard; nil if there is nothing to merge.
+func (m *Merger) begin(id coordinator.ShardID) *work {
 	sh := m.deps.Manifests.led(id)
 	if sh == nil {
 		return nil
@@ -161,19 +183,48 @@ func (m *Merger) merge(ctx context.Context, id coordinator.ShardID) error {
 	if len(p.parts) == 0 {
 		return nil
 	}
-	w := &work{m: m, old: old, plan: p, epoch: protocol.LeaderEpoch(record.Epoch)}
+	w := &work{m: m, id: id, shard: sh, old: old, plan: p, epoch: protocol.LeaderEpoch(record.Epoch), merged: make(map[partition.ID]*merged)}
 	for _, part := range p.parts {
 		w.created = max(w.created, part.CreatedMs)
 	}
 	for i := p.join; i < len(old.Segments); i++ {
 		w.created = max(w.created, old.Segments[i].CreatedMs)
 	}
-	if err := w.run(ctx, id); err != nil {
-		w.discard(nil)
-		return fmt.Errorf("merge shard %d: %w", id, err)
+	return w
+}
+
+// merge brings merges to their end. failed are the shards that an error is about.
+func (m *Merger) merge(ctx context.Context, group []*work) (failed []coordinator.ShardID, err error) {
+	for _, w := range group {
+		defer w.release()
+		if err := w.gather(ctx); err != nil {
+			return []coordinator.ShardID{w.id}, fmt.Errorf("merge shard %d: %w", w.id, err)
+		}
+		failed = append(failed, w.id)
 	}
-	merged := p.parts[len(p.parts)-1].Revision
-	err := m.deps.Manifests.install(ctx, id, sh, change{edit: w.edit, merged: merged, installed: func(m *manifest.Manifest) error {
+	if err := load(ctx, m.deps.Store, group); err != nil {
+		return failed, fmt.Errorf("merge shards: %w", err)
+	}
+	for _, w := range group {
+		err := w.write(ctx)
+		if err != nil {
+			w.discard(nil)
+		} else {
+			err = w.install(ctx)
+		}
+		if err != nil && !errors.Is(err, coordinator.ErrFenced) && protocol.CodeOf(err) != protocol.NotLeaderOrFollower {
+			return []coordinator.ShardID{w.id}, fmt.Errorf("merge shard %d: %w", w.id, err)
+		}
+		w.merged = nil // what it has read may go
+		w.release()
+	}
+	return nil, nil
+}
+
+// install makes a merge part of the shard's next manifest.
+func (w *work) install(ctx context.Context) error {
+	m, last := w.m, w.plan.parts[len(w.plan.parts)-1]
+	err := m.deps.Manifests.install(ctx, w.id, w.shard, change{edit: w.edit, merged: last.Revision, installed: func(m *manifest.Manifest) error {
 		w.discard(m) // log start offsets may have moved past some of it meanwhile
 		return nil
 	}})
@@ -181,13 +232,13 @@ func (m *Merger) merge(ctx context.Context, id coordinator.ShardID) error {
 		if errors.Is(err, errNotWritten) || errors.Is(err, coordinator.ErrNoSpace) || errors.Is(err, coordinator.ErrLimit) {
 			w.discard(nil)
 		}
-		return fmt.Errorf("merge shard %d: %w", id, err)
+		return err
 	}
 	m.merges.Add(1)
 	for i := range w.made {
 		m.bytes.Add(uint64(w.made[i].Size))
 	}
-	m.deps.Log.Debug("merged segments", "shard", id, "commits", len(p.parts), "joined", len(old.Segments)-p.join, "into", len(w.made))
+	m.deps.Log.Debug("merged segments", "shard", w.id, "commits", len(w.plan.parts), "joined", len(w.old.Segments)-w.plan.join, "into", len(w.made))
 	return nil
 }
 
@@ -205,6 +256,8 @@ func (m *Merger) take(id coordinator.ShardID, epoch protocol.LeaderEpoch) uint64
 // work is one merge under way.
 type work struct {
 	m       *Merger
+	id      coordinator.ShardID
+	shard   *shard
 	old     *manifest.Manifest
 	plan    plan
 	epoch   protocol.LeaderEpoch
@@ -238,19 +291,6 @@ type source struct {
 	section *segment.Section
 	batches [][]byte // from memory; nil if data has them
 	data    []byte
-}
-
-// run does all of a merge but for its installation.
-func (w *work) run(ctx context.Context, id coordinator.ShardID) error {
-	w.merged = make(map[partition.ID]*merged)
-	defer w.release()
-	if err := w.gather(ctx); err != nil {
-		return err
-	}
-	if err := w.load(ctx); err != nil {
-		return err
-	}
-	return w.write(ctx, id)
 }
 
 // gather finds the extents that are merged, and rebuilds the partitions' states.
@@ -374,15 +414,15 @@ func (w *work) source(ctx context.Context, id partition.ID, p *merged, e index.E
 const runGapMax = 256 << 10
 
 // load reads the sections that are merged, those that stand together in an object at once.
-func (w *work) load(ctx context.Context) error {
+func load(ctx context.Context, store objectstore.Store, group []*work) error {
 	byObject := make(map[string][]*source)
-	for _, p := range w.merged {
-		for i := range p.sources {
-			s := &p.sources[i]
-			if s.batches != nil {
-				continue
+	for _, w := range group {
+		for _, p := range w.merged {
+			for i := range p.sources {
+				if s := &p.sources[i]; s.batches == nil {
+					byObject[s.Object.Name] = append(byObject[s.Object.Name], s)
+				}
 			}
-			byObject[s.Object.Name] = append(byObject[s.Object.Name], s)
 		}
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -396,7 +436,7 @@ func (w *work) load(ctx context.Context) error {
 				n++
 			}
 			together := all[:n]
-			g.Go(func() error { return w.loadRun(ctx, name, together) })
+			g.Go(func() error { return loadRun(ctx, store, name, together) })
 			all = all[n:]
 		}
 	}
@@ -404,12 +444,12 @@ func (w *work) load(ctx context.Context) error {
 }
 
 // loadRun reads sections that stand together.
-func (w *work) loadRun(ctx context.Context, name string, all []*source) error {
+func loadRun(ctx context.Context, store objectstore.Store, name string, all []*source) error {
 	first, last := all[0], all[len(all)-1]
 	data := make([]byte, last.Pos+last.Size-first.Pos)
 	ctx, cancel := context.WithTimeout(ctx, mergeRequestMax)
 	defer cancel()
-	if err := w.m.deps.Store.Get(ctx, name, first.Pos, data); err != nil {
+	if err := store.Get(ctx, name, first.Pos, data); err != nil {
 		return fmt.Errorf("read segment %s: %w", name, err)
 	}
 	for _, s := range all {
@@ -423,13 +463,13 @@ func (w *work) loadRun(ctx context.Context, name string, all []*source) error {
 }
 
 // write makes the new segments and puts them.
-func (w *work) write(ctx context.Context, id coordinator.ShardID) error {
+func (w *work) write(ctx context.Context) error {
 	b := &w.m.builder
 	b.Level = segment.Merged
 	defer b.Reset()
 	for _, pid := range sorted(w.merged) {
 		p := w.merged[pid]
-		key := segment.Key{Shard: uint32(id), Topic: pid.Topic, Partition: pid.Partition}
+		key := segment.Key{Shard: uint32(w.id), Topic: pid.Topic, Partition: pid.Partition}
 		start := w.old.LogStart(pid.Topic, pid.Partition)
 		for i := range p.sources {
 			for data, err := range p.sources[i].all(start) {
@@ -438,7 +478,7 @@ func (w *work) write(ctx context.Context, id coordinator.ShardID) error {
 				}
 				err := b.Add(key, p.name, data)
 				if errors.Is(err, segment.ErrFull) && b.Bytes() > 0 {
-					if err = w.put(ctx, id); err == nil {
+					if err = w.put(ctx); err == nil {
 						err = b.Add(key, p.name, data)
 					}
 				}
@@ -451,7 +491,7 @@ func (w *work) write(ctx context.Context, id coordinator.ShardID) error {
 	if b.Bytes() == 0 {
 		return nil
 	}
-	return w.put(ctx, id)
+	return w.put(ctx)
 }
 
 // sorted returns partitions in the order of sections.
@@ -487,10 +527,10 @@ func (s *source) all(start protocol.Offset) iter.Seq2[[]byte, error] {
 }
 
 // put puts the segment that is in the builder, and empties it.
-func (w *work) put(ctx context.Context, id coordinator.ShardID) error {
+func (w *work) put(ctx context.Context) error {
 	b := &w.m.builder
 	for {
-		sid := segment.ID{Level: segment.Merged, Log: uint64(id), Fence: uint64(w.epoch), Commit: w.m.take(id, w.epoch)}
+		sid := segment.ID{Level: segment.Merged, Log: uint64(w.id), Fence: uint64(w.epoch), Commit: w.m.take(w.id, w.epoch)}
 		parts, footer, err := b.Finish(segment.Header{ID: sid, Cluster: w.m.deps.Cluster, CreatedMs: w.created})
 		if err != nil {
 			return err

@@ -40,7 +40,8 @@ func (c MergeConfig) due(parts []index.Part, surplus int64, now time.Time) bool 
 // plan is a merge: of the first commits that a shard has not merged, and of the last segments that it has.
 type plan struct {
 	parts []index.Part
-	join  int // place in the manifest's segments from which on they are merged anew
+	bytes int64 // of all that is merged
+	join  int   // place in the manifest's segments from which on they are merged anew
 }
 
 // plan decides what to merge: from the oldest commit on as much as is merged at once; and of the segments at the manifest's end those that are no larger than all that comes behind them, so that small ones
@@ -57,5 +58,6 @@ func (c MergeConfig) plan(parts []index.Part, live []int64) plan {
 		p.join--
 		bytes += live[p.join]
 	}
+	p.bytes = bytes
 	return p
 }
