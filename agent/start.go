@@ -217,14 +217,25 @@ func (a *Agent) servePeers(run context.Context) error {
 	server.Handle(forwarding, a.cfg.Server.ConnectionsMax, a.server.ServeAgent)
 	server.Handle(blocksService, zone.ConnectionsMax, a.zone.Serve)
 	a.spawn(run, "serve peers", func(ctx context.Context) error {
-		defer context.AfterFunc(ctx, func() {
+		end := func() { // and wait: connections use the disk, which may be closed when Run has returned
 			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), retry.CallTimeout)
 			defer cancel()
 			if err := server.Close(limited); err != nil {
 				a.log.Warn("end the peers' connections", "err", err)
 			}
-		})()
-		return server.Serve(a.deps.PeerListener)
+		}
+		ended := make(chan struct{})
+		stop := context.AfterFunc(ctx, func() {
+			defer close(ended)
+			end()
+		})
+		err := server.Serve(a.deps.PeerListener)
+		if stop() {
+			end()
+		} else {
+			<-ended
+		}
+		return err
 	})
 	return nil
 }

@@ -141,6 +141,68 @@ func TestFencing(t *testing.T) {
 	}
 }
 
+// copier begins a session that copies from one topic to another.
+func (s *several) copier(t *testing.T, version *kversion.Versions) *kgo.GroupTransactSession {
+	t.Helper()
+	session, err := kgo.NewGroupTransactSession(s.seeds(), kgo.TransactionalID("copy"), kgo.MaxVersions(version), kgo.ConsumerGroup("copiers"), kgo.ConsumeTopics("in"),
+		kgo.DefaultProduceTopic("t"), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.MetadataMinAge(50*time.Millisecond), kgo.FetchMaxPartitionBytes(600), kgo.SessionTimeout(6*time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(session.Close)
+	return session
+}
+
+// copyOnce copies what comes within a second in one transaction. After an error nobody knows whether it was committed.
+func copyOnce(ctx context.Context, session *kgo.GroupTransactSession, midway func(), commit bool) error {
+	short, cancel := context.WithTimeout(ctx, time.Second)
+	fetches := session.PollRecords(short, 40)
+	cancel()
+	if err := errors.Join(ctx.Err(), session.Begin()); err != nil {
+		return err
+	}
+	fetches.EachRecord(func(r *kgo.Record) {
+		session.Produce(ctx, &kgo.Record{Value: r.Value}, nil)
+	})
+	midway()
+	_, err := session.End(ctx, kgo.TransactionEndTry(commit))
+	return err
+}
+
+// copied returns how many records the copier's group is done with.
+func (s *several) copied(t *testing.T) (n int64) {
+	t.Helper()
+	c, err := kgo.NewClient(s.seeds()) // one that knows no coordinator that is gone
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	eventually(t, "the group tells its offsets", func() bool {
+		offsets, err := kadm.NewClient(c).FetchOffsets(t.Context(), "copiers")
+		if n = 0; err != nil || offsets.Error() != nil {
+			return false
+		}
+		offsets.Each(func(o kadm.OffsetResponse) { n += o.At })
+		return true
+	})
+	return n
+}
+
+// calm waits until each log that is open has all its copies on agents that live, and leads shards.
+func (s *several) calm(t *testing.T) {
+	t.Helper()
+	eventually(t, "as many logs as agents are open, which lead everything and lie on what lives", func() bool {
+		open, stores := s.open(t), make(map[string]bool)
+		for i := range open {
+			for _, store := range open[i].Segments[len(open[i].Segments)-1].Stores {
+				stores[store] = true
+			}
+		}
+		return len(open) == len(s.agents) && len(s.owners(t)) == len(s.agents) && len(stores) == len(s.agents)
+	})
+}
+
 // TestConsumeTransformProduce has offsets decided with the records, while agents are killed.
 func TestConsumeTransformProduce(t *testing.T) {
 	for name, version := range versions {
@@ -160,41 +222,24 @@ func TestConsumeTransformProduce(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			session, err := kgo.NewGroupTransactSession(s.seeds(), kgo.TransactionalID("copy"), kgo.MaxVersions(version), kgo.ConsumerGroup("copiers"), kgo.ConsumeTopics("in"),
-				kgo.DefaultProduceTopic("t"), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
-				kgo.MetadataMinAge(50*time.Millisecond), kgo.FetchMaxPartitionBytes(600))
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(session.Close)
+			session := s.copier(t, version)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			for copied, round := 0, 0; copied < records; round++ {
-				fetches := session.PollRecords(ctx, 40)
-				if err := ctx.Err(); err != nil {
-					t.Fatalf("after %d records: %v", copied, err)
-				}
-				if err := session.Begin(); err != nil {
-					t.Fatal(err)
-				}
-				n := 0
-				fetches.EachRecord(func(r *kgo.Record) {
-					n++
-					session.Produce(ctx, &kgo.Record{Value: r.Value}, nil)
-				})
+			for round, done := 0, false; !done; round++ {
+				midway := func() {}
 				switch round {
 				case 2:
-					s.crash("a")
+					midway = func() { s.crash("a") }
 				case 5:
-					s.crash("b")
+					s.calm(t) // or too few copies may be left
+					midway = func() { s.crash("b") }
 				}
-				committed, err := session.End(ctx, kgo.TransactionEndTry(round%3 != 1))
-				if err != nil {
-					t.Fatalf("after %d records: %v", copied, err)
+				if err := copyOnce(ctx, session, midway, round%3 != 1); err != nil { // as an application does when it cannot tell: it begins anew
+					t.Logf("round %d: %v", round, err)
+					session.Close()
+					session = s.copier(t, version)
 				}
-				if committed {
-					copied += n
-				}
+				done = s.copied(t) == records
 			}
 			seen := make(map[string]int)
 			out, err := kgo.NewClient(s.seeds(), kgo.ConsumeTopics("t"), kgo.FetchIsolationLevel(kgo.ReadCommitted()))

@@ -146,8 +146,11 @@ func TestAskersInLine(t *testing.T) {
 			})
 		}
 		synctest.Wait()
-		if got := w.agents[home-1].dials; got != asksMax {
-			t.Errorf("%d requests are under way, want %d", got, asksMax)
+		w.mu.Lock()
+		dials := w.agents[home-1].dials
+		w.mu.Unlock()
+		if dials != asksMax {
+			t.Errorf("%d requests are under way, want %d", dials, asksMax)
 		}
 		wg.Wait()
 		w.wantStats(other, Stats{Fallbacks: readers})

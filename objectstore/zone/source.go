@@ -154,6 +154,8 @@ func (s *Source) ask(ctx context.Context, p *peer, r *request, parts [][]byte) e
 	case p.slots <- struct{}{}:
 		defer func() { <-p.slots }()
 	case <-early.Done():
+	}
+	if early.Err() != nil { // even if its turn came just then: no time is left to learn anything of the home in
 		return errLine
 	}
 	for {

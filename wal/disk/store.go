@@ -373,7 +373,7 @@ func (s *Store) Drop(id frame.SegmentID) error {
 // retireTrimmed hands the files that nobody needs to the keeper, unless somebody reads them. The order is that of the
 // entries, so that a crash in between leaves the later ones.
 func (s *Store) retireTrimmed(seg *segment) {
-	if seg.readers > 0 {
+	if seg.readers > 0 || s.closing {
 		return
 	}
 	n := 0
