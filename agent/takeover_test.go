@@ -157,9 +157,9 @@ func (s *several) open(t *testing.T) (open []coordinator.Log) {
 // eventually waits until something is so that no event tells.
 func eventually(t *testing.T, what string, so func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !so(); {
+	for end := time.Now().Add(time.Minute); !so(); {
 		if time.Now().After(end) {
-			t.Fatalf("not so after 20 s: %s", what)
+			t.Fatalf("not so after a minute: %s", what)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

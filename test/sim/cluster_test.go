@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing/synctest"
 	"time"
@@ -219,8 +220,16 @@ func (c *cluster) lose(n *node) {
 	c.note("its disk %s is lost", n.identity())
 }
 
-// mayLose reports whether a disk more may be lost: no log may then lack as many stores as its quorum.
+// mayLose reports whether a disk more may be lost: no log may then lack as many stores as its quorum, nor come to lack them by a write that is on its way and names
+// disks that were there when it was sent.
 func (c *cluster) mayLose() bool {
+	writes := func(what string) bool { return strings.Contains(what, "txn "+coordinator.PrefixLogs) }
+	c.mu.Lock()
+	sent := slices.ContainsFunc(c.parked, func(p *call) bool { return writes(p.what) })
+	c.mu.Unlock()
+	if len(c.lost) > 0 && (sent || slices.ContainsFunc(c.late, func(l lateWrite) bool { return writes(l.what) })) {
+		return false
+	}
 	for _, l := range c.check.logs {
 		if l.Closed {
 			continue
