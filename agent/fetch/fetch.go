@@ -3,7 +3,7 @@
 //	Fetch -> state of each partition -> from the WAL's memory, else from segments -> enough? answer : wait, again
 //
 // What a fetch finds in the WAL's memory it refers to; what it finds in the bucket comes through a cache of blocks, one GET per block however many wait for it,
-// with what follows read ahead. Both are held by the [Result] until it is released, so that the bytes go from there to the
+// with what follows read ahead, over the ends of segments too. Both are held by the [Result] until it is released, so that the bytes go from there to the
 // socket without a copy.
 //
 // A fetch that does not find enough waits on its partitions' watchers; nothing polls.
@@ -162,7 +162,7 @@ type cold struct {
 // pass fills r once and reports whether the answer can go.
 func (f *Fetcher) pass(ctx context.Context, r *Result, wants []Want, limits Limits) (ready bool) {
 	var colds []cold
-	left, coldLeft := limits.BytesMax, f.reader.bytesMax
+	left, coldLeft := limits.BytesMax, f.reader.bytesMax()
 	for i := range wants {
 		w, part := &wants[i], &r.Parts[i]
 		limit, again := f.judge(w, part, limits)
