@@ -399,7 +399,7 @@ func TestLongSections(t *testing.T) {
 					if err != nil || b.Offset != offsets[next] {
 						t.Fatalf("%d batches: from offset %d on: %+v (%v), want batch %d at %d", n, offset, b, err, next, offsets[next])
 					}
-					if next++; next > i+2 && next < n-3 && i%stride != 0 {
+					if next++; next > i+2 && i > 0 {
 						break // the rest is the same for all
 					}
 				}
