@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"runtime"
 	"sync"
@@ -150,10 +151,7 @@ func TestColdLookup(t *testing.T) {
 func readAll(t *testing.T, r *Reader, bytesMax int, log map[int32][]byte, ends map[int32]protocol.Offset) {
 	f := New(r)
 	at := make(map[int32]protocol.Offset)
-	left := make(map[int32][]byte)
-	for n, data := range log {
-		left[n] = data
-	}
+	left := maps.Clone(log)
 	for len(left) > 0 {
 		var wants []Want
 		for n := range left {
