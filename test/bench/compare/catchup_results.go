@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/varve-io/varve/objectstore/cache"
 	"github.com/varve-io/varve/test/bench/load"
 	"github.com/varve-io/varve/test/bench/report"
 )
@@ -81,7 +82,7 @@ func (r catchupResults) sections() (reads, others []report.Section[catchupRun]) 
 		{
 			Title: "Reading everything from the start, MB/s", Measures: rates,
 			Explain: fmt.Sprintf("Each consumer reads the whole topic, all of them side by side; values of records, of all consumers together, in 1e6 bytes per second. Before each phase Varve starts anew, and the kernel drops "+
-				"what it has of the files; \"page cache\" is Kafka once more, right afterwards. The object store alone gives the same objects to %d connections that ask for %d MiB at a time.", storeReaders, 4),
+				"what it has of the files; \"page cache\" is Kafka once more, right afterwards. The object store alone gives the same objects to %d connections that ask for %d MiB at a time.", storeReaders, cache.GetBytesDefault>>20),
 		},
 		{Title: "Processor seconds of the broker per GB", Explain: "Of what the consumers got; the object store's are not in it.", Measures: per("%.2f", cpuPerGB)},
 		{Title: "MiB per GET", Explain: "Of requests for blocks of segments; footers come on top, one for some 48 MiB.", Measures: per("%.1f", mibPerGet)},
