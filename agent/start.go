@@ -553,7 +553,7 @@ func (a *Agent) brokerConfigs() map[string]string {
 func (a *Agent) serve(run context.Context) {
 	a.startUpkeep(run)
 	a.measure()
-	reader := fetch.NewReader(a.index, a.footers, a.blocks, a.cfg.CacheBytesMax)
+	reader := fetch.NewReader(a.index, a.footers, a.blocks)
 	handler := a.broker(fetch.New(reader), fetch.NewLookup(a.index, reader, a.cfg.Server.FrameBytesMax),
 		api.Deps{Ingest: ingest.New(a.wal, a.flusher, a.deps.Now)})
 	a.server.Open(a.balanced(run, handler))

@@ -96,12 +96,10 @@ func (f *Fetcher) addTransactions(ctx context.Context, w *Want, at protocol.Offs
 	if err != nil {
 		return at, err
 	}
-	for b, err := range s.All() {
+	for b, err := range s.From(at) {
 		switch {
 		case err != nil:
 			return at, err
-		case b.Next() <= at:
-			continue
 		case b.Flags&segment.FlagTransactional != 0:
 			o.add(ingest.Transacted{Producer: b.ProducerID, Base: b.Offset, Kind: kindOf(b.Flags)})
 		}

@@ -3,7 +3,7 @@
 //	Fetch -> state of each partition -> from the WAL's memory, else from segments -> enough? answer : wait, again
 //
 // What a fetch finds in the WAL's memory it refers to; what it finds in the bucket comes through a cache of blocks, one GET per block however many wait for it,
-// with what follows read ahead. Both are held by the [Result] until it is released, so that the bytes go from there to the
+// with what follows read ahead, over the ends of segments too. Both are held by the [Result] until it is released, so that the bytes go from there to the
 // socket without a copy.
 //
 // A fetch that does not find enough waits on its partitions' watchers; nothing polls.
@@ -162,7 +162,7 @@ type cold struct {
 // pass fills r once and reports whether the answer can go.
 func (f *Fetcher) pass(ctx context.Context, r *Result, wants []Want, limits Limits) (ready bool) {
 	var colds []cold
-	left, coldLeft := limits.BytesMax, f.reader.bytesMax
+	left, coldLeft := limits.BytesMax, f.reader.bytesMax()
 	for i := range wants {
 		w, part := &wants[i], &r.Parts[i]
 		limit, again := f.judge(w, part, limits)
@@ -265,17 +265,36 @@ func checkEpoch(client, current protocol.LeaderEpoch) error {
 	}
 }
 
+// coldPatience is how long an answer that has records from memory waits for the bucket.
+const coldPatience = 50 * time.Millisecond
+
 // readCold reads from the bucket. The first read may wait for memory of the cache; the others, several at once, hold none while they
 // would wait, and then bring less: whoever holds blocks and waits for more could wait for ever.
+//
+// If there is something to answer already, none of them waits for long: a consumer that is behind with one partition is not to be late with others. What was begun goes on
+// in the cache, and is there for the next fetch.
 func (f *Fetcher) readCold(ctx context.Context, r *Result, wants []Want, colds []cold) {
+	patience, first := ctx, 1
+	if r.Bytes > 0 {
+		var cancel context.CancelFunc
+		patience, cancel = context.WithTimeout(ctx, coldPatience)
+		defer cancel()
+		first = 0
+	}
 	read := func(c cold, wait bool) {
 		w, part := &wants[c.part], &r.Parts[c.part]
-		part.Err = asStorageError(f.reader.read(ctx, w.id(), readRange{w.Offset, c.limit, c.bytesMax, c.oneMin, wait}, part))
+		err := f.reader.read(patience, w.id(), readRange{w.Offset, c.limit, c.bytesMax, c.oneMin, wait}, part)
+		if patience.Err() != nil && ctx.Err() == nil {
+			return
+		}
+		part.Err = asStorageError(err)
 	}
-	read(colds[0], true)
+	for _, c := range colds[:first] {
+		read(c, true)
+	}
 	var g errgroup.Group
 	g.SetLimit(coldMax)
-	for _, c := range colds[1:] {
+	for _, c := range colds[first:] {
 		g.Go(func() error {
 			read(c, false)
 			return nil

@@ -43,7 +43,7 @@ func newBucket(t *testing.T, cacheBytes int64) *bucket {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.cache.Close)
-	b.reader = NewReader(b.index, NewFooters(b.store, 1<<20), b.cache, cacheBytes)
+	b.reader = NewReader(b.index, NewFooters(b.store, 1<<20), b.cache)
 	return b
 }
 
@@ -160,7 +160,7 @@ func TestFairShares(t *testing.T) {
 	}
 	b.add(t, batches)
 	r := b.fetch(t, unlimited, wants()...)
-	if r.Bytes == 0 || r.Bytes > 16*blockBytes/fetchesPerCache {
+	if r.Bytes == 0 || r.Bytes > 16*blockBytes/roomShare {
 		t.Errorf("one fetch holds %d bytes, want at most an eighth of %d", r.Bytes, 16*blockBytes)
 	}
 	r.Release()
@@ -185,6 +185,28 @@ func TestFairShares(t *testing.T) {
 	wg.Wait()
 	if st := b.cache.Stats(); st.PinnedBytes != 0 {
 		t.Errorf("%d bytes are held after all is released", st.PinnedBytes)
+	}
+}
+
+// TestSlowConsumers holds that consumers which do not take their answers, however many, leave something of the cache to the next one.
+func TestSlowConsumers(t *testing.T) {
+	const consumers = 24
+	b := newBucket(t, 256*blockBytes)
+	batches := make(map[int32][][]byte)
+	for n := range int32(consumers) {
+		for i := range protocol.Offset(100) {
+			batches[n] = append(batches[n], raw(t, i, 300, 1))
+		}
+	}
+	b.add(t, batches)
+	for n := range int32(consumers) {
+		r := b.fetch(t, unlimited, Want{Partition: restored(n, 0, 100), BytesMax: 1 << 20}) // is not released
+		if r.Bytes == 0 {
+			t.Fatalf("consumer %d gets nothing: %v", n, r.Parts[0].Err)
+		}
+	}
+	if st := b.cache.Stats(); st.Waits > 0 || b.cache.Room() < 4*blockBytes {
+		t.Errorf("%d reads waited for memory, and there is room for %d bytes more", st.Waits, b.cache.Room())
 	}
 }
 
@@ -372,7 +394,7 @@ func TestLookup(t *testing.T) {
 		}
 	}
 	b.store.Add(fault.Rule{Op: fault.Get, Times: fault.Always, Effect: fault.Unavailable})
-	cold := NewLookup(b.index, NewReader(b.index, NewFooters(b.store, 1<<20), b.cache, 1<<20), 1<<20)
+	cold := NewLookup(b.index, NewReader(b.index, NewFooters(b.store, 1<<20), b.cache), 1<<20)
 	if _, _, err := cold.FirstAtOrAfter(t.Context(), restored(0, 0, 7), 11, 7); protocol.CodeOf(err) != protocol.KafkaStorageError {
 		t.Errorf("without the bucket: %v", err)
 	}

@@ -19,6 +19,7 @@ type Footers struct {
 	store    objectstore.Store
 	bytesMax int64
 	flights  singleflight.Group
+	ahead    chan struct{} // one token for each flight that nobody waits for
 
 	mu    sync.Mutex
 	bytes int64
@@ -34,18 +35,52 @@ type heldFooter struct {
 
 // NewFooters returns an empty cache of at most bytesMax bytes of encoded footers.
 func NewFooters(store objectstore.Store, bytesMax int64) *Footers {
-	return &Footers{store: store, bytesMax: bytesMax, byKey: make(map[string]*list.Element)}
+	return &Footers{store: store, bytesMax: bytesMax, ahead: make(chan struct{}, aheadMax), byKey: make(map[string]*list.Element)}
 }
 
-// flightTime bounds a GET: nobody's context does.
-const flightTime = 30 * time.Second
+const (
+	// flightTime bounds a GET: nobody's context does.
+	flightTime = 30 * time.Second
+	// aheadMax is how many footers are read at once that nobody waits for.
+	aheadMax = 8
+)
 
 // Get returns the footer of a segment, from memory or by one GET, however many ask for it at once.
 func (f *Footers) Get(ctx context.Context, o *index.Object) (*segment.Footer, error) {
 	if footer := f.lookup(o.Name); footer != nil {
 		return footer, nil
 	}
-	flight := f.flights.DoChan(o.Name, func() (any, error) {
+	select {
+	case res := <-f.depart(ctx, o):
+		if res.Err != nil {
+			return nil, res.Err
+		}
+		return res.Val.(*segment.Footer), nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("read footer of %s: %w", o.Name, ctx.Err())
+	}
+}
+
+// Prefetch begins to read the footer of a segment, for who will want it soon, and returns at once. It is a hint, which counts for nothing while many are under way.
+func (f *Footers) Prefetch(ctx context.Context, o *index.Object) {
+	if f.lookup(o.Name) != nil {
+		return
+	}
+	select {
+	case f.ahead <- struct{}{}:
+	default:
+		return
+	}
+	flight := f.depart(ctx, o)
+	go func() {
+		<-flight
+		<-f.ahead
+	}()
+}
+
+// depart has the footer of a segment read, unless that is under way.
+func (f *Footers) depart(ctx context.Context, o *index.Object) <-chan singleflight.Result {
+	return f.flights.DoChan(o.Name, func() (any, error) {
 		// The flight serves others too, so that the end of this caller must not end it.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flightTime)
 		defer cancel()
@@ -67,15 +102,17 @@ func (f *Footers) Get(ctx context.Context, o *index.Object) (*segment.Footer, er
 		f.Put(footer)
 		return footer, nil
 	})
-	select {
-	case res := <-flight:
-		if res.Err != nil {
-			return nil, res.Err
-		}
-		return res.Val.(*segment.Footer), nil
-	case <-ctx.Done():
-		return nil, fmt.Errorf("read footer of %s: %w", o.Name, ctx.Err())
+}
+
+// batch reads one batch of a segment.
+func (f *Footers) batch(ctx context.Context, o *index.Object, s *segment.Section, b segment.Batch) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, flightTime)
+	defer cancel()
+	data := make([]byte, b.Size)
+	if err := f.store.Get(ctx, o.Name, b.Pos, data); err != nil {
+		return nil, fmt.Errorf("read segment %s: %w", o.Name, err)
 	}
+	return data, s.VerifyBatch(b, data)
 }
 
 func (f *Footers) lookup(name string) *segment.Footer {

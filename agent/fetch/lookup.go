@@ -6,6 +6,7 @@ import (
 
 	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/ingest"
+	"github.com/varve-io/varve/objectstore/segment"
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/batch"
 )
@@ -87,55 +88,63 @@ func (l *Lookup) Latest(ctx context.Context, p *ingest.Partition, limit protocol
 		return Found{}, false, err
 	}
 	from := st.Start
-	if e, ok := l.index.Find(p.ID, from); ok && e.First < from {
-		// The log begins within a segment, whose largest timestamp may be of a record before.
-		largest, err := l.largestWithin(ctx, p, &e, from)
-		if err != nil {
+	e, ok := l.index.Find(p.ID, from)
+	if !ok || e.First >= from {
+		return l.first(ctx, p, l.largest(p, from, limit), limit)
+	}
+	// The log begins within a segment, whose largest timestamp may be of a record before.
+	largest := l.largest(p, e.Next, limit)
+	if e.MaxTimestamp > largest {
+		if largest, err = l.largestWithin(ctx, p, &e, from, largest); err != nil {
 			return Found{}, false, err
 		}
-		return l.latest(ctx, p, e.Next, limit, largest)
 	}
-	return l.latest(ctx, p, from, limit, -1)
+	return l.first(ctx, p, largest, limit)
 }
 
-// latest is Latest of what begins at from, beside something before of which the largest timestamp is known; -1 for nothing.
-func (l *Lookup) latest(ctx context.Context, p *ingest.Partition, from, limit protocol.Offset, largest int64) (Found, bool, error) {
-	largest = max(largest, p.MaxTimestamp(from, limit))
+// first is FirstAtOrAfter of a timestamp that was found; -1 for none.
+func (l *Lookup) first(ctx context.Context, p *ingest.Partition, ts int64, limit protocol.Offset) (Found, bool, error) {
+	if ts < 0 {
+		return Found{}, false, nil
+	}
+	return l.FirstAtOrAfter(ctx, p, ts, limit)
+}
+
+// largest returns the largest timestamp of what begins at from, in memory and in segments that begin there or later; -1 for none.
+func (l *Lookup) largest(p *ingest.Partition, from, limit protocol.Offset) int64 {
+	largest := max(-1, p.MaxTimestamp(from, limit))
 	if e, ok := l.index.LargestTimestamp(p.ID, from); ok {
 		largest = max(largest, e.MaxTimestamp)
 	}
-	if largest < 0 {
-		return Found{}, false, nil
-	}
-	return l.FirstAtOrAfter(ctx, p, largest, limit)
+	return largest
 }
 
-// largestWithin returns the largest timestamp of an extent's records from offset from on; -1 for none.
-func (l *Lookup) largestWithin(ctx context.Context, p *ingest.Partition, e *index.Extent, from protocol.Offset) (int64, error) {
+// largestWithin returns the largest timestamp of an extent's records from offset from on, if it is larger than another, which is returned otherwise.
+func (l *Lookup) largestWithin(ctx context.Context, p *ingest.Partition, e *index.Extent, from protocol.Offset, largest int64) (int64, error) {
 	s, err := l.reader.section(ctx, p.ID, e)
 	if err != nil {
 		return -1, asStorageError(err)
 	}
-	largest := int64(-1)
-	for b, err := range s.All() {
+	var cut segment.Batch // the one that from is in
+	for b, err := range s.From(from) {
 		switch {
 		case err != nil:
 			return -1, asStorageError(err)
-		case b.Next() <= from || b.MaxTimestamp <= largest:
-			continue
-		case b.Offset >= from:
-			largest = b.MaxTimestamp
-			continue
-		}
-		data, err := l.reader.batchAt(ctx, e, s, b)
-		if err != nil {
-			return -1, asStorageError(err)
-		}
-		if largest, err = l.largestOf(data, from); err != nil {
-			return -1, err
+		case b.Offset < from:
+			cut = b
+		default:
+			largest = max(largest, b.MaxTimestamp)
 		}
 	}
-	return largest, nil
+	if cut.Size == 0 || cut.MaxTimestamp <= largest {
+		return largest, nil
+	}
+	data, err := l.reader.batchAt(ctx, e, s, cut)
+	if err != nil {
+		return -1, asStorageError(err)
+	}
+	within, err := l.largestOf(data, from)
+	return max(largest, within), err
 }
 
 // largestOf returns the largest timestamp of a batch's records from offset from on; -1 for none.
@@ -168,11 +177,11 @@ func (l *Lookup) inExtent(ctx context.Context, p *ingest.Partition, e *index.Ext
 	if err != nil {
 		return Found{}, false, asStorageError(err)
 	}
-	for b, err := range s.All() {
+	for b, err := range s.From(from) {
 		if err != nil {
 			return Found{}, false, asStorageError(err)
 		}
-		if b.Next() <= from || b.MaxTimestamp < ts {
+		if b.MaxTimestamp < ts {
 			continue
 		}
 		data, err := l.reader.batchAt(ctx, e, s, b)

@@ -13,27 +13,25 @@ import (
 	"github.com/varve-io/varve/protocol"
 )
 
-// aheadBytes is how much of what follows a read is fetched from the bucket ahead of the next one: who reads old data nearly
-// always reads on.
-const aheadBytes = 8 << 20
-
 // Reader reads committed batches from segments in the bucket, through the cache of blocks, and verifies each against the footer and
 // Kafka's checksum before it is served. It may be used concurrently.
 type Reader struct {
 	index   *index.Index
 	footers *Footers
 	cache   *cache.Cache
-	// bytesMax bounds what one fetch holds of the cache, so that consumers which take their answers slowly do not keep it from all others.
-	bytesMax int
 }
 
-// fetchesPerCache is how many fetches fill the cache.
-const fetchesPerCache = 8
+// roomShare is the part that one fetch may hold of what nobody else holds of the cache: one in so many. So consumers that take their answers slowly, however many, leave something for
+// those that come after them.
+const roomShare = 8
 
-// NewReader returns a reader of what idx knows. blocks holds at most cacheBytes.
-func NewReader(idx *index.Index, footers *Footers, blocks *cache.Cache, cacheBytes int64) *Reader {
-	return &Reader{index: idx, footers: footers, cache: blocks, bytesMax: int(cacheBytes / fetchesPerCache)}
+// NewReader returns a reader of what idx knows.
+func NewReader(idx *index.Index, footers *Footers, blocks *cache.Cache) *Reader {
+	return &Reader{index: idx, footers: footers, cache: blocks}
 }
+
+// bytesMax is how much of the cache a fetch may hold that begins now.
+func (r *Reader) bytesMax() int { return int(r.cache.Room() / roomShare) }
 
 // readRange is what to read of a partition: whole batches from the one that holds offset from on, up to limit, which no batch passes.
 type readRange struct {
@@ -112,15 +110,14 @@ func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Exten
 	if len(batches) == 0 || n > int64(want.bytesMax) && !want.oneMin {
 		return false, nil
 	}
-	r.ahead(id, e, s, pos+n)
-	get := r.cache.TryRead
-	if want.wait {
-		get = r.cache.Read
-	}
-	read, err := r.verified(ctx, get, object(e), s, batches, pos, n)
+	behind := s.Pos + s.Size - (pos + n)
+	read, err := r.verified(object(e), s, batches, func(o cache.Object) (*cache.Span, error) {
+		return r.cache.ReadOn(ctx, o, pos, n, behind, want.wait)
+	})
 	if err != nil {
 		return false, err
 	}
+	r.ahead(ctx, id, e.Next, r.cache.AheadBytes()-behind)
 	got.Records = append(got.Records, read.Parts()...)
 	got.Bytes += int(n)
 	got.Next = batches[len(batches)-1].Next()
@@ -129,28 +126,28 @@ func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Exten
 	return got.Next == e.Next, nil
 }
 
-// ahead starts to fetch what follows in the section, and in the partition's next segment.
-func (r *Reader) ahead(id partition.ID, e *index.Extent, s *segment.Section, end int64) {
-	left := s.Pos + s.Size - end
-	if left > 0 {
-		r.cache.Prefetch(object(e), end, min(left, aheadBytes))
-	}
-	if left >= aheadBytes {
+// extentsAhead is in how many of a partition's next segments something is fetched ahead at most.
+const extentsAhead = 16
+
+// ahead starts to fetch what begins at an offset in the partition's next segments, up to so many bytes, and their footers.
+func (r *Reader) ahead(ctx context.Context, id partition.ID, offset protocol.Offset, bytes int64) {
+	if bytes <= 0 {
 		return
 	}
-	if next, ok := r.index.Find(id, e.Next); ok {
-		r.cache.Prefetch(object(&next), next.Pos, min(next.Size, aheadBytes-max(left, 0)))
+	for _, e := range r.index.Next(id, offset, extentsAhead) {
+		r.footers.Prefetch(ctx, e.Object)
+		r.cache.Prefetch(object(&e), e.Pos, e.Size, bytes)
+		if bytes -= e.Size; bytes <= 0 {
+			return
+		}
 	}
 }
 
-// verified reads n bytes from pos of a segment, which are these batches, with one of the cache's methods. What does not pass is read once more, from the
+// verified reads these batches of a segment, by get. What does not pass is read once more, from the
 // bucket itself: another agent may have it wrong. Not even then does what is damaged stay in the cache, as the bucket may yet give the right bytes.
-func (r *Reader) verified(
-	ctx context.Context, get func(context.Context, cache.Object, int64, int64) (*cache.Span, error), o cache.Object,
-	s *segment.Section, batches []segment.Batch, pos, n int64,
-) (*cache.Span, error) {
+func (r *Reader) verified(o cache.Object, s *segment.Section, batches []segment.Batch, get func(cache.Object) (*cache.Span, error)) (*cache.Span, error) {
 	for {
-		read, err := get(ctx, o, pos, n)
+		read, err := get(o)
 		if err != nil {
 			return nil, fmt.Errorf("read segment %s: %w", o.Name, err)
 		}
@@ -196,9 +193,15 @@ func verify(s *segment.Section, batches []segment.Batch, slices [][]byte) error 
 	return nil
 }
 
-// batchAt reads one batch, copied out of the cache.
+// batchAt reads one batch, copied out of the cache. One that two pieces share is read past it, by one GET instead of two.
 func (r *Reader) batchAt(ctx context.Context, e *index.Extent, s *segment.Section, b segment.Batch) ([]byte, error) {
-	read, err := r.verified(ctx, r.cache.Read, object(e), s, []segment.Batch{b}, b.Pos, int64(b.Size))
+	end := b.Pos + int64(b.Size)
+	if piece := r.cache.PieceBytes(); b.Pos/piece != (end-1)/piece {
+		return r.footers.batch(ctx, e.Object, s, b)
+	}
+	read, err := r.verified(object(e), s, []segment.Batch{b}, func(o cache.Object) (*cache.Span, error) {
+		return r.cache.Read(ctx, o, b.Pos, int64(b.Size))
+	})
 	if err != nil {
 		return nil, err
 	}

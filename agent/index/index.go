@@ -179,6 +179,14 @@ func (x *Index) Find(id partition.ID, offset protocol.Offset) (Extent, bool) {
 	return e, e.First <= offset || compacted
 }
 
+// Next returns the extents from the one on that holds offset or comes after it, n at most.
+func (x *Index) Next(id partition.ID, offset protocol.Offset, n int) []Extent {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	list := x.from(id, offset)
+	return slices.Clone(list[:min(n, len(list))])
+}
+
 // End returns the offset after the last that is committed; 0 if nothing is.
 func (x *Index) End(id partition.ID) protocol.Offset { return x.Range(id).End }
 

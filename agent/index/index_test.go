@@ -48,6 +48,19 @@ func TestFind(t *testing.T) {
 			t.Errorf("offset %d: found %v in %v, want %q", offset, ok, e.Object, want)
 		}
 	}
+	for _, c := range []struct {
+		offset protocol.Offset
+		n      int
+		want   string
+	}{{0, 2, "ab"}, {4, 5, "abc"}, {5, 1, "b"}, {9, 3, "c"}, {10, 3, ""}, {3, 0, ""}} {
+		got := ""
+		for _, e := range x.Next(id, c.offset, c.n) {
+			got += e.Object.Name
+		}
+		if got != c.want {
+			t.Errorf("%d extents from offset %d on: %q, want %q", c.n, c.offset, got, c.want)
+		}
+	}
 	for ts, want := range map[int64]string{0: "a", 100: "a", 101: "b", 300: "b", 301: ""} {
 		e, ok := x.FindTime(id, 0, ts)
 		if ok != (want != "") || ok && e.Object.Name != want {

@@ -108,7 +108,7 @@ func newModel(t *testing.T, seed uint64) *model {
 		t.Fatal(err)
 	}
 	t.Cleanup(blocks.Close)
-	m.fetcher = fetch.New(fetch.NewReader(m.index, m.footers, blocks, 1<<16))
+	m.fetcher = fetch.New(fetch.NewReader(m.index, m.footers, blocks))
 	m.wal, err = wal.New(wal.Config{Segment: wal.SegmentID{Log: 1, Number: 1}, Fence: 1, First: 1}, wal.Copy{Name: "own", Store: disk{}})
 	if err != nil {
 		t.Fatal(err)

@@ -63,9 +63,10 @@ type shard struct {
 
 	record coordinator.Shard
 
-	mu       sync.Mutex // only who has the turn changes manifest and generation while the shard is led
+	mu       sync.Mutex // only who has the turn changes what follows while the shard is led
 	led      bool
-	manifest *manifest.Manifest // is never changed; nil for none
+	manifest *manifest.Manifest // the newest, of a shard that is led; is never changed
+	shown    uint64             // its generation; of a shard that is followed, that of the newest that the index knows
 	tried    uint64             // the last generation that was used
 }
 
@@ -226,7 +227,7 @@ func (s *Manifests) follows(id coordinator.ShardID, name string) bool {
 	}
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	return sh.manifest != nil && sh.manifest.Generation >= generation
+	return sh.shown >= generation
 }
 
 // following returns the place of a shard that another agent leads.
@@ -245,7 +246,7 @@ func (s *Manifests) following(id coordinator.ShardID) *shard {
 func (s *Manifests) show(sh *shard, m *manifest.Manifest) error {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if sh.tried > m.Generation || sh.manifest != nil && sh.manifest.Generation > m.Generation {
+	if sh.tried > m.Generation || sh.shown > m.Generation {
 		return nil
 	}
 	objects := make([]*index.Object, len(m.Segments))
@@ -262,7 +263,10 @@ func (s *Manifests) show(sh *shard, m *manifest.Manifest) error {
 			return fmt.Errorf("%s: %w", m.Name(), err)
 		}
 	}
-	sh.manifest, sh.tried = m, m.Generation
+	sh.shown, sh.tried = m.Generation, m.Generation
+	if sh.led {
+		sh.manifest = m
+	}
 	return nil
 }
 

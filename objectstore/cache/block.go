@@ -25,8 +25,10 @@ type block struct {
 	flight *flight
 	pins   int  // readers that hold it or wait for it, and its flight
 	dead   bool // not in the map any more: its buffer is free when the last pin is gone
+	ahead  bool // fetched for a reader that has not come for it yet
 
-	previous, next *block // in the list of idle blocks
+	pushed         uint64 // when it became idle, counted in blocks that did
+	previous, next *block // in a list of idle blocks
 }
 
 // run is count neighbouring blocks of one object.
@@ -34,6 +36,7 @@ type run struct {
 	object Object
 	first  int64
 	count  int
+	behind int // more blocks behind these that the reader is expected to want next
 }
 
 // list is a list of idle blocks, the least recently used first.
@@ -198,6 +201,7 @@ func (c *Cache) tryPin(r run) []*block {
 	}
 	for i := 0; i < r.count; i++ {
 		if b := blocks[i]; b != nil {
+			c.meet(b)
 			if b.flight.landed() {
 				c.stats.Hits++
 			} else {
@@ -205,11 +209,21 @@ func (c *Cache) tryPin(r run) []*block {
 			}
 			continue
 		}
-		count := c.gap(r.object, r.first+int64(i), r.first+int64(r.count)-1)
+		first := r.first + int64(i)
+		count := c.gap(r.object, first, r.first+int64(r.count)-1)
 		c.stats.Misses += uint64(count)
-		for j, b := range c.depart(run{object: r.object, first: r.first + int64(i), count: count}, false) {
+		along := 0 // what follows in the piece comes with the same GET
+		if i+count == r.count && r.behind > 0 {
+			along = c.gap(r.object, first, r.first+int64(r.count+r.behind)-1) - count
+			along = max(0, min(along, c.aheadRoom(0), c.aheadAvailable()-count))
+		}
+		departed := c.depart(run{object: r.object, first: first, count: count + along}, false)
+		for j, b := range departed[:count] {
 			c.pinBlock(b)
 			blocks[i+j] = b
+		}
+		for _, b := range departed[count:] {
+			c.markAhead(b)
 		}
 		i += count - 1
 	}
@@ -238,16 +252,47 @@ func (c *Cache) gap(o Object, index, last int64) int {
 	return int(next - index)
 }
 
-// available returns how many buffers can be taken.
-func (c *Cache) available() int {
+// available returns how many buffers can be taken for readers.
+func (c *Cache) available() int { return c.aheadAvailable() + c.unread.len }
+
+// aheadAvailable returns how many buffers can be taken for what nobody has come for yet: not those of blocks of which that is true as well.
+func (c *Cache) aheadAvailable() int {
 	return len(c.free) + c.blocksMax - c.buffers + c.idle.len
+}
+
+// aheadRoom returns how many more blocks may be fetched ahead for a reader that has own of them already. All together are given half of the
+// cache, and each reader as much as is left of that for the others: one alone gets half of the half, n get a part in n+1 each, and nobody needs to know how many
+// there are.
+func (c *Cache) aheadRoom(own int) int {
+	for b := c.unread.first; b != nil && c.pushed-b.pushed > uint64(c.blocksMax)*staleTurns; b = c.unread.first {
+		c.forget(b) // whoever wanted it has gone
+	}
+	return (c.blocksMax/2 - c.ahead - own) / 2
+}
+
+// markAhead says that nobody has come for the block yet. It is pinned.
+func (c *Cache) markAhead(b *block) {
+	b.ahead = true
+	c.ahead++
+}
+
+// meet says that somebody has come for the block, who has pinned it.
+func (c *Cache) meet(b *block) {
+	if b.ahead {
+		b.ahead = false
+		c.ahead--
+	}
 }
 
 // takeBuffer returns a buffer, of which one must be available.
 func (c *Cache) takeBuffer() []byte {
 	if len(c.free) == 0 && c.buffers == c.blocksMax {
 		c.stats.Evictions++
-		c.forget(c.idle.first)
+		if c.idle.first != nil {
+			c.forget(c.idle.first)
+		} else {
+			c.forget(c.unread.first)
+		}
 	}
 	if last := len(c.free) - 1; last >= 0 {
 		buffer := c.free[last]
@@ -260,9 +305,17 @@ func (c *Cache) takeBuffer() []byte {
 
 func (c *Cache) pinBlock(b *block) {
 	if b.pins == 0 {
-		c.idle.remove(b)
+		c.listOf(b).remove(b)
 	}
 	b.pins++
+}
+
+// listOf returns the list that the block is in while it is idle.
+func (c *Cache) listOf(b *block) *list {
+	if b.ahead {
+		return &c.unread
+	}
+	return &c.idle
 }
 
 func (c *Cache) unpin(b *block) {
@@ -272,7 +325,9 @@ func (c *Cache) unpin(b *block) {
 	case b.dead:
 		c.free = append(c.free, b.buffer)
 	default:
-		c.idle.push(b)
+		c.pushed++
+		b.pushed = c.pushed
+		c.listOf(b).push(b)
 	}
 }
 
@@ -284,7 +339,8 @@ func (c *Cache) forget(b *block) {
 	b.dead = true
 	delete(c.blocks, b.key)
 	if b.pins == 0 {
-		c.idle.remove(b)
+		c.listOf(b).remove(b)
 		c.free = append(c.free, b.buffer)
 	}
+	c.meet(b) // nobody will
 }

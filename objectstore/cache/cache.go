@@ -12,6 +12,10 @@
 //
 // Where bytes come from is up to the [Source]: the [Bucket], or what stands before it (objectstore/zone).
 //
+// A reader who reads on ([Cache.ReadOn]) has a few pieces fetched ahead of it, always whole ones, so that reading an object costs one GET for each piece however small the steps are. Blocks that nobody
+// has come for yet take half of the cache at most, never push each other out, and go last: were it otherwise, many readers side by side would have everything
+// fetched several times. They share that half without being counted: each has no more fetched than is left for all others.
+//
 // A reader gets the blocks themselves ([Span]), pinned until it releases them; only blocks that nobody has pinned are
 // evicted, the least recently used first. Buffers are reused for ever, as fresh memory costs more than a copy. There are
 // never more than fit into [Config.BytesMax]: when all are pinned, readers wait in the order in which they came.
@@ -48,7 +52,9 @@ const GetBytesDefault = 4 << 20
 const (
 	defaultBlockBytes = 1 << 20
 
-	prefetchesMax = 4 // flights of Prefetch, in line or in the air; more are dropped
+	prefetchesMax = 6  // flights of Prefetch, in line or in the air; more are dropped
+	aheadPieces   = 4  // pieces that are fetched ahead of one reader at most
+	staleTurns    = 16 // how many times as many blocks as the cache has become idle until nobody is expected to come for one
 )
 
 // ErrBusy says that TryRead would have to wait until another reader releases its span.
@@ -68,6 +74,9 @@ type Cache struct {
 	mu         sync.Mutex
 	blocks     map[key]*block
 	idle       list     // ready and not pinned, the least recently used first
+	unread     list     // the same, of blocks that nobody has come for yet
+	ahead      int      // blocks that nobody has come for yet, under way or unread
+	pushed     uint64   // blocks that became idle
 	free       [][]byte // buffers without a block
 	buffers    int      // that were ever made
 	waiting    []*waiter
@@ -141,9 +150,22 @@ func (c *Cache) Stats() Stats {
 	defer c.mu.Unlock()
 	stats := c.stats
 	stats.BlockBytes = int64(c.buffers) * c.blockSize
-	stats.PinnedBytes = int64(c.buffers-len(c.free)-c.idle.len) * c.blockSize
+	stats.PinnedBytes = int64(c.buffers-len(c.free)-c.idle.len-c.unread.len) * c.blockSize
 	return stats
 }
+
+// Room returns how many bytes of the cache nobody holds.
+func (c *Cache) Room() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return int64(c.available()) * c.blockSize
+}
+
+// PieceBytes returns the length of a piece.
+func (c *Cache) PieceBytes() int64 { return c.getBlocks * c.blockSize }
+
+// AheadBytes returns how much is fetched ahead of one reader at most, the piece in which that ends not counted.
+func (c *Cache) AheadBytes() int64 { return aheadPieces * c.PieceBytes() }
 
 // Object names an object and says how long it is. Whoever refers to an object knows its size, which saves a request.
 type Object struct {
@@ -161,15 +183,21 @@ type Object struct {
 // Errors are those of the source with their kinds, the context's own, and [objectstore.ErrDenied] for a range that passes
 // the object's end or does not fit into the cache. A failure is not remembered: the next Read asks again.
 func (c *Cache) Read(ctx context.Context, o Object, off, n int64) (*Span, error) {
-	return c.read(ctx, o, off, n, true)
+	return c.read(ctx, o, off, n, 0, true)
 }
 
 // TryRead is Read, except that it returns ErrBusy at once where Read would wait for memory. It waits for the source.
 func (c *Cache) TryRead(ctx context.Context, o Object, off, n int64) (*Span, error) {
-	return c.read(ctx, o, off, n, false)
+	return c.read(ctx, o, off, n, 0, false)
 }
 
-func (c *Cache) read(ctx context.Context, o Object, off, n int64, wait bool) (*Span, error) {
+// ReadOn is Read, or without wait TryRead, for who is expected to read on, behind bytes more: what follows in the same piece comes with the same GET, and
+// further pieces are fetched ahead, as by Prefetch.
+func (c *Cache) ReadOn(ctx context.Context, o Object, off, n, behind int64, wait bool) (*Span, error) {
+	return c.read(ctx, o, off, n, behind, wait)
+}
+
+func (c *Cache) read(ctx context.Context, o Object, off, n, behind int64, wait bool) (*Span, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("read %s: %w", o.Name, err)
 	}
@@ -184,10 +212,12 @@ func (c *Cache) read(ctx context.Context, o Object, off, n int64, wait bool) (*S
 		return nil, fmt.Errorf("read %s: seen %d bytes from %d, want no more blocks than the cache's %d: %w",
 			o.Name, n, off, c.blocksMax, objectstore.ErrDenied)
 	}
-	blocks, err := c.pin(ctx, run{object: o, first: first, count: int(last - first + 1)}, wait)
+	end := (min(off+n+behind, o.Size) - 1) / c.blockSize
+	blocks, err := c.pin(ctx, run{object: o, first: first, count: int(last - first + 1), behind: int(end - last)}, wait)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", o.Name, err)
 	}
+	c.Prefetch(o, off+n, behind, c.AheadBytes())
 	span := &Span{cache: c, blocks: blocks}
 	for _, b := range blocks {
 		if err := b.flight.wait(ctx); err != nil {
@@ -199,30 +229,42 @@ func (c *Cache) read(ctx context.Context, o Object, off, n int64, wait bool) (*S
 	return span, nil
 }
 
-// Prefetch begins to fetch what is missing of n bytes from offset off of the object, and returns at once. It is a hint:
-// the part that lies in the object counts, and what would have to wait for memory or for other prefetches is dropped.
-func (c *Cache) Prefetch(o Object, off, n int64) {
+// Prefetch says that a reader is expected to want n bytes from offset off on, in their order, and returns at once. It begins to fetch what is missing of the first of them: ahead
+// bytes, and on to the end of the piece, so that a reader who comes nearer by little and little has whole pieces fetched. It is a hint: the part that lies in the object counts, and what
+// would have to wait for memory or for other prefetches, or would leave others too little, is dropped.
+func (c *Cache) Prefetch(o Object, off, n, ahead int64) {
 	end := min(off+n, o.Size)
 	off = max(off, 0)
-	if end <= off {
+	if end <= off || ahead <= 0 {
 		return
 	}
 	first, last := off/c.blockSize, (end-1)/c.blockSize
+	reach := (off + ahead - 1) / c.blockSize
+	last = min(last, reach-reach%c.getBlocks+c.getBlocks-1)
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	own := 0 // blocks that are there for this reader
 	for index := first; index <= last; index++ {
-		if c.blocks[o.key(index)] != nil {
+		if b := c.blocks[o.key(index)]; b != nil {
+			if b.ahead {
+				own++
+			}
 			continue
 		}
-		count := min(c.gap(o, index, last), c.available())
-		if c.closed || len(c.waiting) > 0 || c.prefetches == prefetchesMax || count == 0 {
+		gap := c.gap(o, index, last)
+		count := min(gap, c.aheadRoom(own), c.aheadAvailable())
+		// A part of a piece is better than nothing, but no reason for a GET while there is something to read.
+		if c.closed || len(c.waiting) > 0 || c.prefetches == prefetchesMax || count <= 0 || count < gap && own > 0 {
 			c.stats.PrefetchesDropped++
 			return
 		}
 		c.prefetches++
 		c.stats.Prefetches++
-		c.depart(run{object: o, first: index, count: count}, true)
+		for _, b := range c.depart(run{object: o, first: index, count: count}, true) {
+			c.markAhead(b)
+		}
+		own += count
 		index += int64(count) - 1
 	}
 }

@@ -394,7 +394,22 @@ func TestLongSections(t *testing.T) {
 				if got, err := batchAt(s, offset); err != nil || got.Offset != offsets[i] || got.Pos != s.Pos+int64(i*len(data[0])) {
 					t.Fatalf("%d batches: offset %d is in %+v (%v), want batch %d at %d", n, offset, got, err, i, offsets[i])
 				}
+				next := i
+				for b, err := range s.From(offset) {
+					if err != nil || b.Offset != offsets[next] {
+						t.Fatalf("%d batches: from offset %d on: %+v (%v), want batch %d at %d", n, offset, b, err, next, offsets[next])
+					}
+					if next++; next > i+2 && i > 0 {
+						break // the rest is the same for all
+					}
+				}
+				if next < min(n, i+3) {
+					t.Fatalf("%d batches: from offset %d on there are %d", n, offset, next-i)
+				}
 			}
+		}
+		for b, err := range s.From(end) {
+			t.Errorf("%d batches: after the last: %+v, %v", n, b, err)
 		}
 		if _, bytes, batches, err := s.Range(nil, end, math.MaxInt64); err != nil || bytes != 0 || len(batches) != 0 {
 			t.Errorf("%d batches: after the last: %d bytes, %d batches, %v", n, bytes, len(batches), err)

@@ -42,15 +42,23 @@ const stride = 1024
 
 // All yields the batches in offset order. It stops after an error, which wraps [ErrCorrupt]; a batch before it is good,
 // since the footer's checksum covers the index.
-func (s *Section) All() iter.Seq2[Batch, error] {
+func (s *Section) All() iter.Seq2[Batch, error] { return s.all(s.cursor(), s.FirstOffset) }
+
+// From is All from the first batch on that ends after offset.
+func (s *Section) From(offset protocol.Offset) iter.Seq2[Batch, error] {
+	return s.all(s.cursorBefore(offset), offset)
+}
+
+// all yields the batches that a cursor has before it and that end after offset.
+func (s *Section) all(c cursor, offset protocol.Offset) iter.Seq2[Batch, error] {
 	return func(yield func(Batch, error) bool) {
-		c := s.cursor()
+		c := c // each time anew
 		for c.left > 0 {
 			if !c.next() {
 				yield(Batch{}, c.err())
 				return
 			}
-			if !yield(c.batch, nil) {
+			if c.offset > offset && !yield(c.batch, nil) {
 				return
 			}
 		}

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/cache"
@@ -219,7 +220,9 @@ func TestHomes(t *testing.T) {
 }
 
 // TestOneGetPerPiece has all agents of a zone read the same object at the same time, several readers each.
-func TestOneGetPerPiece(t *testing.T) {
+func TestOneGetPerPiece(t *testing.T) { synctest.Test(t, testOneGetPerPiece) }
+
+func testOneGetPerPiece(t *testing.T) {
 	const agents, size = 5, 15 << 20
 	w := newWorld(t, agents, size, 64<<20)
 	var wg sync.WaitGroup
@@ -248,10 +251,12 @@ func TestOneGetPerPiece(t *testing.T) {
 }
 
 // TestPrefetchAsksHomes holds that what is fetched ahead comes through homes too.
-func TestPrefetchAsksHomes(t *testing.T) {
+func TestPrefetchAsksHomes(t *testing.T) { synctest.Test(t, testPrefetchAsksHomes) }
+
+func testPrefetchAsksHomes(t *testing.T) {
 	w := newWorld(t, 2, 8<<20, 64<<20)
 	for node := int32(1); node <= 2; node++ {
-		w.agents[node-1].cache.Prefetch(w.object, 0, 8<<20)
+		w.agents[node-1].cache.Prefetch(w.object, 0, 8<<20, 8<<20)
 		w.read(node, 0, 8<<20).Release()
 	}
 	w.wantGets(map[string]int{"a 0+4194304": 1, "a 4194304+4194304": 1})

@@ -1,10 +1,11 @@
 // Command compare runs the load of test/bench/load on Varve and on Apache
-// Kafka, alternating, and writes what it measured to two pages of test/bench:
+// Kafka, alternating, and writes what it measured to pages of test/bench:
 //
-//	go run ./test/bench/compare                        both, about half an hour
+//	go run ./test/bench/compare                        all, about an hour
 //	go run ./test/bench/compare --only records         RESULTS.md, about twenty minutes
 //	go run ./test/bench/compare --only transactions    TRANSACTIONS.md, about ten minutes
-//	go run ./test/bench/compare --smoke                both, some minutes; writes no file
+//	go run ./test/bench/compare --only catchup         CATCHUP.md, about half an hour
+//	go run ./test/bench/compare --smoke                all, some minutes; writes no file
 //
 // # What makes the comparison fair
 //
@@ -26,6 +27,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -35,7 +38,7 @@ import (
 func main() {
 	rounds := flag.Int("rounds", 3, "how often each broker runs")
 	smoke := flag.Bool("smoke", false, "one short round, written to no file")
-	only := flag.String("only", "", "the page to make: "+pages[0].name+" or "+pages[1].name+"; empty for both")
+	only := flag.String("only", "", "the page to make: "+pageNames()+"; empty for all")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := compare(ctx, *rounds, *smoke, *only)
@@ -54,7 +57,15 @@ type page struct {
 	make func(context.Context, contest) (string, error)
 }
 
-var pages = []page{{"records", "RESULTS.md", recordsPage}, {"transactions", "TRANSACTIONS.md", transactionsPage}}
+var pages = []page{{"records", "RESULTS.md", recordsPage}, {"transactions", "TRANSACTIONS.md", transactionsPage}, {"catchup", "CATCHUP.md", catchupPage}}
+
+func pageNames() string {
+	names := make([]string, len(pages))
+	for i, p := range pages {
+		names[i] = p.name
+	}
+	return strings.Join(names, ", ")
+}
 
 // contest is what the pages have in common.
 type contest struct {
@@ -68,8 +79,8 @@ func compare(ctx context.Context, rounds int, smoke bool, only string) error {
 	if rounds < 1 {
 		return fmt.Errorf("--rounds: %d, want at least 1", rounds)
 	}
-	if only != "" && only != pages[0].name && only != pages[1].name {
-		return fmt.Errorf("--only: %q, want %s or %s", only, pages[0].name, pages[1].name)
+	if only != "" && !slices.ContainsFunc(pages, func(p page) bool { return p.name == only }) {
+		return fmt.Errorf("--only: %q, want one of %s", only, pageNames())
 	}
 	root, err := servers.Root()
 	if err != nil {

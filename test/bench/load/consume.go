@@ -130,6 +130,8 @@ type consumer struct {
 
 	records int64
 	latency *histogram // of whole fetches
+	// rateBytes is how many bytes per second it reads at most; 0 is as many as it gets.
+	rateBytes float64
 }
 
 func newConsumer(ctx context.Context, t *topic, s share) (*consumer, error) {
@@ -156,7 +158,11 @@ func newConsumer(ctx context.Context, t *topic, s share) (*consumer, error) {
 
 // run reads until the budget is used up or, with readAll, everything is read.
 func (c *consumer) run(b *budget, mode readMode, recordBytes int) error {
+	start := time.Now()
 	for b.take(0) {
+		if c.rateBytes > 0 {
+			time.Sleep(time.Until(start.Add(time.Duration(float64(c.records*int64(recordBytes)) / c.rateBytes * float64(time.Second)))))
+		}
 		began := time.Now()
 		if err := c.fetch(); err != nil {
 			return err

@@ -63,6 +63,35 @@ func TestAgainstKafka(t *testing.T) {
 	}
 }
 
+// TestHistory has consumers read a topic side by side, all of it, and again while something else goes on.
+func TestHistory(t *testing.T) {
+	varve := servers.Varve(t, servers.VarveOptions{})
+	cfg := Defaults()
+	cfg.Target = Target{Bootstrap: varve.Address, PIDs: []int{varve.PID()}}
+	cfg.Duration, cfg.BytesMax, cfg.Partitions = time.Minute, 8<<20, 3
+	h, err := WriteHistory(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, err := h.Read(t.Context(), cfg, 3)
+	if err != nil || read.Records != 3*h.Written.Records || read.Bytes != 3*h.Written.Bytes {
+		t.Errorf("three consumers read %d records of %d, %v", read.Records, h.Written.Records, err)
+	}
+	for _, bytes := range []float64{0, 1e6} {
+		rate, err := h.Beside(t.Context(), cfg, 2, bytes, func() error {
+			time.Sleep(time.Second) // it is what is measured
+			return nil
+		})
+		// One fetch of each is not held back, and brings as much as a fetch may.
+		if err != nil || rate <= 0 || bytes > 0 && rate > bytes+2*fetchPartitionBytes*3 {
+			t.Errorf("two consumers read %.0f bytes per second beside, want %.0f, %v", rate, bytes, err)
+		}
+	}
+	if err := h.Delete(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestNoBrokerIsAnError(t *testing.T) {
 	free, err := servers.FreeAddress()
 	if err != nil {

@@ -58,6 +58,21 @@ func WriteComparison[R any](b *strings.Builder, names [2]string, sections []Sect
 	}
 }
 
+// WriteColumns writes a table for each section, with a column for each of several contenders.
+func WriteColumns[R any](b *strings.Builder, names []string, sections []Section[R], runs [][]R) {
+	for _, s := range sections {
+		fmt.Fprintf(b, "## %s\n\n%s\n\n| median (least to most) | %s |\n| --- |%s\n", s.Title, s.Explain, strings.Join(names, " | "), strings.Repeat(" --: |", len(names)))
+		for _, m := range s.Measures {
+			fmt.Fprintf(b, "| %s |", m.Name)
+			for _, of := range runs {
+				fmt.Fprintf(b, " %s |", m.Over(of).Format(m.Verb))
+			}
+			b.WriteString("\n")
+		}
+		b.WriteString("\n")
+	}
+}
+
 // Summary is a value over several runs.
 type Summary struct {
 	Median, Least, Most float64
