@@ -69,7 +69,7 @@ func (a *Agent) tellLoad(ctx context.Context) error {
 }
 
 // usagePause is how often the agent tells what it has asked of the bucket, and for which topics.
-const usagePause = 30 * time.Second
+const usagePause = 10 * time.Second
 
 // tellUsage tells whoever pays for the bucket (package cost) what this agent has asked of it.
 func (a *Agent) tellUsage(ctx context.Context) error {

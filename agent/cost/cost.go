@@ -9,7 +9,7 @@
 //   - Objects: the listing of the bucket. It costs one request for each thousand objects, and the rest one for each shard; no object is asked for by name.
 //   - Stored, by topic: the extents of the newest manifests, and the commits that their shards have not merged. What is left of the bucket is nobody's: footers and manifests, deleted records in objects that hold others' still, garbage until it
 //     is deleted. A commit of so many partitions that only its segment's footer names them is a row of its own.
-//   - Requests and moved bytes, by agent: each registered agent counts them from its start, and tells the coordinator every half minute. What agents asked that have left is not known any more.
+//   - Requests and moved bytes, by agent: each registered agent counts them from its start, and tells the coordinator every ten seconds. What agents asked that have left is not known any more.
 //
 // # What is apportioned
 //
