@@ -239,7 +239,7 @@ func (c *churn) judge() int {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	defer kv.Close() //nolint:errcheck // it was only read
+	defer kv.Close()
 	var referred map[string]bool
 	var retained uint64
 	until(c.t, "objects are what is referred to", func() bool { // retention goes on meanwhile

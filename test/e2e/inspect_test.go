@@ -299,7 +299,7 @@ func (l *lake) keys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer kv.Close() //nolint:errcheck // nothing is under way
+	defer kv.Close()
 	do := func(op coordinator.Op) {
 		t.Helper()
 		if _, err := kv.Txn(within(t), nil, []coordinator.Op{op}); err != nil {

@@ -108,7 +108,7 @@ func (l *lake) fill(t *testing.T, running func(wal string)) {
 	data := filepath.Join(folder, "data")
 	p, kafka := l.agent(t, data, "--merge-after", "1s", "--garbage-grace", "1s", "--retention-check", "1s")
 	admin := kadm.NewClient(connect(t, kafka))
-	if _, err := admin.CreateTopic(within(t), 1, 1, map[string]*string{"retention.ms": kadm.StringPtr("1000")}, "brief"); err != nil {
+	if _, err := admin.CreateTopic(within(t), 1, 1, map[string]*string{"retention.ms": new("1000")}, "brief"); err != nil {
 		t.Fatal(err)
 	}
 	for topic, n := range map[string]int64{"lake": 3000, "brief": 100, "gone": 100} {

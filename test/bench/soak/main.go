@@ -54,7 +54,7 @@ type plan struct {
 }
 
 const (
-	lengthMin   = time.Minute
+	shortest    = time.Minute
 	recordBytes = 1000
 	partitions  = 12 // of each topic
 	parts       = 3  // of the time that counts
@@ -73,8 +73,8 @@ func newPlan(length time.Duration, rateBytes float64) plan {
 
 // run runs the plan and reports it. What was measured is printed even if something failed, and written if nothing did.
 func run(ctx context.Context, p plan, smoke bool) error {
-	if p.length < lengthMin || p.rateBytes < 1e5 {
-		return fmt.Errorf("--for %v, --rate %v: want %v and 0.1 at least", p.length, p.rateBytes/1e6, lengthMin)
+	if p.length < shortest || p.rateBytes < 1e5 {
+		return fmt.Errorf("--for %v, --rate %v: want %v and 0.1 at least", p.length, p.rateBytes/1e6, shortest)
 	}
 	root, err := servers.Root()
 	if err != nil {
