@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 	"sync"
@@ -137,7 +138,7 @@ func (r *reader) take(item coordinator.Item) (err error) {
 func (r *reader) manifests(ctx context.Context) error {
 	g, reading := errgroup.WithContext(ctx)
 	g.SetLimit(readersMax)
-	for id, record := range r.shards {
+	for id, record := range maps.Clone(r.shards) { // which changes meanwhile
 		if record.Manifest != "" {
 			g.Go(func() error { return r.manifest(reading, id, record) })
 		}

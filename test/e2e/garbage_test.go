@@ -106,7 +106,7 @@ func (c *churn) drop(ctx context.Context, topic string) {
 
 // work goes on until the bucket has seen so many merges. An agent is killed, or drained, after every few of them.
 func (c *churn) work() {
-	const disruptions, mergesEach = 6, 5
+	const disruptions, mergesEach = 4, 4
 	next := mergesEach
 	for done := 0; done < disruptions || c.merges() < next; {
 		c.step()
