@@ -11,6 +11,7 @@ import (
 	"github.com/varve-io/varve/agent/config"
 	"github.com/varve-io/varve/agent/fsck"
 	"github.com/varve-io/varve/coordinator/etcd"
+	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/bucket"
 )
 
@@ -41,26 +42,35 @@ func printFsck(ctx context.Context, cfg config.Config, out io.Writer, o fsck.Opt
 }
 
 func check(ctx context.Context, cfg config.Config, o fsck.Options) (*fsck.Report, error) {
-	endpoints, err := endpointsOf(cfg)
-	if err != nil {
-		return nil, err
-	}
-	url := cfg.Bucket
-	if url == (bucket.URL{}) {
-		folder, err := filepath.Abs(filepath.Join(cfg.Data, objectFolder))
-		if err != nil {
-			return nil, err
-		}
-		url = bucket.URL{Scheme: bucket.File, Folder: folder}
-	}
-	store, err := bucket.OpenURL(ctx, url)
-	if err != nil {
-		return nil, err
-	}
-	kv, err := etcd.New(etcd.Config{Endpoints: endpoints, Prefix: etcdPrefix(cfg), TLS: new(tls.Config)})
+	kv, store, err := openCluster(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
 	defer kv.Close() //nolint:errcheck // it was only read
 	return fsck.Check(ctx, kv, store, o)
+}
+
+// openCluster opens the etcd and the bucket of the cluster that is meant: of the dev on the data folder, if none are given.
+func openCluster(ctx context.Context, cfg config.Config) (*etcd.Store, objectstore.Store, error) {
+	endpoints, err := endpointsOf(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	url := cfg.Bucket
+	if url == (bucket.URL{}) {
+		folder, err := filepath.Abs(filepath.Join(cfg.Data, objectFolder))
+		if err != nil {
+			return nil, nil, err
+		}
+		url = bucket.URL{Scheme: bucket.File, Folder: folder}
+	}
+	store, err := bucket.OpenURL(ctx, url)
+	if err != nil {
+		return nil, nil, err
+	}
+	kv, err := etcd.New(etcd.Config{Endpoints: endpoints, Prefix: etcdPrefix(cfg), TLS: new(tls.Config)})
+	if err != nil {
+		return nil, nil, err
+	}
+	return kv, store, nil
 }

@@ -5,6 +5,7 @@
 //	varve status   how a cluster is
 //	varve inspect  what a WAL file, an object or a key of etcd holds
 //	varve fsck     whether all that a cluster has in etcd and in its bucket is in order
+//	varve cost     what a cluster asks of its bucket, and what that comes to
 //	varve bench    measure a broker
 //	varve version
 //
@@ -93,7 +94,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(flagError)
 	bench := load.Command()
 	bench.Args = noArgs
-	root.AddCommand(newDev(), newAgent(), newStatus(), newInspect(), newFsck(), bench, newVersion())
+	root.AddCommand(newDev(), newAgent(), newStatus(), newInspect(), newFsck(), newCost(), bench, newVersion())
 	return root
 }
 
@@ -288,6 +289,36 @@ Without --etcd and --bucket, this is the cluster of the varve dev that runs on t
 		}
 		options := fsck.Options{Now: time.Now, Grace: *grace, Deep: *deep, Repair: *repair}
 		return printFsck(cmd.Context(), cfg, cmd.OutOrStdout(), options, *machine)
+	}
+	return cmd
+}
+
+func newCost() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "cost",
+		Short: "Tell what a cluster asks of its bucket, and what that comes to",
+		Long: `Tell what a cluster asks of its bucket: requests and bytes, of each agent since it
+started, and what is stored; by topic too, where requests, of which each serves many
+topics, are apportioned by bytes. With a file of prices, what that comes to in a month.
+
+Nothing is changed. The bucket is listed, and one manifest of each shard is read. The exit
+status is 0, or 1 if that could not be done.
+
+Without --etcd and --bucket, this is the cluster of the varve dev that runs on the folder
+--data.`,
+		Example: `  varve cost
+  varve cost --etcd http://127.0.0.1:2379 --bucket 's3://lake/varve?region=eu-central-1' --prices prices.yaml`,
+		Args: noArgs,
+	}
+	reader := config.Bind(config.Cost, cmd.Flags())
+	prices := cmd.Flags().String("prices", "", "`file` of what the bucket's provider asks, like deploy/prices.yaml; without it, no money is told")
+	machine := cmd.Flags().Bool("json", false, "print JSON")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := reader.Read(os.LookupEnv, os.ReadFile)
+		if err != nil {
+			return err
+		}
+		return printCost(cmd.Context(), cfg, cmd.OutOrStdout(), *prices, *machine)
 	}
 	return cmd
 }

@@ -27,7 +27,6 @@ import (
 	"github.com/varve-io/varve/coordinator/etcd/embedded"
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/bucket"
-	"github.com/varve-io/varve/objectstore/metered"
 	"github.com/varve-io/varve/wal/disk"
 )
 
@@ -284,13 +283,9 @@ func (p *process) openBucket(ctx context.Context) (objectstore.Store, error) {
 	if at.Scheme == bucket.Mem {
 		p.log.Warn("objects are in memory: the log ends with this process", "bucket", "mem://")
 	}
-	opened, err := bucket.OpenURL(ctx, at)
+	store, err := bucket.OpenURL(ctx, at)
 	if err != nil {
 		return nil, &config.Error{Place: p.cfg.Place("bucket"), Err: err}
-	}
-	store, err := metered.New(opened, p.metrics)
-	if err != nil {
-		return nil, err
 	}
 	for pause := probePause; ; pause = min(2*pause, probePauseLongest) {
 		attempt, cancel := context.WithTimeout(ctx, probeTimeout)

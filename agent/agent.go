@@ -39,6 +39,7 @@ import (
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/cache"
+	"github.com/varve-io/varve/objectstore/metered"
 	"github.com/varve-io/varve/objectstore/zone"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
@@ -129,7 +130,9 @@ type Agent struct {
 	registration *registration
 	stores       *stores
 	peers        *forward.Peers
-	bucket       *reach // deps.Store
+	bucket       *reach         // deps.Store
+	requests     *metered.Store // below it
+	usage        *usage
 	draining     atomic.Bool
 	deleted      chan string // topics
 
@@ -178,9 +181,10 @@ func (t *task) stop() {
 
 // New returns an agent; [Agent.Run] makes it live.
 func New(cfg Config, deps Deps) *Agent {
-	bucket := newReach(deps.Store)
+	counted := metered.New(deps.Store)
+	bucket := newReach(counted)
 	deps.Store = bucket
-	return &Agent{cfg: cfg, deps: deps, log: deps.Log, bucket: bucket, deleted: make(chan string, deletedMax), joined: make(chan struct{}), ready: make(chan struct{})}
+	return &Agent{cfg: cfg, deps: deps, log: deps.Log, bucket: bucket, requests: counted, usage: newUsage(deps.Now()), deleted: make(chan string, deletedMax), joined: make(chan struct{}), ready: make(chan struct{})}
 }
 
 // Ready is closed when the agent serves clients.

@@ -13,6 +13,10 @@ type traffic struct {
 	produced, consumed int64
 }
 
+func (t traffic) plus(o traffic) traffic {
+	return traffic{t.produced + o.produced, t.consumed + o.consumed}
+}
+
 // meterTime is the time constant of averages: what happened so long ago counts for a third.
 const meterTime = time.Minute
 

@@ -2,7 +2,7 @@ package agent
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// measure registers what the WAL, the flush and the caches count. The rooms count for themselves; this is where it gets its names.
+// measure registers what the requests to the bucket, the WAL, the flush and the caches count. The rooms count for themselves; this is where it gets its names.
 func (a *Agent) measure() {
 	gauge := func(name, help string, value func() float64) {
 		a.deps.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
@@ -11,6 +11,7 @@ func (a *Agent) measure() {
 		a.deps.Metrics.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, value))
 	}
 
+	a.deps.Metrics.MustRegister(a.requests)
 	gauge("varve_wal_unflushed_bytes", "Memory of batches that are not in the bucket yet; producers wait when it reaches the WAL's limit.",
 		func() float64 { return float64(a.wal.Stats().UnflushedBytes) })
 	gauge("varve_wal_memory_bytes", "Memory of the WAL: unflushed batches, and flushed ones that are kept for consumers of the tail.",

@@ -100,20 +100,22 @@ func (p *Partitions) All() []*ingest.Partition {
 	return all
 }
 
-// traffic returns what went through each shard that is led since it was called last.
-func (p *Partitions) traffic() map[coordinator.ShardID]traffic {
+// traffic returns what went through each shard that is led since it was called last, and through each topic, if anything did.
+func (p *Partitions) traffic() (shards map[coordinator.ShardID]traffic, topics map[string]traffic) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	by := make(map[coordinator.ShardID]traffic, len(p.epochs))
+	shards, topics = make(map[coordinator.ShardID]traffic, len(p.epochs)), make(map[string]traffic)
 	for id := range p.epochs {
-		by[id] = traffic{}
+		shards[id] = traffic{}
 	}
 	for _, live := range p.live {
-		t := by[live.Shard]
-		produced, consumed := live.Traffic()
-		by[live.Shard] = traffic{t.produced + produced, t.consumed + consumed}
+		var t traffic
+		if t.produced, t.consumed = live.Traffic(); t != (traffic{}) {
+			shards[live.Shard] = shards[live.Shard].plus(t)
+			topics[live.Name] = topics[live.Name].plus(t)
+		}
 	}
-	return by
+	return shards, topics
 }
 
 // Len returns how many partitions are live.

@@ -83,6 +83,7 @@ func (a *Agent) takePart(run, ctx context.Context) error {
 	a.spawn(run, "look after the WAL store", a.sweepStore)
 	a.spawn(run, "tell what is not flushed", a.tellUnflushed)
 	a.spawn(run, "tell the load", a.tellLoad)
+	a.spawn(run, "tell what the bucket was asked", a.tellUsage)
 	a.spawn(run, "keep a quorum", a.guardQuorum)
 	a.spawn(run, "watch whether the bucket is in reach", a.watchBucket)
 	c := controller.New(controller.Deps{

@@ -61,7 +61,17 @@ const loadPause = 10 * time.Second
 func (a *Agent) tellLoad(ctx context.Context) error {
 	var m meter
 	return a.tell(ctx, coordinator.KeyLoad(a.node), loadPause, func() any {
-		m.add(a.deps.Now(), a.partitions.traffic())
+		shards, topics := a.partitions.traffic()
+		a.usage.add(topics)
+		m.add(a.deps.Now(), shards)
 		return m.load(a.id)
 	})
+}
+
+// usagePause is how often the agent tells what it has asked of the bucket, and for which topics.
+const usagePause = 10 * time.Second
+
+// tellUsage tells whoever pays for the bucket (package cost) what this agent has asked of it.
+func (a *Agent) tellUsage(ctx context.Context) error {
+	return a.tell(ctx, coordinator.KeyUsage(a.node), usagePause, func() any { return a.usage.record(a.id, a.requests.Stats()) })
 }

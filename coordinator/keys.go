@@ -40,6 +40,7 @@ const (
 	PrefixLogs      = "logs/"
 	PrefixUnflushed = "unflushed/"
 	PrefixLoads     = "loads/"
+	PrefixUsage     = "usage/"
 	PrefixStores    = "stores/"
 	PrefixWrites    = "writes/"
 	PrefixGroups    = "groups/"
@@ -122,6 +123,9 @@ func KeyUnflushed(node int32) string { return PrefixUnflushed + strconv.Itoa(int
 
 // KeyLoad is what an agent says of the load of its shards, under the lease of its registration.
 func KeyLoad(node int32) string { return PrefixLoads + strconv.Itoa(int(node)) }
+
+// KeyUsage is what an agent says of its requests to the bucket, under the lease of its registration.
+func KeyUsage(node int32) string { return PrefixUsage + strconv.Itoa(int(node)) }
 
 // KeyStore binds a disk to the node id of the agent that has it, so that an agent keeps its id as long as its disk.
 func KeyStore(store string) string { return PrefixStores + store }

@@ -47,7 +47,7 @@ func TestKeysAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, key := range []string{
-		KeyCluster, PrefixAgents, PrefixTopics, PrefixShards, PrefixCommits, PrefixLogs, PrefixUnflushed, PrefixLoads, KeyController, PrefixMoves, PrefixStores, PrefixWrites, PrefixGroups,
+		KeyCluster, PrefixAgents, PrefixTopics, PrefixShards, PrefixCommits, PrefixLogs, PrefixUnflushed, PrefixLoads, PrefixUsage, KeyController, PrefixMoves, PrefixStores, PrefixWrites, PrefixGroups,
 		PrefixOffsets, KeyNextNode, KeyNextLog, KeyNextPID, KeyPastLog,
 	} {
 		if !strings.Contains(string(text), "`"+key) {

@@ -69,6 +69,28 @@ type Load struct {
 	Shards   map[ShardID]int64 `json:"shards"`   // of each, both together; one that is not there has not been measured yet
 }
 
+// Usage is what an agent says at intervals of what it has asked of the bucket since it began, and for which topics. Requests count whatever came of them.
+type Usage struct {
+	Log      LogID `json:"log"`
+	SinceMs  int64 `json:"since_ms"` // Unix milliseconds by the agent's clock
+	Puts     int64 `json:"puts"`
+	Gets     int64 `json:"gets"`
+	Stats    int64 `json:"stats"`
+	Lists    int64 `json:"lists"` // pages
+	Deletes  int64 `json:"deletes"`
+	PutBytes int64 `json:"put_bytes"`
+	GetBytes int64 `json:"get_bytes"`
+	// Topics are those with the most bytes, by name, as far as this agent led their partitions; Others is the sum of the rest.
+	Topics map[string]TopicUsage `json:"topics"`
+	Others TopicUsage            `json:"others"`
+}
+
+// TopicUsage is how many bytes of record batches clients wrote to a topic, and read of it.
+type TopicUsage struct {
+	Produced int64 `json:"produced"`
+	Consumed int64 `json:"consumed"`
+}
+
 // AgentState says what may be asked of an agent.
 type AgentState string
 

@@ -104,6 +104,15 @@ func TestFsck(t *testing.T) {
 	checkError(t, "no etcd", err, "--bucket", "seen no --etcd")
 }
 
+func TestCost(t *testing.T) {
+	c, err := read(t, config.Cost, []string{"--bucket", "file:///lake"}, []string{"VARVE_ETCD=http://h:2379"}, "")
+	if err != nil || c.Bucket.Folder != "/lake" || len(c.Etcd) != 1 || c.Cluster != "default" {
+		t.Errorf("cost of a cluster: %+v, %v", c, err)
+	}
+	_, err = read(t, config.Cost, []string{"--etcd", "http://h:2379"}, nil, "")
+	checkError(t, "no bucket", err, "--etcd", "seen no --bucket")
+}
+
 func TestInspect(t *testing.T) {
 	env := []string{"VARVE_BUCKET=nonsense", "VARVE_ETCD=http://h:2379"}
 	c, err := read(t, config.Inspect, nil, env, "")

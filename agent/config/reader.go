@@ -74,7 +74,7 @@ func (r *Reader) Read(env func(string) (string, bool), file func(name string) ([
 		return c, c.checkStatus()
 	case Inspect:
 		return c, c.checkInspect()
-	case Fsck:
+	case Fsck, Cost:
 		return c, c.checkFsck()
 	case Dev, Agent:
 	}

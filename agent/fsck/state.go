@@ -95,6 +95,7 @@ var keyKinds = []keyKind{
 	}},
 	{coordinator.PrefixUnflushed, decodes[coordinator.Unflushed]},
 	{coordinator.PrefixLoads, decodes[coordinator.Load]},
+	{coordinator.PrefixUsage, decodes[coordinator.Usage]},
 	{coordinator.PrefixStores, decodes[int32]},
 	{coordinator.PrefixWrites, func(s *state, item coordinator.Item) error {
 		id, err := shardOf(item.Key, coordinator.PrefixWrites)
@@ -159,7 +160,7 @@ func (c *checker) read(ctx context.Context) error {
 	s.topics, s.shards = make(map[protocol.TopicID]coordinator.Topic), make(map[coordinator.ShardID]shardRecord)
 	s.writes, s.bad = make(map[coordinator.ShardID]coordinator.Write), make(map[commitNumber]bool)
 	for _, prefix := range []string{
-		coordinator.PrefixMeta, coordinator.PrefixLogs, coordinator.PrefixUnflushed, coordinator.PrefixLoads, coordinator.PrefixStores, coordinator.PrefixWrites,
+		coordinator.PrefixMeta, coordinator.PrefixLogs, coordinator.PrefixUnflushed, coordinator.PrefixLoads, coordinator.PrefixUsage, coordinator.PrefixStores, coordinator.PrefixWrites,
 		coordinator.PrefixGroups, coordinator.PrefixOffsets, coordinator.PrefixPending, coordinator.PrefixTxns, "next/",
 	} {
 		items, revision, err := c.kv.List(ctx, prefix, c.report.Revision)

@@ -1,11 +1,11 @@
-// Package metered counts and times the requests to an object store.
+// Package metered counts and times the requests to an object store: for those who watch over an agent, as metrics, and for those who pay, as [Stats].
 package metered
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"iter"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -13,21 +13,36 @@ import (
 	"github.com/varve-io/varve/objectstore"
 )
 
-// Store implements [objectstore.Store] on top of another.
+// Store implements [objectstore.Store] on top of another, and [prometheus.Collector].
 type Store struct {
 	inner    objectstore.Store
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
 	putBytes prometheus.Counter
 	getBytes prometheus.Counter
+
+	puts, gets, stats, pages, deletes, put, got atomic.Int64
 }
 
-var _ objectstore.Store = (*Store)(nil)
+var (
+	_ objectstore.Store    = (*Store)(nil)
+	_ prometheus.Collector = (*Store)(nil)
+)
 
-// New returns a store that counts what it passes on to inner, and registers its metrics, which fails if they are
-// registered already.
-func New(inner objectstore.Store, registerer prometheus.Registerer) (*Store, error) {
-	s := &Store{
+// Stats are what a store was asked since it was made, whatever came of it. They are what providers ask money for.
+type Stats struct {
+	Puts, Gets, Stats, Deletes int64
+	Lists                      int64 // pages of lists, of up to [ListPage] objects
+	PutBytes                   int64 // of objects that were put
+	GetBytes                   int64 // of ranges that were read
+}
+
+// ListPage is how many objects a page of a list has, which is one request: the most that S3 gives.
+const ListPage = 1000
+
+// New returns a store that counts what it passes on to inner.
+func New(inner objectstore.Store) *Store {
+	return &Store{
 		inner: inner,
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "varve_objectstore_requests_total",
@@ -47,12 +62,32 @@ func New(inner objectstore.Store, registerer prometheus.Registerer) (*Store, err
 			Help: "Bytes of ranges that were read. Failed reads do not count.",
 		}),
 	}
-	for _, collector := range []prometheus.Collector{s.requests, s.seconds, s.putBytes, s.getBytes} {
-		if err := registerer.Register(collector); err != nil {
-			return nil, fmt.Errorf("register metrics of object store: %w", err)
-		}
+}
+
+// Describe implements [prometheus.Collector].
+func (s *Store) Describe(to chan<- *prometheus.Desc) {
+	for _, c := range s.collectors() {
+		c.Describe(to)
 	}
-	return s, nil
+}
+
+// Collect implements [prometheus.Collector].
+func (s *Store) Collect(to chan<- prometheus.Metric) {
+	for _, c := range s.collectors() {
+		c.Collect(to)
+	}
+}
+
+func (s *Store) collectors() []prometheus.Collector {
+	return []prometheus.Collector{s.requests, s.seconds, s.putBytes, s.getBytes}
+}
+
+// Stats returns what was asked until now.
+func (s *Store) Stats() Stats {
+	return Stats{
+		Puts: s.puts.Load(), Gets: s.gets.Load(), Stats: s.stats.Load(), Lists: s.pages.Load(), Deletes: s.deletes.Load(),
+		PutBytes: s.put.Load(), GetBytes: s.got.Load(),
+	}
 }
 
 // String implements [objectstore.Store].
@@ -62,8 +97,9 @@ func (s *Store) String() string { return s.inner.String() }
 func (s *Store) Put(ctx context.Context, name string, body objectstore.Body) error {
 	start := time.Now()
 	err := s.inner.Put(ctx, name, body)
-	s.note("put", start, err)
+	s.note("put", &s.puts, start, err)
 	if err == nil {
+		s.put.Add(body.Size)
 		s.putBytes.Add(float64(body.Size))
 	}
 	return err
@@ -73,8 +109,9 @@ func (s *Store) Put(ctx context.Context, name string, body objectstore.Body) err
 func (s *Store) Get(ctx context.Context, name string, off int64, p []byte) error {
 	start := time.Now()
 	err := s.inner.Get(ctx, name, off, p)
-	s.note("get", start, err)
+	s.note("get", &s.gets, start, err)
 	if err == nil {
+		s.got.Add(int64(len(p)))
 		s.getBytes.Add(float64(len(p)))
 	}
 	return err
@@ -84,7 +121,7 @@ func (s *Store) Get(ctx context.Context, name string, off int64, p []byte) error
 func (s *Store) Stat(ctx context.Context, name string) (objectstore.Info, error) {
 	start := time.Now()
 	info, err := s.inner.Stat(ctx, name)
-	s.note("stat", start, err)
+	s.note("stat", &s.stats, start, err)
 	return info, err
 }
 
@@ -93,11 +130,15 @@ func (s *Store) List(ctx context.Context, prefix, after string) iter.Seq2[object
 	return func(yield func(objectstore.Info, error) bool) {
 		start := time.Now()
 		var failure error
+		objects := 0
 		s.inner.List(ctx, prefix, after)(func(info objectstore.Info, err error) bool {
-			failure = err
+			if failure = err; err == nil && objects > 0 && objects%ListPage == 0 {
+				s.pages.Add(1)
+			}
+			objects++
 			return yield(info, err)
 		})
-		s.note("list", start, failure)
+		s.note("list", &s.pages, start, failure)
 	}
 }
 
@@ -105,11 +146,12 @@ func (s *Store) List(ctx context.Context, prefix, after string) iter.Seq2[object
 func (s *Store) Delete(ctx context.Context, name string) error {
 	start := time.Now()
 	err := s.inner.Delete(ctx, name)
-	s.note("delete", start, err)
+	s.note("delete", &s.deletes, start, err)
 	return err
 }
 
-func (s *Store) note(op string, start time.Time, err error) {
+func (s *Store) note(op string, calls *atomic.Int64, start time.Time, err error) {
+	calls.Add(1)
 	s.requests.WithLabelValues(op, result(err)).Inc()
 	s.seconds.WithLabelValues(op).Observe(time.Since(start).Seconds())
 }

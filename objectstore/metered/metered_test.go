@@ -2,6 +2,7 @@ package metered_test
 
 import (
 	"maps"
+	"strconv"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,8 +20,8 @@ func TestContract(t *testing.T) {
 
 func wrap(t *testing.T, inner objectstore.Store, registry *prometheus.Registry) *metered.Store {
 	t.Helper()
-	s, err := metered.New(inner, registry)
-	if err != nil {
+	s := metered.New(inner)
+	if err := registry.Register(s); err != nil {
 		t.Fatal(err)
 	}
 	return s
@@ -65,8 +66,33 @@ func TestMetrics(t *testing.T) {
 	if got := gather(t, registry); !maps.Equal(got, want) {
 		t.Errorf("metrics are %v, want %v", got, want)
 	}
-	if _, err := metered.New(mem.New(), registry); err == nil {
-		t.Error("metrics were registered twice")
+	if got, want := s.Stats(), (metered.Stats{Puts: 3, Gets: 2, Stats: 1, Lists: 2, Deletes: 1, PutBytes: 100, GetBytes: 30}); got != want {
+		t.Errorf("stats are %+v, want %+v", got, want)
+	}
+}
+
+// TestPages: a list is a request for each page.
+func TestPages(t *testing.T) {
+	s := metered.New(mem.New())
+	objects := 0
+	for _, step := range []struct {
+		objects int
+		want    int64
+	}{{0, 1}, {metered.ListPage, 1}, {metered.ListPage + 1, 2}} {
+		for ; objects < step.objects; objects++ {
+			if err := s.Put(t.Context(), strconv.Itoa(objects), objectstore.Bytes(nil)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before := s.Stats().Lists
+		for _, err := range s.List(t.Context(), "", "") {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := s.Stats().Lists - before; got != step.want {
+			t.Errorf("a list of %d objects: %d requests, want %d", objects, got, step.want)
+		}
 	}
 }
 

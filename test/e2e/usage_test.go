@@ -26,7 +26,7 @@ func TestBadUsage(t *testing.T) {
 		args, env []string
 		want      string
 	}{
-		{[]string{"frobnicate"}, nil, `varve: varve: seen "frobnicate", want a command: agent, bench, dev`},
+		{[]string{"frobnicate"}, nil, `varve: varve: seen "frobnicate", want a command: agent, bench, cost, dev`},
 		{[]string{"dev", "extra"}, nil, `varve: varve dev: seen "extra", want flags only`},
 		{[]string{"dev", "--lissen", "x"}, nil, "varve: --lissen: seen an unknown flag, want a flag that varve dev --help lists"},
 		{[]string{"dev", "-x"}, nil, "varve: -x: seen an unknown flag"},
@@ -41,6 +41,8 @@ func TestBadUsage(t *testing.T) {
 		{[]string{"bench", "--duration", "long"}, nil, `varve: --duration: seen "long", want duration`},
 		{[]string{"status"}, nil, `varve: default of --data: seen "./varve-data", want the folder of a varve dev that runs, or --etcd`},
 		{[]string{"status", "--cluster", "prod"}, nil, `varve: --cluster: seen "prod" without --etcd`},
+		{[]string{"cost", "--prices", file}, nil, `varve: --prices: seen "` + file + `", want a file of prices like deploy/prices.yaml (no currency)`},
+		{[]string{"cost", "--etcd", "http://127.0.0.1:1"}, nil, "varve: --etcd: seen no --bucket, want --bucket URL"},
 		{[]string{"bench", "now"}, nil, `varve: varve bench: seen "now"`},
 		{[]string{"agent"}, nil, "varve: --etcd: seen none, want etcd's members"},
 		{agent[:3], nil, "varve: --bucket: seen none, want object store"},

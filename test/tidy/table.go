@@ -78,7 +78,7 @@ var homes = map[string][]string{
 	"github.com/minio":                  {"objectstore/minio"},
 	"github.com/prometheus":             {".", "agent/...", "objectstore/metered", "wal/peer", "protocol/peering"},
 	"github.com/spf13":                  {".", "agent/config"},
-	"github.com/goccy/go-yaml":          {"agent/config"},
+	"github.com/goccy/go-yaml":          {"agent/config", "agent/cost"},
 	"github.com/twmb/franz-go":          {},
 	"github.com/twmb/franz-go/pkg/kmsg": {"protocol/wire", "agent/..."},
 	"github.com/klauspost/compress":     {"protocol/batch"},
