@@ -130,6 +130,7 @@ type Agent struct {
 	stores       *stores
 	peers        *forward.Peers
 	bucket       *reach // deps.Store
+	space        space
 	draining     atomic.Bool
 	deleted      chan string // topics
 
