@@ -133,6 +133,7 @@ type Agent struct {
 	bucket       *reach         // deps.Store
 	requests     *metered.Store // below it
 	usage        *usage
+	space        space
 	draining     atomic.Bool
 	deleted      chan string // topics
 

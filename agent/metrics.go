@@ -47,6 +47,20 @@ func (a *Agent) measure() {
 	gauge("varve_commits", "Flushes in etcd, which some shard in them has not merged.",
 		func() float64 { n, _ := a.tails.Len(); return float64(n) })
 
+	gauge("varve_etcd_db_bytes", "Size of etcd's database on disk, as the member that was asked has it; it does not shrink until it is defragmented.",
+		func() float64 { return float64(a.space.status().SizeBytes) })
+	gauge("varve_etcd_db_used_bytes", "How much of etcd's database is in use: keys, and their history of some minutes.",
+		func() float64 { return float64(a.space.status().UsedBytes) })
+	gauge("varve_etcd_quota_bytes", "Size at which etcd refuses writes; 0 if it does not say (before etcd 3.6).",
+		func() float64 { return float64(a.space.status().QuotaBytes) })
+	gauge("varve_etcd_no_space", "1 while etcd refuses writes because its quota is used up, until an operator has made room and disarmed the alarm; 0 otherwise.",
+		func() float64 {
+			if a.space.status().NoSpace {
+				return 1
+			}
+			return 0
+		})
+
 	counter("varve_cache_hits_total", "Blocks of segments that a read found in memory or on their way.",
 		func() float64 { st := a.blocks.Stats(); return float64(st.Hits + st.Joins) })
 	counter("varve_cache_misses_total", "Blocks of segments that a read had to fetch, from the bucket or from another agent of the zone.",

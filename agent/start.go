@@ -155,6 +155,7 @@ func (a *Agent) follow(run context.Context) {
 		Store: a.deps.Store, Ledger: a.ledger, Index: a.index, Cluster: a.clusterID, Known: known, Broken: a.fatal, Now: a.deps.Now,
 	})
 	a.spawn(run, "follow the coordinator", a.view.Run)
+	a.spawn(run, "watch how full etcd is", a.watchSpace)
 	a.spawn(run, "index commits", a.follower.Run)
 	a.spawn(run, "write to the coordinator", func(ctx context.Context) error {
 		a.ledger.Run(ctx)
@@ -462,7 +463,8 @@ func (a *Agent) startFlush(run context.Context, record coordinator.Log, revision
 	})
 	a.flusher = flush.New(a.cfg.Flush, flush.Deps{
 		Writer: a.writer, Committed: a.follower.Committed, Now: a.deps.Now, Log: a.log,
-		Trim: func(entry int64) { a.wal.Trim(wal.EntryID(entry)) },
+		Trim:    func(entry int64) { a.wal.Trim(wal.EntryID(entry)) },
+		Crowded: func() bool { return a.cfg.Merge.Crowded(a.tails.Len()) },
 	})
 	a.flushing = a.spawn(run, "flush", a.flusher.Run)
 	a.spawn(run, "write-ahead log", func(ctx context.Context) error {

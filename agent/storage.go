@@ -27,7 +27,7 @@ func (a *Agent) startUpkeep(run context.Context) {
 		Manifests: a.manifests, Index: a.index, Partitions: a.partitions.All, Limits: a.limits, Now: a.deps.Now, Log: a.log,
 	}).Run)
 	a.spawn(run, "delete garbage", upkeep.NewSweeper(a.cfg.Garbage, upkeep.SweeperDeps{
-		KV: a.deps.KV, Store: a.deps.Store, Manifests: a.manifests, Now: a.deps.Now, Log: a.log,
+		KV: a.deps.KV, View: a.view, Store: a.deps.Store, Manifests: a.manifests, Now: a.deps.Now, Log: a.log,
 		Elected: func() bool {
 			holder, revision := a.view.Controller()
 			return revision != 0 && holder.Log == a.id

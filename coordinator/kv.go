@@ -17,8 +17,8 @@ var (
 	// ErrLimit: a transaction or value is larger than the store takes, writes a key twice or names none (see
 	// [CheckTxn]). A defect of the caller.
 	ErrLimit = errors.New("request over the coordinator's limits")
-	// ErrNoSpace: the store's quota is used up; reads and deletes still work. From etcd, a transaction's
-	// error is ErrUnknownOutcome too, because one that meets the quota only when it is applied is applied all the same;
+	// ErrNoSpace: the store's quota is used up; reads, transactions that only delete, compaction and the leases that there are still work, and
+	// new leases do not. It lasts until an operator ends it (KEYS.md). From etcd, a transaction's error is ErrUnknownOutcome too, because one that meets the quota only when it is applied is applied all the same;
 	// but it is settled, so a Get after the answer tells.
 	ErrNoSpace = errors.New("coordinator out of space")
 )
@@ -112,7 +112,10 @@ type KV interface {
 
 	// ClusterID identifies the store's data set: another id is another etcd, whatever its keys say.
 	ClusterID(ctx context.Context) (uint64, error)
-	// Status returns the database's size in bytes and the store's revision.
+	// Compact drops the history before rev, for everything that is in the store: a List below it and a Watch from below it fail with
+	// ErrCompacted. Its error is ErrUnavailable or ErrUnknownOutcome; that rev is compacted already is none.
+	Compact(ctx context.Context, rev int64) error
+	// Status returns the store's revision, and how large it is and may become. It is cheap however much the store holds.
 	Status(ctx context.Context) (Status, error)
 	// Close releases the connection. Calls under way end with an error.
 	Close() error
@@ -124,6 +127,10 @@ var ErrLeaseGone = errors.New("lease gone")
 // Status tells how the store is.
 type Status struct {
 	Revision  int64
-	SizeBytes int64 // of the database on disk
-	UsedBytes int64 // of it in use
+	SizeBytes int64 // of the database on disk; it does not shrink until an operator defragments it
+	UsedBytes int64 // of it in use: keys, and their history until it is compacted
+	// QuotaBytes is what SizeBytes may become before the store refuses writes with ErrNoSpace; 0 if it is not known.
+	QuotaBytes int64
+	// NoSpace: it does refuse them, and will until an operator has made room and said so.
+	NoSpace bool
 }

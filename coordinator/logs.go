@@ -15,6 +15,7 @@ var ErrPassedOver = errors.New("log number was passed over")
 // is still to be opened, or of another cluster, is the mark: see KEYS.md.
 type Logs struct {
 	Records []Log // by number
+	AsOf    int64 // revision at which they are so
 
 	revisions []int64 // of the records
 	mark      LogID   // a log below it that has no record is over, and will never have one
@@ -23,11 +24,11 @@ type Logs struct {
 
 // ListLogs returns the logs as of a revision; 0 is the newest.
 func ListLogs(ctx context.Context, kv KV, revision int64) (Logs, error) {
-	items, _, err := kv.List(ctx, PrefixLogs, revision)
+	items, asOf, err := kv.List(ctx, PrefixLogs, revision)
 	if err != nil {
 		return Logs{}, fmt.Errorf("list WAL logs: %w", err)
 	}
-	var l Logs
+	l := Logs{AsOf: asOf}
 	for _, item := range items {
 		if item.Key == KeyPastLog {
 			if l.mark, err = Decode[LogID](item); err != nil {

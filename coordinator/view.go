@@ -35,7 +35,7 @@ type View struct {
 	moves    map[ShardID]Move
 	// controller is absent with a zero revision.
 	controller Versioned[Controller]
-	commits    map[string]struct{}
+	commits    map[string]string // names of their segments, by key
 }
 
 // Versioned is a decoded value with the revision that wrote it, for later comparisons.
@@ -78,7 +78,7 @@ func (v *View) clear() {
 	v.shards = nil
 	v.moves = make(map[ShardID]Move)
 	v.controller = Versioned[Controller]{}
-	v.commits = make(map[string]struct{})
+	v.commits = make(map[string]string)
 }
 
 // Run keeps the view up to date until ctx ends; it returns ctx's error, or the error of a record that cannot be
@@ -227,11 +227,11 @@ func (v *View) applyCommit(e Event) error {
 		if _, known := v.commits[e.Key]; known {
 			return nil // a commit never changes
 		}
-		v.commits[e.Key] = struct{}{}
 		item.Revision, item.Bytes = e.ModRevision, len(e.Key)+len(e.Value)
 		if item.Commit, err = DecodeCommit(e.Value); err != nil {
 			return fmt.Errorf("decode %s: %w", e.Key, err)
 		}
+		v.commits[e.Key] = item.Commit.Object
 	}
 	if v.onCommit != nil {
 		v.onCommit(item)
@@ -418,6 +418,17 @@ func (v *View) Shards() []Shard {
 		all[i] = v.shards[i].Value
 	}
 	return all
+}
+
+// Segments returns the names of the segments of all commits that are there.
+func (v *View) Segments() map[string]bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	names := make(map[string]bool, len(v.commits))
+	for _, name := range v.commits {
+		names[name] = true
+	}
+	return names
 }
 
 // Moves returns where shards should be moved.

@@ -41,6 +41,8 @@ const (
 	partitionLoad = 64 << 10
 	// retryPause is the wait after a plan that could not be carried out.
 	retryPause = 200 * time.Millisecond
+	// roomPause is the wait if the coordinator has no room, for which an operator is needed.
+	roomPause = 3 * time.Second
 )
 
 // Deps is what a [Controller] works with.
@@ -68,6 +70,7 @@ type Controller struct {
 	balancer placement.Balancer
 	rates    map[coordinator.ShardID]int64 // bytes per second of shards, as their owners told last
 	rated    time.Time                     // when rates were read
+	history  history
 }
 
 // New returns a controller; [Controller.Run] makes it work.
@@ -85,6 +88,9 @@ func (c *Controller) Run(ctx context.Context) error {
 				c.deps.Logger.Warn("the plan of who leads which shard could not be carried out; trying again", "err", err)
 			}
 			again = retryPause
+			if errors.Is(err, coordinator.ErrNoSpace) {
+				again = roomPause
+			}
 		}
 		var timer <-chan time.Time
 		if again > 0 {
@@ -114,7 +120,7 @@ func (c *Controller) step(ctx context.Context) (time.Duration, error) {
 		c.deps.Logger.Info("controller of the cluster", "elected", elected, "controller", holder.Node)
 	}
 	if !elected {
-		c.balancer, c.rates, c.rated = placement.Balancer{}, nil, time.Time{}
+		c.balancer, c.rates, c.rated, c.history = placement.Balancer{}, nil, time.Time{}, history{}
 		return 0, nil
 	}
 	return c.plan(ctx, revision)
@@ -142,6 +148,7 @@ func (c *Controller) plan(ctx context.Context, revision int64) (time.Duration, e
 	if err := c.reap(ctx); err != nil { // first, since it makes room, and what follows may need some
 		return 0, err
 	}
+	c.compact(ctx)
 	logs, err := coordinator.ListLogs(ctx, c.deps.KV, 0)
 	if err != nil {
 		return 0, err

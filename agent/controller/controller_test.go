@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,6 +25,7 @@ type world struct {
 	agents map[coordinator.LogID]*member
 	late   func()       // before the next agent that runs writes its first wish
 	lists  atomic.Int64 // how often agents listed the logs
+	full   atomic.Bool  // etcd refuses puts
 }
 
 // member is an agent that takes part in the election.
@@ -106,7 +108,7 @@ func (w *world) run(id coordinator.LogID) *member {
 		}
 	}})
 	c := New(Deps{
-		KV: &lateKV{w.kv, w.late, &w.lists}, View: view, Tails: index.NewTails(), Node: int32(id) + 10, Log: id, Lease: func() int64 { return w.leases[id] }, Kick: kick,
+		KV: &lateKV{w.kv, w.late, &w.lists, &w.full}, View: view, Tails: index.NewTails(), Node: int32(id) + 10, Log: id, Lease: func() int64 { return w.leases[id] }, Kick: kick,
 		Willing: m.willing.Load, Logger: slog.New(slog.DiscardHandler),
 	})
 	m.ended.Go(func() { _ = view.Run(ctx) })
@@ -338,11 +340,12 @@ func TestOwnerEnds(t *testing.T) {
 	}
 }
 
-// lateKV lets something happen just before wishes are written, and counts how often logs are listed.
+// lateKV lets something happen just before wishes are written, counts how often logs are listed, and may have no space.
 type lateKV struct {
 	coordinator.KV
 	before func()
 	lists  *atomic.Int64
+	full   *atomic.Bool
 }
 
 func (k *lateKV) List(ctx context.Context, prefix string, rev int64) ([]coordinator.Item, int64, error) {
@@ -357,7 +360,16 @@ func (k *lateKV) Txn(ctx context.Context, compares []coordinator.Compare, ops []
 		k.before = nil
 		before()
 	}
+	if k.full.Load() && slices.ContainsFunc(ops, func(op coordinator.Op) bool { return !op.Delete }) {
+		return coordinator.TxnResult{}, fmt.Errorf("%w: %w", coordinator.ErrUnknownOutcome, coordinator.ErrNoSpace)
+	}
 	return k.KV.Txn(ctx, compares, ops)
+}
+
+func (k *lateKV) Status(ctx context.Context) (coordinator.Status, error) {
+	st, err := k.KV.Status(ctx)
+	st.NoSpace = k.full.Load()
+	return st, err
 }
 
 // TestTwoControllers: one that does not know yet that another one is the controller now can write no wish, and makes way.

@@ -6,7 +6,7 @@
 //
 // A cut is made when enough bytes have gathered, when the oldest batch is old enough, on [Flusher.Flush], and when the WAL is
 // full. While the bucket or etcd is away the queue grows until the WAL is full, which slows producers down; nothing is
-// ever dropped.
+// ever dropped. While merges are far behind, and the coordinator holds more commits than it should, the same happens but for a commit now and then.
 //
 // [Writer] is the part that uploads and commits; recovery uses it for the log of an agent that is gone.
 package flush
@@ -52,8 +52,10 @@ type Deps struct {
 	Committed func(coordinator.Commit, *segment.Footer) error
 	// Trim lets the WAL drop entries up to this one.
 	Trim func(entry int64)
-	Now  func() time.Time
-	Log  *slog.Logger
+	// Crowded reports whether there are too many commits that are not merged yet; nil for never.
+	Crowded func() bool
+	Now     func() time.Time
+	Log     *slog.Logger
 }
 
 // Flusher is the flush of one WAL log. It implements [ingest.Flusher].
@@ -68,6 +70,7 @@ type Flusher struct {
 	bytes     int           // in the queue
 	last      int64         // newest entry that ever was in the queue
 	hurry     int64         // entries up to this one are cut, once they are all durable, without waiting for more
+	asked     int64         // entries up to this one somebody waits for, in Flush
 	committed int64         // newest entry that is committed
 	advanced  chan struct{} // closed and replaced when committed grows
 	open      []time.Time   // since of each cut that is not committed yet, oldest first
@@ -124,6 +127,7 @@ func (f *Flusher) Hurry(entry int64) {
 func (f *Flusher) Flush(ctx context.Context) error {
 	f.mu.Lock()
 	last := f.last
+	f.asked = max(f.asked, last)
 	f.mu.Unlock()
 	f.Hurry(last)
 	for {
@@ -263,11 +267,43 @@ func (f *Flusher) next() (j *job, wait <-chan time.Time) {
 	return j, nil
 }
 
+const (
+	// crowdedMax is how long a commit waits for merges while there are too many: then it is made all the same, so that what cannot be merged slows down what can, and does not stop it.
+	crowdedMax = 30 * time.Second
+	// crowdedPause is how often it looks whether it may.
+	crowdedPause = 100 * time.Millisecond
+)
+
+// makeWay waits while there are too many commits, unless somebody waits for the commit that begins with that entry: a drain, or a shard's new leader, who will merge.
+func (f *Flusher) makeWay(ctx context.Context, first int64) error {
+	began := time.Now()
+	for told := false; f.deps.Crowded != nil && f.deps.Crowded(); told = true {
+		f.mu.Lock()
+		asked := f.asked >= first
+		f.mu.Unlock()
+		if asked || time.Since(began) >= crowdedMax {
+			return nil
+		}
+		if !told {
+			f.deps.Log.Warn("too many flushes are not merged yet: this one waits for merges", "atMost", crowdedMax)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(crowdedPause):
+		}
+	}
+	return nil
+}
+
 // commit waits for a job's upload and makes it part of the log.
 func (f *Flusher) commit(ctx context.Context, j *job) error {
 	<-j.done
 	if j.err != nil {
 		return j.err
+	}
+	if err := f.makeWay(ctx, j.staged.First); err != nil {
+		return err
 	}
 	c, err := f.deps.Writer.Commit(ctx, j.staged)
 	if err != nil {

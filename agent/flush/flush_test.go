@@ -468,3 +468,32 @@ func TestLastStable(t *testing.T) {
 		}
 	})
 }
+
+// TestCrowded: while merges are behind, commits wait for them, but not for ever, and not those that somebody waits for.
+func TestCrowded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.crowded.Store(true)
+		w.run(eachBatch)
+		w.durable(10)
+		w.durable(10)
+		time.Sleep(crowdedMax - time.Second)
+		w.check(0)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		w.check(1)
+		w.crowded.Store(false)
+		time.Sleep(2 * crowdedPause)
+		synctest.Wait()
+		w.check(2)
+		w.crowded.Store(true)
+		w.durable(10)
+		w.durable(10)
+		began := time.Now()
+		w.flush()
+		w.check(4)
+		if waited := time.Since(began); waited > 2*crowdedPause {
+			t.Errorf("who waits for a flush waited %v for merges", waited)
+		}
+	})
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -42,6 +43,8 @@ type world struct {
 	entry  int64 // last that was durable
 	offset int64
 	open   int64 // offset from which a transaction is open; 0 for none
+
+	crowded atomic.Bool
 }
 
 func newWorld(t *testing.T) *world {
@@ -74,6 +77,7 @@ func (w *world) writer() *Writer {
 func (w *world) run(cfg Config) {
 	w.flusher = New(cfg, Deps{
 		Writer: w.writer(), Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		Crowded: w.crowded.Load,
 		Committed: func(c coordinator.Commit, f *segment.Footer) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()

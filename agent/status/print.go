@@ -23,7 +23,7 @@ func (r *Report) WriteTable(w io.Writer) error {
 	line := func(cells ...string) { _, _ = fmt.Fprintln(t, strings.Join(cells, "\t")) } // Flush gives the error
 	line("cluster " + r.Name + ", " + r.ID)
 	line("shards " + r.shards())
-	line(fmt.Sprintf("etcd %s of %s in use, revision %d, %s", size(r.Etcd.UsedBytes), size(r.Etcd.SizeBytes), r.Revision, count(r.Etcd.Commits, "commit")))
+	line("etcd " + r.etcd())
 	line()
 	line("NODE", "STATE", "ZONE", "SHARDS", "PRODUCED", "CONSUMED", "UNFLUSHED", "OLDEST", "KAFKA", "PEERS")
 	for _, a := range r.Agents {
@@ -61,6 +61,14 @@ func (r *Report) shards() string {
 		return s + "nobody"
 	}
 	return s + "node " + node(r.Controller)
+}
+
+func (r *Report) etcd() string {
+	quota := ""
+	if r.Etcd.QuotaBytes > 0 {
+		quota = ", quota " + size(r.Etcd.QuotaBytes)
+	}
+	return fmt.Sprintf("%s of %s in use%s, revision %d, %s", size(r.Etcd.UsedBytes), size(r.Etcd.SizeBytes), quota, r.Revision, count(r.Etcd.Commits, "commit"))
 }
 
 func (l *Log) state() string {

@@ -39,7 +39,7 @@ func Read(ctx context.Context, kv coordinator.KV) (Records, error) {
 	if err != nil {
 		return r, fmt.Errorf("read the size of the database: %w", err)
 	}
-	r.SizeBytes, r.UsedBytes = st.SizeBytes, st.UsedBytes
+	r.SizeBytes, r.UsedBytes, r.QuotaBytes, r.NoSpace = st.SizeBytes, st.UsedBytes, st.QuotaBytes, st.NoSpace
 	return r, nil
 }
 

@@ -26,6 +26,9 @@ import (
 // flushLate is how long a batch may wait until the agent that has it counts as unable to flush: several times what a flush waits for more.
 const flushLate = 30 * time.Second
 
+// fullTenths is how many tenths of the coordinator's quota may be in use until it counts as nearly full.
+const fullTenths = 8
+
 // Records is what the coordinator holds of a cluster's state.
 type Records struct {
 	Revision   int64
@@ -41,6 +44,8 @@ type Records struct {
 	Commits    int
 	SizeBytes  int64 // of the coordinator's database
 	UsedBytes  int64 // of it in use
+	QuotaBytes int64 // what it may become; 0 if that is not known
+	NoSpace    bool  // the coordinator refuses writes, as the quota is used up
 }
 
 // Report is how a cluster is. Its JSON is for machines: fields may be added, and stay otherwise.
@@ -61,9 +66,11 @@ type Report struct {
 
 // Etcd is how much the coordinator holds.
 type Etcd struct {
-	Commits   int   `json:"commits"`
-	SizeBytes int64 `json:"size_bytes"` // of the database
-	UsedBytes int64 `json:"used_bytes"` // of it in use
+	Commits    int   `json:"commits"`
+	SizeBytes  int64 `json:"size_bytes"`  // of the database
+	UsedBytes  int64 `json:"used_bytes"`  // of it in use
+	QuotaBytes int64 `json:"quota_bytes"` // what the database may become; 0 if that is not known
+	NoSpace    bool  `json:"no_space"`    // it refuses writes, as the quota is used up
 }
 
 // Agent is one that is registered.
@@ -123,10 +130,17 @@ func Make(name string, r Records) Report {
 	}
 	m.report = Report{
 		Name: name, ID: r.Cluster.ID, Revision: r.Revision, Problems: []string{}, Shards: int(r.Cluster.Shards), Moves: r.Moves,
-		Leaderless: []uint32{}, Agents: []Agent{}, Logs: []Log{}, Etcd: Etcd{Commits: r.Commits, SizeBytes: r.SizeBytes, UsedBytes: r.UsedBytes},
+		Leaderless: []uint32{}, Agents: []Agent{}, Logs: []Log{},
+		Etcd: Etcd{Commits: r.Commits, SizeBytes: r.SizeBytes, UsedBytes: r.UsedBytes, QuotaBytes: r.QuotaBytes, NoSpace: r.NoSpace},
 	}
 	if m.living[r.Controller.Log] != nil {
 		m.report.Controller = r.Controller.Node
+	}
+	switch {
+	case r.NoSpace:
+		m.problem("etcd has no space left and refuses writes, until it is defragmented and its alarm disarmed")
+	case r.QuotaBytes > 0 && r.UsedBytes > r.QuotaBytes/10*fullTenths:
+		m.problem("etcd is nearly full: %s of its quota of %s are in use", size(r.UsedBytes), size(r.QuotaBytes))
 	}
 	if len(r.Agents) == 0 {
 		m.problem("no agent is registered")

@@ -103,6 +103,15 @@ func TestProblems(t *testing.T) {
 			"node 3 cannot lead 2 shards, of which something is damaged or missing in the bucket: 4-5",
 		}},
 		{"no flush of an earlier incarnation", func(r *status.Records) { r.Unflushed[2] = coordinator.Unflushed{Log: 1, OldestMs: 61_000} }, nil},
+		{"nearly full", func(r *status.Records) { r.UsedBytes, r.SizeBytes, r.QuotaBytes = 9<<20, 10<<20, 10<<20 }, []string{
+			"etcd is nearly full: 9.0 MiB of its quota of 10.0 MiB are in use",
+		}},
+		{"a file that was full", func(r *status.Records) { r.SizeBytes, r.QuotaBytes = 9<<20, 10<<20 }, nil},
+		{"full", func(r *status.Records) {
+			r.UsedBytes, r.SizeBytes, r.QuotaBytes, r.NoSpace = 9<<20, 10<<20, 10<<20, true
+		}, []string{
+			"etcd has no space left and refuses writes, until it is defragmented and its alarm disarmed",
+		}},
 		{"scaled to zero", func(r *status.Records) {
 			r.Agents, r.Logs = nil, []coordinator.Log{{ID: 1, Closed: true}}
 		}, []string{"no agent is registered"}},
@@ -122,6 +131,7 @@ func TestProblems(t *testing.T) {
 func TestTable(t *testing.T) {
 	records := well()
 	lose(&records, 3)
+	records.QuotaBytes = 2 << 30
 	records.Agents[1].State, records.Agents[1].Zone = coordinator.AgentStarting, ""
 	delete(records.Unflushed, 2)
 	records.Loads[2] = coordinator.Load{Log: 1, Produced: 1} // of an earlier incarnation
@@ -137,7 +147,7 @@ func TestTable(t *testing.T) {
 	const want = `
 cluster test, id
 shards 6, 2 without a leader, 0 to be handed over, planned by node 2
-etcd 1.0 MiB of 3.0 MiB in use, revision 70, 12 commits
+etcd 1.0 MiB of 3.0 MiB in use, quota 2.0 GiB, revision 70, 12 commits
 
 NODE  STATE     ZONE  SHARDS  PRODUCED   CONSUMED   UNFLUSHED  OLDEST  KAFKA        PEERS
 1     serving   z     2       3.0 MiB/s  2.5 MiB/s  1.5 KiB    2.5s    broker:9092  broker:9093

@@ -36,6 +36,7 @@ func DefaultGarbageConfig() GarbageConfig {
 // SweeperDeps is what a [Sweeper] works with.
 type SweeperDeps struct {
 	KV        coordinator.KV
+	View      *coordinator.View
 	Store     objectstore.Store
 	Manifests *Manifests
 	// Elected reports whether this agent is the cluster's controller, which looks after the segments of commits.
@@ -50,6 +51,9 @@ type Sweeper struct {
 	deps SweeperDeps
 	seen map[string]time.Time // segments of commits that are garbage, since when
 }
+
+// viewMax bounds how long the view may be behind what was just read; it is some seconds where nothing happens.
+const viewMax = 30 * time.Second
 
 // NewSweeper returns a sweeper; [Sweeper.Run] makes it work.
 func NewSweeper(cfg GarbageConfig, deps SweeperDeps) *Sweeper {
@@ -99,23 +103,17 @@ func (s *Sweeper) sweepCommits(ctx context.Context) error {
 		}
 		names = append(names, info.Name)
 	}
-	// After the listing, and in this order: a commit that the record counts was made before the commits are listed.
+	// After the listing, and in this order: a commit that a record counts was made before, and the view has seen all that was.
 	logs, err := coordinator.ListLogs(ctx, s.deps.KV, 0)
 	if err != nil {
 		return err
 	}
-	items, _, err := s.deps.KV.List(ctx, coordinator.PrefixCommits, 0)
-	if err != nil {
-		return fmt.Errorf("list commits: %w", err)
+	seen, cancel := context.WithTimeout(ctx, viewMax)
+	defer cancel()
+	if err := s.deps.View.Wait(seen, logs.AsOf); err != nil {
+		return fmt.Errorf("look for commits: %w", err)
 	}
-	named := make(map[string]bool, len(items))
-	for _, item := range items {
-		c, err := coordinator.DecodeCommit(item.Value)
-		if err != nil {
-			return fmt.Errorf("decode %s: %w", item.Key, err)
-		}
-		named[c.Object] = true
-	}
+	named := s.deps.View.Segments()
 	now, still := s.deps.Now(), make(map[string]time.Time)
 	for _, name := range names {
 		if named[name] || !isOver(name, &logs) {

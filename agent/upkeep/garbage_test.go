@@ -1,10 +1,17 @@
 package upkeep
 
 import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/manifest"
+	"github.com/varve-io/varve/objectstore/mem"
 	"github.com/varve-io/varve/objectstore/segment"
 )
 
@@ -63,5 +70,67 @@ func TestIsLeft(t *testing.T) {
 		if got := isLeft(name, m, 6); got != want {
 			t.Errorf("%s: %v, want %v", name, got, want)
 		}
+	}
+}
+
+// noCommits refuses to list commits.
+type noCommits struct {
+	coordinator.KV
+	t *testing.T
+}
+
+func (k noCommits) List(ctx context.Context, prefix string, rev int64) ([]coordinator.Item, int64, error) {
+	if prefix == coordinator.PrefixCommits {
+		k.t.Error("all commits are read")
+	}
+	return k.KV.List(ctx, prefix, rev)
+}
+
+// TestSweepCommits: of a log's segments those stay that commits name, or may name yet; what commits there are the view tells.
+func TestSweepCommits(t *testing.T) {
+	kv, bucket := memkv(t), mem.New()
+	view := coordinator.NewView(kv, coordinator.ViewConfig{Log: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = view.Run(ctx) })
+	defer running.Wait()
+	defer cancel()
+	name := func(commit uint64, attempt uint32) string {
+		return segment.ID{Log: 7, Fence: 1, Commit: commit, Attempt: attempt}.Name()
+	}
+	left, named, failed, next := name(1, 0), name(2, 1), name(2, 0), name(3, 0)
+	for _, name := range []string{left, named, failed, next} {
+		if err := bucket.Put(ctx, name, objectstore.Body{Parts: [][]byte{{1}}, Size: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := coordinator.Commit{Log: 7, Number: 2, Object: named}
+	if _, err := kv.Txn(ctx, nil, []coordinator.Op{
+		{Key: coordinator.KeyCluster, Value: coordinator.Encode(coordinator.Cluster{Shards: 1})},
+		{Key: coordinator.KeyLog(7), Value: coordinator.Encode(coordinator.Log{ID: 7, Commits: 2})},
+		{Key: coordinator.KeyCommit(7, 2), Value: c.Encode()},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	s := NewSweeper(GarbageConfig{Grace: time.Minute}, SweeperDeps{
+		KV: noCommits{kv, t}, View: view, Store: bucket, Now: func() time.Time { return now }, Log: slog.New(slog.DiscardHandler),
+	})
+	for _, want := range [][]string{{left, failed, named, next}, {named, next}} {
+		if err := s.sweepCommits(ctx); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for info, err := range bucket.List(ctx, "", "") {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, info.Name)
+		}
+		slices.Sort(want)
+		if slices.Sort(got); !slices.Equal(got, want) {
+			t.Errorf("the bucket holds\n%q\nwant\n%q", got, want)
+		}
+		now = now.Add(time.Minute)
 	}
 }

@@ -22,6 +22,15 @@ func DefaultMergeConfig() MergeConfig {
 	return MergeConfig{DataBytes: MergeDataBytesMax, CommitsMax: 1000, KeyBytesMax: 16 << 20, AgeMax: time.Hour}
 }
 
+// crowd is how many times as much as makes shards merge whatever they have is so much that merges cannot keep up.
+const crowd = 16
+
+// Crowded reports whether so many commits are in the coordinator, or they take so much there, that flushes must wait until merges have caught up: nothing else bounds
+// them but the coordinator's quota, at which merges could not go on either.
+func (c MergeConfig) Crowded(commits, bytes int) bool {
+	return commits > crowd*c.CommitsMax || bytes > crowd*c.KeyBytesMax
+}
+
 // MergeDataBytesMax bounds the batches in a merged segment: with its footer the object stays below [objectstore.ObjectBytesMax].
 const MergeDataBytesMax = 48 << 20
 

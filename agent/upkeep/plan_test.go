@@ -98,3 +98,15 @@ func TestSegmentsAreFew(t *testing.T) {
 		t.Errorf("%d segments of %d bytes", len(live), merges)
 	}
 }
+
+func TestCrowded(t *testing.T) {
+	c := MergeConfig{CommitsMax: 10, KeyBytesMax: 1000}
+	for _, test := range []struct {
+		commits, bytes int
+		want           bool
+	}{{0, 0, false}, {11, 1001, false}, {160, 16000, false}, {161, 0, true}, {1, 16001, true}} {
+		if got := c.Crowded(test.commits, test.bytes); got != test.want {
+			t.Errorf("%d commits of %d bytes: %v", test.commits, test.bytes, got)
+		}
+	}
+}

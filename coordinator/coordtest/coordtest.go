@@ -2,12 +2,11 @@
 //
 //	coordtest.Run(t, func(t *testing.T) coordinator.KV { return mem.New(mem.Config{ClusterID: 1}) })
 //
-// Beside the interface, the suite needs [Compactor]. Time passes by itself unless the implementation is a [Clock].
+// Time passes by itself unless the implementation is a [Clock].
 // Several stores may share a server, each with a prefix of its own, if nothing else compacts that server's history.
 package coordtest
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"runtime"
@@ -19,11 +18,6 @@ import (
 
 // patience is how long the suite waits for something that must happen.
 const patience = 30 * time.Second
-
-// Compactor drops history before a revision.
-type Compactor interface {
-	Compact(ctx context.Context, rev int64) error
-}
 
 // Clock is an implementation whose time passes by hand.
 type Clock interface {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -81,9 +82,9 @@ func (s *Store) ClusterID(ctx context.Context) (uint64, error) {
 }
 
 // Status implements [coordinator.KV]. The sizes are those of the member that happens to answer; members differ by when
-// they were defragmented.
+// they were defragmented. An etcd before 3.6 does not tell its quota, and one that has none says so by 0.
 func (s *Store) Status(ctx context.Context) (coordinator.Status, error) {
-	resp, err := s.read(ctx, clientv3.OpGet(s.cfg.Prefix, clientv3.WithCountOnly()))
+	resp, err := s.read(ctx, clientv3.OpGet(s.cfg.Prefix))
 	if err != nil {
 		return coordinator.Status{}, fmt.Errorf("status: %w", err)
 	}
@@ -97,11 +98,17 @@ func (s *Store) Status(ctx context.Context) (coordinator.Status, error) {
 	if err != nil {
 		return coordinator.Status{}, fmt.Errorf("status: %w", readError(err))
 	}
-	return coordinator.Status{Revision: resp.Header.Revision, SizeBytes: sizes.DbSize, UsedBytes: sizes.DbSizeInUse}, nil
+	return coordinator.Status{
+		Revision: resp.Header.Revision, SizeBytes: sizes.DbSize, UsedBytes: sizes.DbSizeInUse, QuotaBytes: max(sizes.DbSizeQuota, 0),
+		NoSpace: slices.ContainsFunc(sizes.Errors, func(text string) bool { return strings.Contains(text, noSpaceAlarm) }),
+	}, nil
 }
 
-// Compact drops the history before rev, for all of etcd: a List below it and a Watch from below it fail with
-// ErrCompacted. Its error is ErrUnavailable or ErrUnknownOutcome; that rev is compacted already is none.
+// noSpaceAlarm stands in an answer's errors for each member whose alarm is raised. The alarm of one is enough: all refuse writes then. The
+// list of alarms itself would cost an entry of the raft log each time.
+var noSpaceAlarm = "alarm:" + etcdserverpb.AlarmType_NOSPACE.String()
+
+// Compact implements [coordinator.KV], for all of etcd, whatever the prefix.
 func (s *Store) Compact(ctx context.Context, rev int64) error {
 	ctx, cancel, client, err := s.begin(ctx)
 	if err != nil {

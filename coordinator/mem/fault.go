@@ -21,6 +21,7 @@ const (
 	CallRevoke
 	CallClusterID
 	CallStatus
+	CallCompact
 )
 
 // FaultKind is what happens to a call.

@@ -251,11 +251,13 @@ func (s *Store) keysWithPrefix(prefix string) []string {
 	return keys
 }
 
-// Compact forgets history before rev: a List below it and a Watch from below it fail with ErrCompacted. A rev that is
-// compacted already does nothing.
-func (s *Store) Compact(_ context.Context, rev int64) error {
+// Compact implements [coordinator.KV].
+func (s *Store) Compact(ctx context.Context, rev int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.begin(ctx, CallCompact); err != nil {
+		return fmt.Errorf("compact to revision %d: %w", rev, err)
+	}
 	if rev > s.revision {
 		return fmt.Errorf("compact to revision %d: %w: the newest is %d", rev, coordinator.ErrUnavailable, s.revision)
 	}
@@ -301,7 +303,7 @@ func (s *Store) ClusterID(ctx context.Context) (uint64, error) {
 	return s.cfg.ClusterID, nil
 }
 
-// Status implements [coordinator.KV]. The sizes count keys and values of all versions, and of those that exist.
+// Status implements [coordinator.KV]. The size and what is in use are the same: keys and values of all versions.
 func (s *Store) Status(ctx context.Context) (coordinator.Status, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -310,14 +312,11 @@ func (s *Store) Status(ctx context.Context) (coordinator.Status, error) {
 	}
 	status := coordinator.Status{Revision: s.revision}
 	for key, versions := range s.keys {
-		for i, v := range versions {
-			size := int64(len(key) + len(v.item.Value))
-			status.SizeBytes += size
-			if i == len(versions)-1 && !v.deleted {
-				status.UsedBytes += size
-			}
+		for _, v := range versions {
+			status.UsedBytes += int64(len(key) + len(v.item.Value))
 		}
 	}
+	status.SizeBytes = status.UsedBytes
 	return status, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"regexp"
+	"strconv"
 	"testing"
 
 	"github.com/minio/minio-go/v7"
@@ -119,6 +120,8 @@ type EtcdOptions struct {
 	Data string
 	// Listen is the address for clients; empty means a free loopback port.
 	Listen string
+	// QuotaBytes is what its database may become; 0 means etcd's own default.
+	QuotaBytes int64
 	// Under is what VarveOptions.Under is.
 	Under   []string
 	started func(*Server)
@@ -155,6 +158,7 @@ func StartEtcd(ctx context.Context, o EtcdOptions) (*Server, error) {
 			"--listen-peer-urls", "http://" + peer, "--initial-advertise-peer-urls", "http://" + peer,
 			"--initial-cluster", member + "=http://" + peer,
 			"--heartbeat-interval", "20", "--election-timeout", "200",
+			"--quota-backend-bytes", strconv.FormatInt(o.QuotaBytes, 10),
 		},
 		ready: regexp.MustCompile(`ready to serve client requests`),
 	})

@@ -264,6 +264,14 @@ func (b *agentBucket) Put(ctx context.Context, name string, body objectstore.Bod
 	return err
 }
 
+// Delete implements objectstore.Store.
+func (b *agentBucket) Delete(ctx context.Context, name string) error {
+	if change := b.w.broken.deletes; change != nil {
+		name = change(b.w, name)
+	}
+	return b.Store.Delete(ctx, name)
+}
+
 // Get implements objectstore.Store.
 func (b *agentBucket) Get(ctx context.Context, name string, off int64, p []byte) (err error) {
 	parked := b.call(ctx, "get "+name, nil, func(e effect) {

@@ -49,6 +49,9 @@ type breakage struct {
 	// lists changes what a List answers.
 	lists func(prefix string, items []coordinator.Item) []coordinator.Item
 
+	// deletes changes which object is deleted.
+	deletes func(w *world, name string) string
+
 	noSync          bool // appends are acknowledged before they are synced
 	forgetProducers bool // a new leader restores no idempotent producers
 	squat           bool // somebody else's objects have the names of the first attempts

@@ -5,6 +5,7 @@ import (
 
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore/manifest"
+	"github.com/varve-io/varve/objectstore/segment"
 	"github.com/varve-io/varve/protocol"
 )
 
@@ -58,10 +59,24 @@ func changedManifests(change func(*manifest.Partition)) func(name string, conten
 	}
 }
 
-// Who looks for garbage does not see the newest commits.
-var sweptInUse = breakage{name: "take segments of commits for garbage", lists: func(prefix string, items []coordinator.Item) []coordinator.Item {
-	if prefix == coordinator.PrefixCommits {
-		return nil
+// Who looks for garbage takes the newest commit's segment for it.
+var sweptInUse = breakage{name: "take segments of commits for garbage", deletes: func(w *world, name string) string {
+	if id, err := segment.ParseName(name); err != nil || id.Level != segment.Flushed {
+		return name
 	}
-	return items
+	commits, _, err := w.kv.List(w.ctx, coordinator.PrefixCommits, 0)
+	if err != nil {
+		panic(err)
+	}
+	var newest int64
+	for _, it := range commits {
+		if it.ModRevision > newest {
+			commit, err := coordinator.DecodeCommit(it.Value)
+			if err != nil {
+				panic(err)
+			}
+			name, newest = commit.Object, it.ModRevision
+		}
+	}
+	return name
 }}

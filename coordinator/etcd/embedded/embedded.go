@@ -30,10 +30,9 @@ const (
 	memberName = "varve"
 	peerURL    = "http://127.0.0.1:2380" // never dialled; part of the stored membership, so it must not change
 
-	tickMs          = 50 // of raft's clock; each tick costs CPU while idle
-	electionMs      = 250
-	quotaBytes      = 4 << 30
-	historyDuration = "10m" // kept before it is compacted
+	tickMs     = 50 // of raft's clock; each tick costs CPU while idle
+	electionMs = 250
+	quotaBytes = 4 << 30
 )
 
 // Errors that tell whether another process uses the data directory.
@@ -118,8 +117,6 @@ func (s *Server) config(cfg Config) (*embed.Config, error) {
 	c.TickMs = tickMs
 	c.ElectionMs = electionMs
 	c.QuotaBackendBytes = quotaBytes
-	c.AutoCompactionMode = embed.CompactorModePeriodic
-	c.AutoCompactionRetention = historyDuration
 	c.UnsafeNoFsync = cfg.UnsafeNoFsync
 	c.EnableGRPCGateway = false
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(slogCore{logger: logger, closing: &s.closing}))
