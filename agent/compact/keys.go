@@ -16,8 +16,9 @@ type Keys struct {
 	record       batch.Record
 }
 
-// NewKeys returns a first pass over [from, bound) that fills the map, which must be empty. aborted are the aborted transactions that begin below bound.
+// NewKeys returns a first pass over [from, bound). It empties the map, and fills it. aborted are the aborted transactions that begin below bound.
 func NewKeys(offsets *OffsetMap, d *batch.Decompressor, from, bound protocol.Offset, aborted []Aborted) *Keys {
+	offsets.Reset(int64(bound - from)) // there are no more records than that
 	return &Keys{offsets: offsets, decompressor: d, from: from, bound: bound, aborts: newAborts(aborted)}
 }
 

@@ -42,11 +42,10 @@ func NewOffsetMap(bytesMax int) *OffsetMap {
 	return m
 }
 
-// Reset empties the map, and makes room for that many keys, if that is within its bound. The number is that of the
-// records to come: more is a waste of memory, with less the map is full earlier.
+// Reset empties the map, and makes room for that many keys, or as many as are within its bound.
 func (m *OffsetMap) Reset(keys int64) {
 	n := m.slotsMax
-	if keys < int64(n) { // else it is too much, and might overflow
+	if keys = max(keys, 0); keys < int64(n) { // else it is too much, and might overflow
 		n = min(n, int(keys*loadDenominator/loadNumerator)+2)
 	}
 	if n > cap(m.slots) {

@@ -78,9 +78,10 @@ type world struct {
 	senders  []*sender
 	newest   map[protocol.ProducerID]compact.Newest // of producers that are remembered
 
-	covered map[protocol.Offset]int64 // when a cleaning first went beyond the batch with that last offset
-	vacant  map[protocol.Offset]int64 // when a cleaning first found that a marker's transaction has no batch left
-	broken  breakage
+	covered           map[protocol.Offset]int64 // when a cleaning first went beyond the batch with that last offset
+	vacant            map[protocol.Offset]int64 // when a cleaning first found that a marker's transaction has no batch left
+	broken            breakage
+	deleteRetentionMs int64
 
 	decompressor *batch.Decompressor
 	filter       *batch.Filter
@@ -107,7 +108,7 @@ const (
 func newWorld(seed uint64, broken breakage) *world {
 	d := batch.NewDecompressor(plainBytesMax)
 	w := &world{
-		broken: broken, decompressor: d, filter: batch.NewFilter(d), builders: make(map[batch.Codec]*batch.Builder),
+		broken: broken, deleteRetentionMs: deleteRetentionMs, decompressor: d, filter: batch.NewFilter(d), builders: make(map[batch.Codec]*batch.Builder),
 		rng: rand.New(rand.NewPCG(seed, 1)), nowMs: 1_700_000_000_000,
 		newest: make(map[protocol.ProducerID]compact.Newest), covered: make(map[protocol.Offset]int64), vacant: make(map[protocol.Offset]int64),
 	}
@@ -231,7 +232,6 @@ func (w *world) clean(bound protocol.Offset) error {
 	if err != nil {
 		return err
 	}
-	w.offsets.Reset(1000)
 	keys := compact.NewKeys(w.offsets, w.decompressor, w.cleaned, bound, unless(w.broken == keysOfAborted, aborted))
 	for i := range w.log {
 		if full, err := keys.Add(&w.log[i].h, w.log[i].b); err != nil {
@@ -246,7 +246,7 @@ func (w *world) clean(bound protocol.Offset) error {
 	}
 	w.note(end)
 	cleaning := compact.Cleaning{
-		End: end, Bound: bound, Aborted: unless(w.broken == recordsOfAborted, aborted), Newest: w.newest, NowMs: w.nowMs, DeleteRetentionMs: deleteRetentionMs,
+		End: end, Bound: bound, Aborted: unless(w.broken == recordsOfAborted, aborted), Newest: w.newest, NowMs: w.nowMs, DeleteRetentionMs: w.deleteRetentionMs,
 	}
 	if w.broken == producersForgotten {
 		cleaning.Newest = nil
