@@ -44,7 +44,7 @@ func run(seed uint64, broken breakage) error {
 			}
 		}
 		w.nowMs += w.rng.Int64N(deleteRetentionMs)
-		if err := w.clean(w.bound()); err != nil {
+		if err := w.clean(w.bound(), w.rng.IntN(4) == 0); err != nil {
 			return fmt.Errorf("cleaning %d: %w", round, err)
 		}
 		if err := w.check(); err != nil {
@@ -59,13 +59,13 @@ func run(seed uint64, broken breakage) error {
 		}
 	}
 	for w.cleaned < w.stable() {
-		if err := w.clean(w.stable()); err != nil {
+		if err := w.clean(w.stable(), false); err != nil {
 			return err
 		}
 	}
 	for range 4 { // enough for markers: their transaction empty, its last batch gone, the horizon set, gone
 		w.nowMs += deleteRetentionMs
-		if err := w.clean(w.stable()); err != nil {
+		if err := w.clean(w.stable(), false); err != nil {
 			return err
 		}
 		if err := w.check(); err != nil {
@@ -103,7 +103,7 @@ func (w *world) check() error {
 	if err != nil {
 		return err
 	}
-	for _, check := range []func(map[protocol.Offset]batch.Marker) error{w.checkBatches, w.checkReaders, w.checkClean, w.checkMarkers} {
+	for _, check := range []func(map[protocol.Offset]batch.Marker) error{w.checkBatches, w.checkReaders, w.checkClean, w.checkNewest, w.checkMarkers} {
 		if err := check(ended); err != nil {
 			return err
 		}
@@ -125,14 +125,14 @@ func (w *world) checkBatches(map[protocol.Offset]batch.Marker) error {
 			return fmt.Errorf("batch [%d,%d] after %d was never appended", e.h.BaseOffset, e.h.LastOffset(), next)
 		}
 		next = e.h.NextOffset()
-		if e.h.BaseOffset >= w.cleaned && !bytes.Equal(e.b, was.b) {
-			return fmt.Errorf("batch at %d has changed, beyond the end %d of the cleaning", e.h.BaseOffset, w.cleaned)
+		if e.h.BaseOffset >= w.touched && !bytes.Equal(e.b, was.b) {
+			return fmt.Errorf("batch at %d has changed, beyond the end %d of any cleaning", e.h.BaseOffset, w.touched)
 		}
 		if e.h.ProducerID != was.h.ProducerID || e.h.ProducerEpoch != was.h.ProducerEpoch || e.h.BaseSequence != was.h.BaseSequence || e.h.LeaderEpoch != was.h.LeaderEpoch ||
 			e.h.Attributes.Transactional() != was.h.Attributes.Transactional() || e.h.Attributes.Control() != was.h.Attributes.Control() {
 			return fmt.Errorf("header of the batch at %d is %+v, was %+v", e.h.BaseOffset, e.h, was.h)
 		}
-		if err := compareRecords(e, was, w.cleaned); err != nil {
+		if err := compareRecords(e, was, w.touched); err != nil {
 			return err
 		}
 	}
@@ -142,7 +142,7 @@ func (w *world) checkBatches(map[protocol.Offset]batch.Marker) error {
 	return nil
 }
 
-func compareRecords(e, was *entry, cleaned protocol.Offset) error {
+func compareRecords(e, was *entry, touched protocol.Offset) error {
 	texts := make(map[protocol.Offset]string)
 	for _, r := range was.records {
 		texts[r.offset] = r.text
@@ -156,8 +156,8 @@ func compareRecords(e, was *entry, cleaned protocol.Offset) error {
 		delete(texts, r.offset)
 	}
 	for offset := range texts {
-		if offset >= cleaned {
-			return fmt.Errorf("record %s is gone, beyond the end %d of the cleaning", texts[offset], cleaned)
+		if offset >= touched {
+			return fmt.Errorf("record %s is gone, beyond the end %d of any cleaning", texts[offset], touched)
 		}
 	}
 	if len(e.records) > 0 && largest != e.h.MaxTimestamp {
@@ -211,9 +211,13 @@ func (w *world) checkReaders(ended map[protocol.Offset]batch.Marker) error {
 	if err := w.compare("committed", committed(endedHere), committed(ended)); err != nil {
 		return err
 	}
-	return w.compare("uncommitted", func(*entry, *read) bool { return true }, func(e *entry, r *read) bool {
+	there := make(map[protocol.Offset]bool)
+	for i := range w.log {
+		there[w.log[i].h.BaseOffset] = len(w.log[i].records) > 0
+	}
+	return w.compare("uncommitted", func(*entry, *read) bool { return true }, func(e *entry, _ *read) bool {
 		outcome, ok := ended[e.h.BaseOffset]
-		return r.offset >= w.cleaned || !ok || outcome == batch.Commit
+		return there[e.h.BaseOffset] || !ok || outcome == batch.Commit
 	})
 }
 
@@ -225,7 +229,7 @@ func (w *world) compare(reader string, take, takeOriginal func(*entry, *read) bo
 	return nil
 }
 
-// checkClean: below the end of the cleaning is one record of each key, nothing that was aborted, nothing without a key, and every tombstone that is not too old.
+// checkClean: below the end of the cleaning is one record of each key, nothing that was aborted, and nothing without a key.
 func (w *world) checkClean(ended map[protocol.Offset]batch.Marker) error {
 	seen := make(map[string]protocol.Offset)
 	for i := range w.log {
@@ -233,8 +237,7 @@ func (w *world) checkClean(ended map[protocol.Offset]batch.Marker) error {
 		if e.h.Attributes.Control() || e.h.BaseOffset >= w.cleaned {
 			continue
 		}
-		outcome, ok := ended[e.h.BaseOffset]
-		if len(e.records) > 0 && ok && outcome == batch.Abort {
+		if len(e.records) > 0 && aborted(ended, e) {
 			return fmt.Errorf("batch at %d was aborted", e.h.BaseOffset)
 		}
 		for _, r := range e.records {
@@ -247,29 +250,50 @@ func (w *world) checkClean(ended map[protocol.Offset]batch.Marker) error {
 			seen[string(r.key)] = r.offset
 		}
 	}
-	return w.checkTombstones(ended, seen)
+	return nil
 }
 
-func (w *world) checkTombstones(ended map[protocol.Offset]batch.Marker, seen map[string]protocol.Offset) error {
-	newest := make(map[string]protocol.Offset)
-	due := make(map[string]bool)
-	for i := range w.original {
-		e := &w.original[i]
-		outcome, ok := ended[e.h.BaseOffset]
-		if e.h.Attributes.Control() || e.h.BaseOffset >= w.cleaned || ok && outcome == batch.Abort {
+func aborted(ended map[protocol.Offset]batch.Marker, e *entry) bool {
+	outcome, ok := ended[e.h.BaseOffset]
+	return ok && outcome == batch.Abort
+}
+
+// newestBelow returns the newest record of each key below an offset, without those that were aborted.
+func newestBelow(log []entry, below protocol.Offset, ended map[protocol.Offset]batch.Marker) map[string]read {
+	newest := make(map[string]read)
+	for i := range log {
+		if log[i].h.Attributes.Control() || aborted(ended, &log[i]) {
 			continue
 		}
-		covered, ok := w.covered[e.h.LastOffset()]
-		for _, r := range e.records {
-			if r.key != nil && r.offset < w.cleaned {
-				newest[string(r.key)] = r.offset
-				due[string(r.key)] = r.value != nil || !ok || w.nowMs < covered+deleteRetentionMs
+		for _, r := range log[i].records {
+			if r.key != nil && r.offset < below {
+				newest[string(r.key)] = r
 			}
 		}
 	}
-	for key, offset := range newest {
-		if at, ok := seen[key]; due[key] && (!ok || at != offset) {
-			return fmt.Errorf("key %q has its newest record at %d (%t), want %d", key, at, ok, offset)
+	return newest
+}
+
+// checkNewest: the newest record of each key is there, below where any cleaning ended, and be it a tombstone, unless that is old enough.
+func (w *world) checkNewest(ended map[protocol.Offset]batch.Marker) error {
+	expires := make(map[protocol.Offset]int64) // of tombstones
+	for i := range w.original {
+		e := &w.original[i]
+		covered, ok := w.covered[e.h.LastOffset()]
+		for _, r := range e.records {
+			if ok && r.value == nil {
+				expires[r.offset] = covered + deleteRetentionMs
+			}
+		}
+	}
+	got := newestBelow(w.log, w.touched, ended)
+	for key, want := range newestBelow(w.original, w.touched, ended) {
+		r, there := got[key]
+		if at, ok := expires[want.offset]; !there && ok && w.nowMs >= at {
+			continue
+		}
+		if !there || r.offset != want.offset {
+			return fmt.Errorf("key %q has its newest record at %d (%t), want %d", key, r.offset, there, want.offset)
 		}
 	}
 	return nil

@@ -75,6 +75,7 @@ type world struct {
 	log      []entry // what cleanings left of it
 	end      protocol.Offset
 	cleaned  protocol.Offset
+	touched  protocol.Offset // how far any cleaning went, be it that not all of it was put in place
 	senders  []*sender
 	newest   map[protocol.ProducerID]compact.Newest // of producers that are remembered
 
@@ -226,8 +227,8 @@ func (w *world) bound() protocol.Offset {
 	return max(bound, w.cleaned)
 }
 
-// clean does one cleaning, as the package comment has it.
-func (w *world) clean(bound protocol.Offset) error {
+// clean does one cleaning, as the package comment has it. If it is cut, only a prefix of what it leaves is put in place.
+func (w *world) clean(bound protocol.Offset, cut bool) error {
 	aborted, err := w.aborted(bound)
 	if err != nil {
 		return err
@@ -244,7 +245,12 @@ func (w *world) clean(bound protocol.Offset) error {
 	if w.broken == endTooHigh {
 		end = bound
 	}
-	w.note(end)
+	until := end
+	if cut && len(w.log) > 0 {
+		until = min(end, w.log[w.rng.IntN(len(w.log))].h.BaseOffset)
+	}
+	w.note(until)
+	w.touched = max(w.touched, end)
 	cleaning := compact.Cleaning{
 		End: end, Bound: bound, Aborted: unless(w.broken == recordsOfAborted, aborted), Newest: w.newest, NowMs: w.nowMs, DeleteRetentionMs: w.deleteRetentionMs,
 	}
@@ -254,10 +260,12 @@ func (w *world) clean(bound protocol.Offset) error {
 	if w.broken == retentionForgotten {
 		cleaning.DeleteRetentionMs = 0
 	}
-	if err := w.rewrite(compact.NewCleaner(w.offsets, w.filter, cleaning)); err != nil {
+	if err := w.rewrite(compact.NewCleaner(w.offsets, w.filter, cleaning), until); err != nil {
 		return err
 	}
-	w.cleaned = end
+	if !cut {
+		w.cleaned = end
+	}
 	return nil
 }
 
@@ -293,12 +301,12 @@ func (w *world) aborted(bound protocol.Offset) ([]compact.Aborted, error) {
 	return transactions.Aborted(), nil
 }
 
-// rewrite does a second pass.
-func (w *world) rewrite(cleaner *compact.Cleaner) error {
+// rewrite does a second pass, and puts in place what it leaves of the batches below an offset.
+func (w *world) rewrite(cleaner *compact.Cleaner, until protocol.Offset) error {
 	var left []entry
 	for i := range w.log {
 		e := w.log[i]
-		if w.broken == fromCleaned && e.h.NextOffset() <= w.cleaned {
+		if e.h.BaseOffset >= until || w.broken == fromCleaned && e.h.NextOffset() <= w.cleaned {
 			left = append(left, e)
 			continue
 		}
@@ -320,7 +328,7 @@ func (w *world) rewrite(cleaner *compact.Cleaner) error {
 	return nil
 }
 
-// note keeps for the checks what a cleaning up to end finds.
+// note keeps for the checks what a cleaning up to end finds there.
 func (w *world) note(end protocol.Offset) {
 	present := make(map[protocol.ProducerID]bool)
 	for i := range w.log {

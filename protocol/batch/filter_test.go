@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"testing"
 
 	"github.com/varve-io/varve/protocol"
@@ -67,14 +68,7 @@ func mixed(t testing.TB, codec batch.Codec) []byte {
 
 // keepOffsets keeps the records with these offset deltas.
 func keepOffsets(deltas ...int32) func(*batch.Header, *batch.Record) bool {
-	return func(_ *batch.Header, r *batch.Record) bool {
-		for _, d := range deltas {
-			if r.OffsetDelta == d {
-				return true
-			}
-		}
-		return false
-	}
+	return func(_ *batch.Header, r *batch.Record) bool { return slices.Contains(deltas, r.OffsetDelta) }
 }
 
 func TestFilter(t *testing.T) {
