@@ -112,6 +112,7 @@ func TestClean(t *testing.T) {
 		}},
 		{"the map is full within a batch", "a=1 b=2 a=3,c=4,d=5,a= e=6", 2, []round{
 			{t0, 0, nil, "1/b=2 2/a=3,c=4,d=5,a= 6/e=6", 3},
+			{t0, 3, nil, "1/b=2 2/a=3,c=4,d=5,a= 6/e=6", 3},
 			{t0, 0, nil, "1/b=2 2/a=3,c=4,d=5,a= 6/e=6", 5},
 			{t0, 0, nil, "1/b=2 2/c=4,d=5,a=! 6/e=6", 7},
 		}},

@@ -58,6 +58,9 @@ func run(seed uint64, broken breakage) error {
 			}
 		}
 	}
+	if w.rng.IntN(2) == 0 {
+		clear(w.newest) // all are forgotten
+	}
 	for w.cleaned < w.stable() {
 		if err := w.clean(w.stable(), false); err != nil {
 			return err
