@@ -38,7 +38,7 @@ type Cut struct {
 // Offsets, the leader epoch, the producer's fields, the codec and each kept record's bytes stay as they are; offset
 // deltas get gaps. The max timestamp becomes that of the records left. A delete horizon takes the place of the base timestamp, and the
 // records' timestamp deltas are written anew; the batch may grow by that, by at most ten bytes for each record. A batch without records is written
-// as Kafka does: without compression, base timestamp and delete horizon, and with the max timestamp that it had.
+// as Kafka does, without compression, base timestamp and delete horizon; and, where Kafka leaves the max timestamp, without that too: there is no record that has it.
 //
 // The CRC is not verified. Errors are as of [Decompressor.Records].
 func (f *Filter) Apply(h *Header, b []byte, cut Cut) (out []byte, kept int32, err error) {
@@ -56,7 +56,7 @@ func (f *Filter) Apply(h *Header, b []byte, cut Cut) (out []byte, kept int32, er
 	case left.count == h.Records && !setHorizon:
 		return b, left.count, nil
 	case left.count == 0:
-		changed.BaseTimestamp = protocol.NoTimestamp
+		changed.BaseTimestamp, changed.MaxTimestamp = protocol.NoTimestamp, protocol.NoTimestamp
 		changed.Attributes &^= deleteHorizonFlag
 		codec = None
 	default:

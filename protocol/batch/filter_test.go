@@ -90,7 +90,7 @@ func TestFilter(t *testing.T) {
 			{"tombstone", []int32{1}, false, horizon, 9_000, false, true},
 			{"tombstone without horizon", []int32{1, 4}, true, protocol.NoTimestamp, 9_000, false, false},
 			{"none", nil, false, horizon, 0, false, false},
-			{"none, kept", nil, true, horizon, 9_000, false, false},
+			{"none, kept", nil, true, horizon, protocol.NoTimestamp, false, false},
 		} {
 			t.Run(codec.String()+"/"+test.name, func(t *testing.T) {
 				b := mixed(t, codec)
