@@ -14,6 +14,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/varve-io/varve/agent"
+	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/objectstore/manifest"
 )
 
 // compacted is a topic of one partition that is compacted, and what it should show.
@@ -153,6 +155,33 @@ func (c *compacted) bounds(t *testing.T, r *running, last int64) {
 	}
 }
 
+// apart checks that no segment has something of a topic that is compacted and of one that is not.
+func (w *world) apart(t *testing.T) {
+	t.Helper()
+	for info, err := range w.store.List(t.Context(), manifest.NamePrefix, "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, info.Size)
+		if err := w.store.Get(t.Context(), info.Name, 0, b); errors.Is(err, objectstore.ErrNotFound) {
+			continue // a newer one is there
+		}
+		m, err := manifest.Parse(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		topics := make(map[int32]string)
+		for _, p := range m.Partitions {
+			for _, e := range p.Extents {
+				if other, ok := topics[e.Segment]; ok && other != p.TopicName {
+					t.Errorf("%s has %s and %s in one segment", info.Name, other, p.TopicName)
+				}
+				topics[e.Segment] = p.TopicName
+			}
+		}
+	}
+}
+
 // TestCompaction writes keys many times over, in transactions and without, through changes of the leader, and reads the log while it is compacted, with a map of keys that is too small for all of them.
 func TestCompaction(t *testing.T) {
 	w := newWorld(t)
@@ -165,6 +194,7 @@ func TestCompaction(t *testing.T) {
 	for round := range 4 {
 		r := w.start(t, func(c *agent.Config) {
 			eager(c)
+			c.Shards = 1 // with what is not compacted
 			c.Clean.Pause, c.Clean.MemoryBytes, c.Clean.DataBytes = 20*time.Millisecond, 600, 4<<10
 		})
 		if round == 0 {
@@ -188,6 +218,8 @@ func TestCompaction(t *testing.T) {
 			})
 			t.Logf("%d records are left of %d", n, len(c.written))
 			c.bounds(t, r, last)
+			eventually(t, "what was cleaned is gone", func() bool { return w.objects(t)["merged"] <= 10 })
+			w.apart(t)
 		}
 		c.write(t, r, 60)
 		last = c.finish(t, r)

@@ -22,6 +22,10 @@ func (a *Agent) startUpkeep(run context.Context) {
 			t, ok := a.view.TopicByID(id)
 			return t.Name, ok
 		},
+		Compacted: func(id [16]byte) bool {
+			_, ok := a.cleanRules(id)
+			return ok
+		},
 		ProducerIdle: a.cfg.ProducerIdleMax, ProducersMax: producersMax, Now: a.deps.Now, Log: a.log,
 	})
 	a.spawn(run, "merge segments", a.merger.Run)

@@ -45,6 +45,8 @@ type MergerDeps struct {
 	Leads func(coordinator.ShardID) bool
 	// Topic returns the name of a topic; ok is false if it does not exist (any more).
 	Topic func(id [16]byte) (name string, ok bool)
+	// Compacted reports whether a topic is compacted. Its partitions get segments of their own, which are gone once they have been cleaned, whatever others keep.
+	Compacted func(id [16]byte) bool
 	// ProducerIdle is how long a producer may have been idle to be remembered; ProducersMax is how many a partition remembers.
 	ProducerIdle time.Duration
 	ProducersMax int
@@ -451,35 +453,51 @@ func loadRun(ctx context.Context, store objectstore.Store, name string, all []*s
 	return nil
 }
 
-// write makes the new segments and puts them.
+// write makes the new segments and puts them: of partitions that are compacted others than of those that are not.
 func (w *work) write(ctx context.Context) error {
 	b := w.begin()
 	defer b.Reset()
-	for _, pid := range sorted(w.merged) {
-		p := w.merged[pid]
-		key := segment.Key{Shard: uint32(w.id), Topic: pid.Topic, Partition: pid.Partition}
-		start := w.old.LogStart(pid.Topic, pid.Partition)
-		for i := range p.sources {
-			for data, err := range p.sources[i].all(start) {
-				if err != nil {
-					return err
+	for _, compacted := range []bool{false, true} {
+		for _, pid := range sorted(w.merged) {
+			if w.m.deps.Compacted(pid.Topic) != compacted {
+				continue
+			}
+			if err := w.add(ctx, pid); err != nil {
+				return err
+			}
+		}
+		if b.Bytes() == 0 {
+			continue
+		}
+		if err := w.put(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// add adds a partition to the segments that are made.
+func (w *work) add(ctx context.Context, pid partition.ID) error {
+	p := w.merged[pid]
+	key := segment.Key{Shard: uint32(w.id), Topic: pid.Topic, Partition: pid.Partition}
+	start := w.old.LogStart(pid.Topic, pid.Partition)
+	for i := range p.sources {
+		for data, err := range p.sources[i].all(start) {
+			if err != nil {
+				return err
+			}
+			err := w.builder.Add(key, p.name, data)
+			if errors.Is(err, segment.ErrFull) && w.builder.Bytes() > 0 {
+				if err = w.put(ctx); err == nil {
+					err = w.builder.Add(key, p.name, data)
 				}
-				err := b.Add(key, p.name, data)
-				if errors.Is(err, segment.ErrFull) && b.Bytes() > 0 {
-					if err = w.put(ctx); err == nil {
-						err = b.Add(key, p.name, data)
-					}
-				}
-				if err != nil {
-					return err
-				}
+			}
+			if err != nil {
+				return err
 			}
 		}
 	}
-	if b.Bytes() == 0 {
-		return nil
-	}
-	return w.put(ctx)
+	return nil
 }
 
 // sorted returns partitions in the order of sections.
