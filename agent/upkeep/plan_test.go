@@ -46,8 +46,8 @@ func TestDue(t *testing.T) {
 // candidates are segments that may all be joined.
 func candidates(live []int64) []candidate {
 	var all []candidate
-	for i := len(live) - 1; i >= 0; i-- {
-		all = append(all, candidate{i, live[i]})
+	for i, bytes := range slices.Backward(live) {
+		all = append(all, candidate{i, bytes})
 	}
 	return all
 }
