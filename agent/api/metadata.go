@@ -130,6 +130,9 @@ func (b *Broker) describePartition(t *coordinator.Topic, number int32, agents []
 	p.Partition = number
 	shard, _ := b.deps.View.Shard(t.ShardOf(number, b.deps.View.Cluster().Shards))
 	p.Leader, p.LeaderEpoch = shard.Node, shard.Epoch
+	if b.cfg.Balancer.Node != 0 { // to whom there is one broker its leader never changes
+		p.LeaderEpoch = int32(protocol.NoLeaderEpoch)
+	}
 	if !slices.ContainsFunc(agents, func(a coordinator.Agent) bool { return a.Node == shard.Node }) {
 		// Until somebody leads it again, an agent that lives says so itself, and the client asks again: some clients cannot do with a leader that is not listed.
 		p.Leader = b.controller(agents)

@@ -39,8 +39,8 @@ func TestBalancer(t *testing.T) {
 		t.Errorf("controller %d, node %d: want one that no agent has", got.ControllerID, node)
 	}
 	for _, part := range got.Topics[0].Partitions {
-		if part.Leader != node || part.ErrorCode != 0 || !slices.Equal(part.Replicas, []int32{node}) {
-			t.Errorf("partition %+v, want node %d for everything", part, node)
+		if part.Leader != node || part.LeaderEpoch != -1 || part.ErrorCode != 0 || !slices.Equal(part.Replicas, []int32{node}) {
+			t.Errorf("partition %+v, want node %d for everything, and no leader epoch", part, node)
 		}
 	}
 	cluster := ask[*kmsg.DescribeClusterResponse](p, 1, &kmsg.DescribeClusterRequest{EndpointType: 1})
