@@ -353,6 +353,7 @@ func (p *process) agentConfig(s *seat) agent.Config {
 	c.AutoCreate, c.AcceptLoss = p.cfg.AutoCreateTopics, coordinator.LogID(p.cfg.AcceptLoss)
 	c.TxnTimeoutMax, c.ProducerIdleMax = p.cfg.TransactionTimeoutMax, p.cfg.ProducerIDExpiration
 	c.RetentionPause, c.Merge.AgeMax, c.Garbage.Grace = p.cfg.RetentionCheck, p.cfg.MergeAfter, p.cfg.GarbageGrace
+	c.Clean.MemoryBytes = int(p.cfg.CompactionMemory)
 	c.Garbage.Pause = min(c.Garbage.Pause, c.Garbage.Grace)
 	c.Topics.Partitions = p.cfg.Partitions
 	return c

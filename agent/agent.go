@@ -61,6 +61,7 @@ type Config struct {
 	Server         server.Config
 	Flush          flush.Config
 	Merge          upkeep.MergeConfig
+	Clean          upkeep.CleanConfig
 	Garbage        upkeep.GarbageConfig
 	RetentionPause time.Duration // between two looks for records that are past their topics' retention
 
@@ -86,7 +87,7 @@ func Defaults() Config {
 		Flush: flush.Config{
 			SegmentBytes: flush.SegmentBytesDefault, AgeMax: flush.AgeMaxDefault, UploadsMax: flush.UploadsMaxDefault,
 		},
-		Merge: upkeep.DefaultMergeConfig(), Garbage: upkeep.DefaultGarbageConfig(), RetentionPause: upkeep.RetentionPause,
+		Merge: upkeep.DefaultMergeConfig(), Clean: upkeep.DefaultCleanConfig(), Garbage: upkeep.DefaultGarbageConfig(), RetentionPause: upkeep.RetentionPause,
 		WALBytesMax: 512 << 20, WALCacheBytes: 128 << 20, CacheBytesMax: 256 << 20, FooterBytesMax: 64 << 20,
 		GroupDelay: 3 * time.Second, ProducerIdleMax: 24 * time.Hour,
 		TxnTimeoutMax: 15 * time.Minute, TxnIDIdleMax: 7 * 24 * time.Hour, DrainMax: 30 * time.Second,
@@ -151,6 +152,7 @@ type Agent struct {
 	ids        *producerIDs
 	manifests  *upkeep.Manifests
 	merger     *upkeep.Merger
+	cleaner    *upkeep.Cleaner
 	groups     *groups.Coordinator
 	txns       *txns.Coordinator
 	verifier   *txns.Verifier

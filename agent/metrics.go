@@ -44,6 +44,17 @@ func (a *Agent) measure() {
 		func() float64 { return float64(a.merger.Stats().Merges) })
 	counter("varve_merged_bytes_total", "Bytes of the segments that merges put into the bucket.",
 		func() float64 { return float64(a.merger.Stats().Bytes) })
+	counter("varve_compactions_total", "Partitions that this agent has compacted.",
+		func() float64 { return float64(a.cleaner.Stats().Cleanings) })
+	counter("varve_compaction_read_bytes_total", "Bytes of the batches that compaction judged.",
+		func() float64 { return float64(a.cleaner.Stats().Bytes) })
+	counter("varve_compaction_kept_bytes_total", "Bytes that compaction left of the batches that it judged.",
+		func() float64 { return float64(a.cleaner.Stats().BytesKept) })
+	gauge("varve_compaction_dirty_ratio_max", "Largest part that is new of a partition that is compacted, among those of this agent; what is not merged yet does not count.",
+		func() float64 { return a.cleaner.Stats().DirtyRatioMax })
+	gauge("varve_compaction_failed_partitions", "Partitions that could not be compacted, and are tried again later.",
+		func() float64 { return float64(a.cleaner.Stats().Failed) })
+
 	gauge("varve_commits", "Flushes in etcd, which some shard in them has not merged.",
 		func() float64 { n, _ := a.tails.Len(); return float64(n) })
 

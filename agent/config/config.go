@@ -91,6 +91,8 @@ type Config struct {
 	RetentionCheck time.Duration
 	// MergeAfter is after how long what was flushed is merged, however little it is.
 	MergeAfter time.Duration
+	// CompactionMemory bounds the memory for the keys of a partition that is compacted, in bytes (log.cleaner.dedupe.buffer.size).
+	CompactionMemory int64
 	// GarbageGrace is for how long an object that nothing refers to stays in the bucket.
 	GarbageGrace time.Duration
 	// AcceptLoss is the WAL log of which an operator says that what it still holds may be given up; 0 for none.

@@ -148,6 +148,7 @@ transaction-timeout-max: 1h
 producer-id-expiration: 1h30m
 retention-check: 30s
 merge-after: 10m
+compaction-memory: 1GiB
 garbage-grace: 1h
 log-level: debug
 `
@@ -167,7 +168,7 @@ log-level: debug
 	}
 	if c.Cluster != "prod" || c.Data != "/var/lib/varve" || c.Zone != "eu-central-1a" || c.AutoCreateTopics || c.Partitions != 6 ||
 		c.Shards != 1024 || c.WALSync || c.WALBytesMax != 2<<30 || c.TransactionTimeoutMax != time.Hour || c.ProducerIDExpiration != 90*time.Minute ||
-		c.RetentionCheck != 30*time.Second || c.MergeAfter != 10*time.Minute || c.GarbageGrace != time.Hour || c.LogLevel != slog.LevelDebug {
+		c.RetentionCheck != 30*time.Second || c.MergeAfter != 10*time.Minute || c.CompactionMemory != 1<<30 || c.GarbageGrace != time.Hour || c.LogLevel != slog.LevelDebug {
 		t.Errorf("configuration %+v", c)
 	}
 }
@@ -241,6 +242,7 @@ func TestRefusesValues(t *testing.T) {
 		{"producer-id-expiration", "1000h", "from 1s to 720h"},
 		{"retention-check", "0s", "from 1s to 24h"},
 		{"merge-after", "25h", "from 1s to 24h"},
+		{"compaction-memory", "1000", "from 1MiB to 64GiB"},
 		{"garbage-grace", "1ms", "from 1s to 24h"},
 		{"log-level", "loud", "debug, info, warn or error"},
 	}

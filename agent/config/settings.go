@@ -31,6 +31,9 @@ const (
 	walBytesMin             = 64 << 20
 	walBytesMax             = 1 << 40
 	walBytesChosen          = 512 << 20
+	compactionMemoryMin     = 1 << 20
+	compactionMemoryMax     = 64 << 30
+	compactionMemoryChosen  = 128 << 20
 )
 
 // setting is one thing that can be set.
@@ -287,6 +290,14 @@ func keepingSettings() []setting {
 			usage: "`time` after which what was flushed is merged, however little it is; shorter costs requests, longer keeps deleted records in the bucket",
 			parse: func(c *Config, v string) (err error) {
 				c.MergeAfter, err = parseDuration(v, upkeepMax)
+				return err
+			},
+		},
+		{
+			name: "compaction-memory", value: formatSize(compactionMemoryChosen),
+			usage: "`size` of the memory for the keys of a partition that is compacted, 27 bytes each; one with more new keys takes several goes (log.cleaner.dedupe.buffer.size)",
+			parse: func(c *Config, v string) (err error) {
+				c.CompactionMemory, err = parseSize(v, compactionMemoryMin, compactionMemoryMax)
 				return err
 			},
 		},

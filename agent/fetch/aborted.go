@@ -90,6 +90,9 @@ func (f *Fetcher) addTransactions(ctx context.Context, w *Want, at protocol.Offs
 	}
 	e, ok := f.reader.index.Find(w.id(), at)
 	if !ok {
+		if next, ok := f.reader.index.Beyond(w.id(), at); ok {
+			return next, nil
+		}
 		return at, nil
 	}
 	s, err := f.reader.section(ctx, w.id(), &e)

@@ -155,7 +155,7 @@ func (f *Fetcher) gather(ctx context.Context, wants []Want, limits Limits) *Resu
 // cold is a want that memory could not serve.
 type cold struct {
 	part, bytesMax int
-	limit          protocol.Offset
+	from, limit    protocol.Offset
 	oneMin         bool // a first batch that is larger than bytesMax is read all the same
 }
 
@@ -176,12 +176,22 @@ func (f *Fetcher) pass(ctx context.Context, r *Result, wants []Want, limits Limi
 		}
 		// Only the first batch of a request may be larger than what is left.
 		budget, oneMin := min(w.BytesMax, left), r.Bytes == 0 && len(colds) == 0
-		if f.readMemory(r, w, part, limit, budget, oneMin) {
+		from := w.Offset
+		served := f.readMemory(r, w, part, from, limit, budget, oneMin)
+		if !served {
+			if next, ok := f.reader.index.Beyond(w.id(), from); ok {
+				if from = next; from >= limit {
+					continue
+				}
+				served = f.readMemory(r, w, part, from, limit, budget, oneMin)
+			}
+		}
+		if served {
 			left -= part.Bytes
 			continue
 		}
 		if budget = min(budget, coldLeft); coldLeft > 0 || len(colds) == 0 {
-			colds = append(colds, cold{part: i, bytesMax: budget, limit: limit, oneMin: oneMin})
+			colds = append(colds, cold{part: i, bytesMax: budget, from: from, limit: limit, oneMin: oneMin})
 			left -= budget
 			coldLeft -= budget
 		}
@@ -196,12 +206,12 @@ func (f *Fetcher) pass(ctx context.Context, r *Result, wants []Want, limits Limi
 	return ready || len(wants) == 0 || r.Bytes >= limits.BytesMin
 }
 
-// readMemory reads from the WAL's memory; ok is false if what is wanted is not there.
-func (f *Fetcher) readMemory(r *Result, w *Want, part *Part, limit protocol.Offset, bytesMax int, oneMin bool) (ok bool) {
+// readMemory reads from the WAL's memory, from an offset on; ok is false if it is not there.
+func (f *Fetcher) readMemory(r *Result, w *Want, part *Part, from, limit protocol.Offset, bytesMax int, oneMin bool) (ok bool) {
 	if w.Partition == nil {
 		return false
 	}
-	bufs, chunks, next, size, ok := w.Partition.Read(w.Offset, limit, bytesMax, part.Records, r.chunks, oneMin)
+	bufs, chunks, next, size, ok := w.Partition.Read(from, limit, bytesMax, part.Records, r.chunks, oneMin)
 	r.chunks = chunks
 	if ok {
 		part.Records, part.Next, part.Bytes, part.transacted = bufs, next, size, size > 0
@@ -283,7 +293,7 @@ func (f *Fetcher) readCold(ctx context.Context, r *Result, wants []Want, colds [
 	}
 	read := func(c cold, wait bool) {
 		w, part := &wants[c.part], &r.Parts[c.part]
-		err := f.reader.read(patience, w.id(), readRange{w.Offset, c.limit, c.bytesMax, c.oneMin, wait}, part)
+		err := f.reader.read(patience, w.id(), readRange{c.from, c.limit, c.bytesMax, c.oneMin, wait}, part)
 		if patience.Err() != nil && ctx.Err() == nil {
 			return
 		}

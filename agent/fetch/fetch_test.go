@@ -144,6 +144,26 @@ func TestBatchesAcrossBlocks(t *testing.T) {
 	}
 }
 
+// TestGapAtTheEnd has compaction leave nothing of the end of a log: who reads there waits for what comes next, and gets it.
+func TestGapAtTheEnd(t *testing.T) {
+	b := newBucket(t, 1<<20)
+	b.add(t, map[int32][][]byte{0: {raw(t, 0, 10, 1, 2, 3)}})
+	merged := index.Merged{End: 10, LastStable: 10, Extents: b.index.Extents(id(0))}
+	if err := b.index.Replace(id(0), merged); err != nil {
+		t.Fatal(err)
+	}
+	want := Want{Partition: restored(0, 0, 10), Offset: 4, BytesMax: 1 << 20}
+	limits := Limits{BytesMin: 1, BytesMax: 1 << 20, ReadCommitted: true}
+	if got := b.fetch(t, limits, want).Parts[0]; got.Err != nil || got.Bytes > 0 || got.Next != 4 {
+		t.Errorf("in the gap: %d bytes up to %d, %v", got.Bytes, got.Next, got.Err)
+	}
+	b.add(t, map[int32][][]byte{0: {raw(t, 10, 10, 4)}})
+	want.Partition = restored(0, 0, 11)
+	if got := b.fetch(t, limits, want).Parts[0]; got.Err != nil || got.Next != 11 {
+		t.Errorf("behind the gap: up to %d, %v", got.Next, got.Err)
+	}
+}
+
 // TestFairShares holds that a fetch of many cold partitions takes a share of the cache, and that nobody waits for ever when all of it is held.
 func TestFairShares(t *testing.T) {
 	b := newBucket(t, 16*blockBytes)

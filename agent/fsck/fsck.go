@@ -8,7 +8,7 @@
 //   - Keys: each can be decoded, is of a kind that there is, and agrees with those that say the same: a shard's guard with its record, the newest commit of a log with the log.
 //   - Objects that something refers to: each commit's segment, each shard's newest manifest, each segment of that. They exist, with their sizes, are what they are named, their footers' checksums hold, and their sections are where the commit or the
 //     manifest says. With Deep, every section's checksum too.
-//   - Offsets: of each partition they go on without a gap from the manifest's log start through its extents to what is merged, and from there through the commits. What compaction may have taken out is no gap.
+//   - Offsets: of each partition they go on without a gap from the manifest's log start through its extents to what is merged, and from there through the commits. What compaction has taken out is no gap.
 //   - Objects that nothing refers to: garbage is deleted some minutes after it became that. One that is older is an orphan, as is one of a name that Varve gives to nothing.
 //
 // # While the cluster runs

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore/manifest"
@@ -120,16 +119,13 @@ func (c *checker) partition(at place, m *manifest.Partition, tails []tail) {
 	}
 }
 
-// extents checks that what is merged of a partition has no gap but what compaction may have left, and returns its last leader epoch.
+// extents checks that what is merged of a partition has no gap but below where compaction ended, and returns its last leader epoch.
 func (c *checker) extents(at place, m *manifest.Partition) protocol.LeaderEpoch {
 	var epoch protocol.LeaderEpoch
 	if n := len(m.Epochs); n > 0 {
 		epoch = m.Epochs[n-1].Epoch
 	}
-	if strings.Contains(c.state.topics[at.topic].Configs["cleanup.policy"], "compact") {
-		return epoch
-	}
-	next := m.LogStartOffset
+	next := max(m.LogStartOffset, m.Cleaned)
 	for _, e := range m.Extents {
 		if e.First > next {
 			c.report.problem(Gap, c.name(at), "the manifest has nothing of offsets [%d,%d)", next, e.First)

@@ -187,6 +187,17 @@ func (x *Index) Next(id partition.ID, offset protocol.Offset, n int) []Extent {
 	return slices.Clone(list[:min(n, len(list))])
 }
 
+// Beyond returns where a gap ends that compaction has left behind all extents: what comes from there on is not committed yet. ok is false if offset is in no such gap.
+func (x *Index) Beyond(id partition.ID, offset protocol.Offset) (next protocol.Offset, ok bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	p := x.partitions[id]
+	if p == nil || offset < p.start || offset >= p.end || find(p.list, offset) < len(p.list) {
+		return 0, false
+	}
+	return p.end, true
+}
+
 // End returns the offset after the last that is committed; 0 if nothing is.
 func (x *Index) End(id partition.ID) protocol.Offset { return x.Range(id).End }
 

@@ -188,6 +188,21 @@ func TestReplace(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("all compacted away", map[protocol.Offset]string{2: "e", 12: "e", 13: "e", 15: ""})
+	beyond := func(want map[protocol.Offset]protocol.Offset) {
+		t.Helper()
+		for offset, end := range want {
+			if next, ok := x.Beyond(id, offset); ok != (end > 0) || next != end {
+				t.Errorf("offset %d: a gap until %d (%v), want %d", offset, next, ok, end)
+			}
+		}
+	}
+	beyond(map[protocol.Offset]protocol.Offset{2: 0, 12: 0, 13: 0, 15: 0})
+	merged.End, merged.LastStable, merged.Extents = 15, 15, []Extent{extent("n", 4, 9, 300)}
+	if err := x.Replace(id, merged); err != nil {
+		t.Fatal(err)
+	}
+	check("the end compacted away", map[protocol.Offset]string{8: "n", 9: "", 14: ""})
+	beyond(map[protocol.Offset]protocol.Offset{merged.Start - 1: 0, 8: 0, 9: 15, 14: 15, 15: 0})
 }
 
 // TestTails follows commits from when they are written until they leave.

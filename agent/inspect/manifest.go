@@ -43,7 +43,7 @@ func showManifest(p *Printer, s *source, o Options) error {
 
 func showPartition(p *Printer, of *manifest.Partition, o Options) {
 	row := manifestPartition{
-		Topic: of.TopicName, TopicID: of.Topic, Partition: of.Partition, LogStart: of.LogStartOffset, End: of.End, LastStable: of.LastStable,
+		Topic: of.TopicName, TopicID: of.Topic, Partition: of.Partition, LogStart: of.LogStartOffset, End: of.End, LastStable: of.LastStable, Cleaned: of.Cleaned,
 		Extents: len(of.Extents), Epochs: len(of.Epochs), Producers: len(of.Producers),
 	}
 	for _, e := range of.Extents {
@@ -124,6 +124,7 @@ type manifestPartition struct {
 	LogStart   protocol.Offset  `json:"log_start"`
 	End        protocol.Offset  `json:"end"` // of what is merged
 	LastStable protocol.Offset  `json:"last_stable"`
+	Cleaned    protocol.Offset  `json:"cleaned"` // by compaction
 	Bytes      int64            `json:"bytes"`
 	Extents    int              `json:"extents"`
 	Epochs     int              `json:"epochs"`
@@ -139,6 +140,7 @@ func (p *manifestPartition) cells() []cell {
 		{"LOG START", number(p.LogStart)},
 		{"MERGED TO", number(p.End)},
 		{"STABLE", number(p.LastStable)},
+		{"CLEANED TO", number(p.Cleaned)},
 		{"BYTES", number(p.Bytes)},
 		{"EXTENTS", number(p.Extents)},
 		{"EPOCHS", number(p.Epochs)},

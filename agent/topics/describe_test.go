@@ -101,8 +101,9 @@ func TestDescribeSaysWhatHasNoEffect(t *testing.T) {
 	a := alone(t)
 	a.make(t, "t", 1)
 	honoured := []string{
-		"cleanup.policy", "compression.gzip.level", "compression.lz4.level", "compression.type", "compression.zstd.level", "max.message.bytes",
-		"message.timestamp.after.max.ms", "message.timestamp.before.max.ms", "message.timestamp.type",
+		"cleanup.policy", "compression.gzip.level", "compression.lz4.level", "compression.type", "compression.zstd.level", "delete.retention.ms",
+		"max.compaction.lag.ms", "max.message.bytes", "message.timestamp.after.max.ms", "message.timestamp.before.max.ms", "message.timestamp.type",
+		"min.cleanable.dirty.ratio", "min.compaction.lag.ms", "retention.bytes", "retention.ms",
 	}
 	for _, c := range a.describe(t, ofTopic, "t").Configs {
 		if c.Documentation == nil || *c.Documentation == "" {

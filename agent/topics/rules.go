@@ -39,12 +39,12 @@ type codecs struct {
 	compressors   sync.Pool // of *batch.Compressor
 }
 
-// plainBytesMax bounds what one batch's records may be when they are decompressed.
-const plainBytesMax = 128 << 20
+// PlainBytesMax bounds what one batch's records may be when they are decompressed.
+const PlainBytesMax = 128 << 20
 
 func newCodecs() *codecs {
 	return &codecs{
-		decompressors: sync.Pool{New: func() any { return batch.NewDecompressor(plainBytesMax) }},
+		decompressors: sync.Pool{New: func() any { return batch.NewDecompressor(PlainBytesMax) }},
 		compressors:   sync.Pool{New: func() any { return new(batch.Compressor) }},
 	}
 }

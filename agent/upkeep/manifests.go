@@ -1,5 +1,5 @@
-// Package upkeep is what a shard's leader does to its committed data besides serving it: it moves log start offsets, for DeleteRecords and for retention, and merges
-// segments.
+// Package upkeep is what a shard's leader does to its committed data besides serving it: it moves log start offsets, for DeleteRecords and for retention, merges
+// segments, and compacts partitions.
 //
 //	commits' segments (level 0, many shards)                    manifest
 //	  [ A | B | C ] [ A | C ] [ A | B ]   -- Merger of A -->   segment (level 1): [ A: partition 0 | partition 1 | ... ]
@@ -9,6 +9,7 @@
 package upkeep
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -52,8 +53,9 @@ type Manifests struct {
 
 	garbage garbage
 
-	mu     sync.Mutex
-	shards map[coordinator.ShardID]*shard
+	mu      sync.Mutex
+	shards  map[coordinator.ShardID]*shard
+	numbers map[coordinator.ShardID]number // of the segment that was tried last
 }
 
 // shard is the newest manifest of a shard.
@@ -68,14 +70,17 @@ type shard struct {
 	manifest *manifest.Manifest // the newest, of a shard that is led; is never changed
 	shown    uint64             // its generation; of a shard that is followed, that of the newest that the index knows
 	tried    uint64             // the last generation that was used
+	claims   map[manifest.Segment]bool
 }
 
 // NewManifests returns the manifests of no shard.
 func NewManifests(deps Deps) *Manifests {
-	return &Manifests{deps: deps, shards: make(map[coordinator.ShardID]*shard)}
+	return &Manifests{deps: deps, shards: make(map[coordinator.ShardID]*shard), numbers: make(map[coordinator.ShardID]number)}
 }
 
-func newShard() *shard { return &shard{turn: make(chan struct{}, 1), gone: make(chan struct{})} }
+func newShard() *shard {
+	return &shard{turn: make(chan struct{}, 1), gone: make(chan struct{}), claims: make(map[manifest.Segment]bool)}
+}
 
 // Adopt loads the newest manifest of a shard that this agent has just begun to lead.
 func (s *Manifests) Adopt(ctx context.Context, id coordinator.ShardID, record coordinator.Shard) error {
@@ -451,7 +456,7 @@ func (s *Manifests) records() map[coordinator.ShardID]coordinator.Shard {
 	return all
 }
 
-// prune takes out of a manifest that is being made what nobody may read any more.
+// prune takes out of a manifest that is being made what nobody may read any more, and has its segments in order.
 func (s *Manifests) prune(m *manifest.Manifest) {
 	m.Partitions = slices.DeleteFunc(m.Partitions, func(p manifest.Partition) bool { return !s.deps.Known(p.Topic) })
 	used := make([]bool, len(m.Segments))
@@ -464,15 +469,23 @@ func (s *Manifests) prune(m *manifest.Manifest) {
 			used[p.Extents[j].Segment] = true
 		}
 	}
-	if !slices.Contains(used, false) {
+	order := make([]int32, 0, len(used))
+	for i, u := range used {
+		if u {
+			order = append(order, int32(i))
+		}
+	}
+	older := func(a, b int32) int {
+		return cmp.Or(cmp.Compare(m.Segments[a].Epoch, m.Segments[b].Epoch), cmp.Compare(m.Segments[a].Number, m.Segments[b].Number))
+	}
+	if len(order) == len(used) && slices.IsSortedFunc(order, older) {
 		return
 	}
-	moved, kept := make([]int32, len(used)), make([]manifest.Segment, 0, len(used))
-	for i, u := range used {
+	slices.SortFunc(order, older)
+	moved, kept := make([]int32, len(used)), make([]manifest.Segment, 0, len(order))
+	for _, i := range order {
 		moved[i] = int32(len(kept))
-		if u {
-			kept = append(kept, m.Segments[i])
-		}
+		kept = append(kept, m.Segments[i])
 	}
 	m.Segments = kept
 	for i := range m.Partitions {

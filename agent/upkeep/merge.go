@@ -45,6 +45,8 @@ type MergerDeps struct {
 	Leads func(coordinator.ShardID) bool
 	// Topic returns the name of a topic; ok is false if it does not exist (any more).
 	Topic func(id [16]byte) (name string, ok bool)
+	// Compacted reports whether a topic is compacted. Its partitions get segments of their own, which are gone once they have been cleaned, whatever others keep.
+	Compacted func(id [16]byte) bool
 	// ProducerIdle is how long a producer may have been idle to be remembered; ProducersMax is how many a partition remembers.
 	ProducerIdle time.Duration
 	ProducersMax int
@@ -57,7 +59,6 @@ type Merger struct {
 	cfg     MergeConfig
 	deps    MergerDeps
 	builder segment.Builder
-	numbers map[coordinator.ShardID]number    // of the segment that was tried last
 	failed  map[coordinator.ShardID]time.Time // when the last merge failed
 
 	merges, bytes atomic.Uint64
@@ -74,15 +75,9 @@ func (m *Merger) Stats() MergeStats {
 	return MergeStats{Merges: m.merges.Load(), Bytes: m.bytes.Load()}
 }
 
-// number is one that a leader has taken.
-type number struct {
-	epoch  protocol.LeaderEpoch
-	number uint64
-}
-
 // NewMerger returns a merger; [Merger.Run] makes it work.
 func NewMerger(cfg MergeConfig, deps MergerDeps) *Merger {
-	return &Merger{cfg: cfg, deps: deps, numbers: make(map[coordinator.ShardID]number), failed: make(map[coordinator.ShardID]time.Time)}
+	return &Merger{cfg: cfg, deps: deps, failed: make(map[coordinator.ShardID]time.Time)}
 }
 
 const (
@@ -161,6 +156,7 @@ func (m *Merger) group(due []coordinator.ShardID) (group []*work, n int) {
 	for _, id := range due {
 		w := m.begin(id)
 		if w != nil && len(group) > 0 && bytes+w.plan.bytes > m.cfg.DataBytes {
+			w.release()
 			break
 		}
 		n++
@@ -179,24 +175,42 @@ func (m *Merger) begin(id coordinator.ShardID) *work {
 		return nil
 	}
 	record, old := sh.newestRecord(), sh.newest()
-	p := m.cfg.plan(m.deps.Tails.Of(uint32(id), record.Merged), old.Live())
+	parts := m.deps.Tails.Of(uint32(id), record.Merged)
+	p := m.cfg.plan(parts, joinable(old, sh.claimed()))
 	if len(p.parts) == 0 {
 		return nil
 	}
-	w := &work{m: m, id: id, shard: sh, old: old, plan: p, epoch: protocol.LeaderEpoch(record.Epoch), merged: make(map[partition.ID]*merged)}
+	joined := make([]manifest.Segment, len(p.join))
+	for i, at := range p.join {
+		joined[i] = old.Segments[at]
+	}
+	if !sh.claim(joined) { // a cleaning was faster
+		joined, p = nil, m.cfg.plan(parts, nil)
+	}
+	w := &work{
+		m: m, plan: p, joined: joined, merged: make(map[partition.ID]*merged),
+		output: output{
+			manifests: m.deps.Manifests, store: m.deps.Store, footers: m.deps.Footers, cluster: m.deps.Cluster, builder: &m.builder,
+			id: id, shard: sh, old: old, epoch: protocol.LeaderEpoch(record.Epoch),
+		},
+	}
 	for _, part := range p.parts {
 		w.created = max(w.created, part.CreatedMs)
 	}
-	for i := p.join; i < len(old.Segments); i++ {
-		w.created = max(w.created, old.Segments[i].CreatedMs)
+	for i := range joined {
+		w.created = max(w.created, joined[i].CreatedMs)
 	}
 	return w
 }
 
 // merge brings merges to their end. failed are the shards that an error is about.
 func (m *Merger) merge(ctx context.Context, group []*work) (failed []coordinator.ShardID, err error) {
+	defer func() {
+		for _, w := range group {
+			w.release()
+		}
+	}()
 	for _, w := range group {
-		defer w.release()
 		if err := w.gather(ctx); err != nil {
 			return []coordinator.ShardID{w.id}, fmt.Errorf("merge shard %d: %w", w.id, err)
 		}
@@ -224,65 +238,42 @@ func (m *Merger) merge(ctx context.Context, group []*work) (failed []coordinator
 // install makes a merge part of the shard's next manifest.
 func (w *work) install(ctx context.Context) error {
 	m, last := w.m, w.plan.parts[len(w.plan.parts)-1]
-	err := m.deps.Manifests.install(ctx, w.id, w.shard, change{edit: w.edit, merged: last.Revision, installed: func(m *manifest.Manifest) error {
-		w.discard(m) // log start offsets may have moved past some of it meanwhile
-		return nil
-	}})
-	if err != nil {
-		if errors.Is(err, errNotWritten) || errors.Is(err, coordinator.ErrNoSpace) || errors.Is(err, coordinator.ErrLimit) {
-			w.discard(nil)
-		}
+	if err := w.output.install(ctx, change{edit: w.edit, merged: last.Revision}); err != nil {
 		return err
 	}
 	m.merges.Add(1)
 	for i := range w.made {
 		m.bytes.Add(uint64(w.made[i].Size))
 	}
-	m.deps.Log.Debug("merged segments", "shard", w.id, "commits", len(w.plan.parts), "joined", len(w.old.Segments)-w.plan.join, "into", len(w.made))
+	m.deps.Log.Debug("merged segments", "shard", w.id, "commits", len(w.plan.parts), "joined", len(w.joined), "into", len(w.made))
 	return nil
-}
-
-// take returns a number for a segment that no other segment of the shard's leader has.
-func (m *Merger) take(id coordinator.ShardID, epoch protocol.LeaderEpoch) uint64 {
-	n := m.numbers[id]
-	if n.epoch != epoch {
-		n = number{epoch: epoch}
-	}
-	n.number++
-	m.numbers[id] = n
-	return n.number
 }
 
 // work is one merge under way.
 type work struct {
-	m       *Merger
-	id      coordinator.ShardID
-	shard   *shard
-	old     *manifest.Manifest
-	plan    plan
-	epoch   protocol.LeaderEpoch
-	created int64 // when the newest of what is merged was written, Unix milliseconds
-
-	made   []manifest.Segment
+	output
+	m      *Merger
+	plan   plan
+	joined []manifest.Segment       // of old, that are merged anew; claimed
 	merged map[partition.ID]*merged // what changes
 	chunks []*wal.Chunk             // of the WAL's memory, that batches are in
 }
 
-// release lets go of the WAL's memory.
+// release lets go of the WAL's memory, and of the segments that were claimed.
 func (w *work) release() {
 	for _, c := range w.chunks {
 		c.Release()
 	}
-	w.chunks = nil
+	w.shard.unclaim(w.joined)
+	w.chunks, w.joined = nil, nil
 }
 
 // merged is what is new of a partition.
 type merged struct {
 	name    string
-	log     *partition.Log    // rebuilt up to the new end
-	stable  protocol.Offset   // as of there
-	sources []source          // in order of offsets
-	extents []manifest.Extent // that were made
+	log     *partition.Log  // rebuilt up to the new end
+	stable  protocol.Offset // as of there
+	sources []source        // in order of offsets
 }
 
 // source is an extent that is merged.
@@ -303,12 +294,12 @@ func (w *work) gather(ctx context.Context) error {
 			touched[id] = true
 		}
 	}
-	joined := make(map[string]bool)
-	for i := w.plan.join; i < len(w.old.Segments); i++ {
-		joined[w.old.Segments[i].Name(w.old.Shard)] = true
+	joined, places := make(map[string]bool), make(map[int32]bool)
+	for _, at := range w.plan.join {
+		joined[w.old.Segments[at].Name(w.old.Shard)], places[int32(at)] = true, true
 	}
-	for i := range w.old.Partitions {
-		if p := &w.old.Partitions[i]; len(p.Extents) > 0 && int(p.Extents[len(p.Extents)-1].Segment) >= w.plan.join {
+	for i := range w.old.Partitions { // of a partition the last extents are joined, if any
+		if p := &w.old.Partitions[i]; len(p.Extents) > 0 && places[p.Extents[len(p.Extents)-1].Segment] {
 			touched[partition.ID{Topic: p.Topic, Partition: p.Partition}] = true
 		}
 	}
@@ -462,36 +453,51 @@ func loadRun(ctx context.Context, store objectstore.Store, name string, all []*s
 	return nil
 }
 
-// write makes the new segments and puts them.
+// write makes the new segments and puts them: of partitions that are compacted others than of those that are not.
 func (w *work) write(ctx context.Context) error {
-	b := &w.m.builder
-	b.Level = segment.Merged
+	b := w.begin()
 	defer b.Reset()
-	for _, pid := range sorted(w.merged) {
-		p := w.merged[pid]
-		key := segment.Key{Shard: uint32(w.id), Topic: pid.Topic, Partition: pid.Partition}
-		start := w.old.LogStart(pid.Topic, pid.Partition)
-		for i := range p.sources {
-			for data, err := range p.sources[i].all(start) {
-				if err != nil {
-					return err
+	for _, compacted := range []bool{false, true} {
+		for _, pid := range sorted(w.merged) {
+			if w.m.deps.Compacted(pid.Topic) != compacted {
+				continue
+			}
+			if err := w.add(ctx, pid); err != nil {
+				return err
+			}
+		}
+		if b.Bytes() == 0 {
+			continue
+		}
+		if err := w.put(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// add adds a partition to the segments that are made.
+func (w *work) add(ctx context.Context, pid partition.ID) error {
+	p := w.merged[pid]
+	key := segment.Key{Shard: uint32(w.id), Topic: pid.Topic, Partition: pid.Partition}
+	start := w.old.LogStart(pid.Topic, pid.Partition)
+	for i := range p.sources {
+		for data, err := range p.sources[i].all(start) {
+			if err != nil {
+				return err
+			}
+			err := w.builder.Add(key, p.name, data)
+			if errors.Is(err, segment.ErrFull) && w.builder.Bytes() > 0 {
+				if err = w.put(ctx); err == nil {
+					err = w.builder.Add(key, p.name, data)
 				}
-				err := b.Add(key, p.name, data)
-				if errors.Is(err, segment.ErrFull) && b.Bytes() > 0 {
-					if err = w.put(ctx); err == nil {
-						err = b.Add(key, p.name, data)
-					}
-				}
-				if err != nil {
-					return err
-				}
+			}
+			if err != nil {
+				return err
 			}
 		}
 	}
-	if b.Bytes() == 0 {
-		return nil
-	}
-	return w.put(ctx)
+	return nil
 }
 
 // sorted returns partitions in the order of sections.
@@ -526,58 +532,11 @@ func (s *source) all(start protocol.Offset) iter.Seq2[[]byte, error] {
 	}
 }
 
-// put puts the segment that is in the builder, and empties it.
-func (w *work) put(ctx context.Context) error {
-	b := &w.m.builder
-	for {
-		sid := segment.ID{Level: segment.Merged, Log: uint64(w.id), Fence: uint64(w.epoch), Commit: w.m.take(w.id, w.epoch)}
-		parts, footer, err := b.Finish(segment.Header{ID: sid, Cluster: w.m.deps.Cluster, CreatedMs: w.created})
-		if err != nil {
-			return err
-		}
-		err = w.putOnce(ctx, sid.Name(), objectstore.Body{Parts: parts, Size: footer.ObjectSize})
-		if errors.Is(err, objectstore.ErrExists) {
-			continue // of this leader, before it started anew; or of a try whose outcome nobody knows
-		}
-		if err != nil {
-			return fmt.Errorf("put segment %s: %w", sid.Name(), err)
-		}
-		for i := range footer.Sections {
-			s := &footer.Sections[i]
-			p := w.merged[partition.ID{Topic: s.Topic, Partition: s.Partition}]
-			p.extents = append(p.extents, manifest.Extent{
-				Segment: int32(len(w.made)), First: s.FirstOffset, Next: s.NextOffset, Pos: s.Pos, Size: s.Size, MaxTimestamp: s.MaxTimestamp, Epoch: s.LeaderEpoch,
-			})
-		}
-		w.made = append(w.made, manifest.Segment{
-			Epoch: w.epoch, Number: sid.Commit, Size: footer.ObjectSize, FooterPos: footer.Pos, CreatedMs: w.created,
-		})
-		w.m.deps.Footers.Put(footer)
-		b.Reset()
-		return nil
-	}
-}
-
-func (w *work) putOnce(ctx context.Context, name string, body objectstore.Body) error {
-	ctx, cancel := context.WithTimeout(ctx, mergeRequestMax)
-	defer cancel()
-	return w.m.deps.Store.Put(ctx, name, body)
-}
-
-// discard gives up the segments that were made, but for those in a manifest.
-func (w *work) discard(installed *manifest.Manifest) {
-	for _, g := range w.made {
-		if installed == nil || !slices.Contains(installed.Segments, g) {
-			w.m.deps.Manifests.garbage.add(w.m.deps.Now(), g.Name(w.old.Shard))
-		}
-	}
-}
-
 // edit makes the merge part of the shard's next manifest, in which log start offsets may have moved since the merge began.
 func (w *work) edit(next *manifest.Manifest) {
 	joined := make([]bool, len(next.Segments)) // others may have left since
 	for i, g := range next.Segments {
-		joined[i] = slices.ContainsFunc(w.old.Segments[w.plan.join:], func(o manifest.Segment) bool { return o.Epoch == g.Epoch && o.Number == g.Number })
+		joined[i] = slices.Contains(w.joined, g)
 	}
 	base := int32(len(next.Segments))
 	next.Segments = append(slices.Clone(next.Segments), w.made...) // those that are not referred to any more are pruned
@@ -585,10 +544,7 @@ func (w *work) edit(next *manifest.Manifest) {
 	for id, p := range w.merged {
 		at := place(next, id, p.name)
 		at.Extents = slices.DeleteFunc(slices.Clone(at.Extents), func(e manifest.Extent) bool { return joined[e.Segment] })
-		for _, e := range p.extents {
-			e.Segment += base
-			at.Extents = append(at.Extents, e)
-		}
+		at.Extents = append(at.Extents, w.placed(id, base)...)
 		p.log.Producers().Expire(expired, w.m.deps.ProducersMax)
 		take(at, p.log.Snapshot(), p.stable)
 	}

@@ -1,9 +1,11 @@
 package upkeep
 
 import (
+	"slices"
 	"time"
 
 	"github.com/varve-io/varve/agent/index"
+	"github.com/varve-io/varve/objectstore/manifest"
 )
 
 // MergeConfig says when a shard merges.
@@ -46,27 +48,65 @@ func (c MergeConfig) due(parts []index.Part, surplus int64, now time.Time) bool 
 	return bytes >= c.DataBytes || parts[0].Revision <= surplus || parts[0].CreatedMs <= now.Add(-c.AgeMax).UnixMilli()
 }
 
+// candidate is a segment that a merge may take in again.
+type candidate struct {
+	place int   // in the manifest's segments
+	live  int64 // bytes of it that may still be read
+}
+
+// joinable returns the segments of a manifest that may be merged with what comes next, the newest first. Each of them may if all before it are: then what it has of a partition comes right before what they have, or is the
+// last. What compaction has left is not: it is written again when its partition is cleaned, and would hide how much of the partition is dirty. Nor is what is claimed.
+func joinable(m *manifest.Manifest, claimed map[manifest.Segment]bool) []candidate {
+	next := make([][]int32, len(m.Segments)) // where the extents are that follow those of a segment
+	free := make([]bool, len(m.Segments))
+	for i := range m.Segments {
+		free[i] = !claimed[m.Segments[i]]
+	}
+	for i := range m.Partitions {
+		p := &m.Partitions[i]
+		for j := range p.Extents {
+			at := p.Extents[j].Segment
+			if p.Extents[j].First < p.Cleaned {
+				free[at] = false
+			}
+			if j+1 < len(p.Extents) && p.Extents[j+1].Segment != at {
+				next[at] = append(next[at], p.Extents[j+1].Segment)
+			}
+		}
+	}
+	live := m.Live()
+	var all []candidate
+	joins := make([]bool, len(m.Segments))
+	for i := len(m.Segments) - 1; i >= 0; i-- {
+		if free[i] && !slices.ContainsFunc(next[i], func(at int32) bool { return !joins[at] }) {
+			joins[i] = true
+			all = append(all, candidate{i, live[i]})
+		}
+	}
+	return all
+}
+
 // plan is a merge: of the first commits that a shard has not merged, and of the last segments that it has.
 type plan struct {
 	parts []index.Part
 	bytes int64 // of all that is merged
-	join  int   // place in the manifest's segments from which on they are merged anew
+	join  []int // places in the manifest's segments, of those that are merged anew
 }
 
-// plan decides what to merge: from the oldest commit on as much as is merged at once; and of the segments at the manifest's end those that are no larger than all that comes behind them, so that small ones
-// double, and a byte is merged as often as the logarithm of DataBytes over the size of a merge. live are the bytes of each segment that may still be read.
-func (c MergeConfig) plan(parts []index.Part, live []int64) plan {
-	var bytes int64
-	n := 0
-	for n < len(parts) && (n == 0 || bytes+parts[n].Bytes <= c.DataBytes) {
-		bytes += parts[n].Bytes
-		n++
+// plan decides what to merge: from the oldest commit on as much as is merged at once; and of the candidates, the newest first, those that are no larger than all that comes behind them, so that small ones
+// double, and a byte is merged as often as the logarithm of DataBytes over the size of a merge.
+func (c MergeConfig) plan(parts []index.Part, candidates []candidate) plan {
+	var p plan
+	for len(p.parts) < len(parts) && (len(p.parts) == 0 || p.bytes+parts[len(p.parts)].Bytes <= c.DataBytes) {
+		p.bytes += parts[len(p.parts)].Bytes
+		p.parts = parts[:len(p.parts)+1]
 	}
-	p := plan{parts: parts[:n], join: len(live)}
-	for p.join > 0 && live[p.join-1] <= bytes && bytes+live[p.join-1] <= c.DataBytes {
-		p.join--
-		bytes += live[p.join]
+	for _, g := range candidates {
+		if g.live > p.bytes || p.bytes+g.live > c.DataBytes {
+			break
+		}
+		p.join = append(p.join, g.place)
+		p.bytes += g.live
 	}
-	p.bytes = bytes
 	return p
 }

@@ -1,10 +1,13 @@
 package upkeep
 
 import (
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/varve-io/varve/agent/index"
+	"github.com/varve-io/varve/objectstore/manifest"
+	"github.com/varve-io/varve/protocol"
 )
 
 // parts are commits of so many bytes each, a revision and a second apart.
@@ -40,6 +43,61 @@ func TestDue(t *testing.T) {
 	}
 }
 
+// candidates are segments that may all be joined.
+func candidates(live []int64) []candidate {
+	var all []candidate
+	for i, bytes := range slices.Backward(live) {
+		all = append(all, candidate{i, bytes})
+	}
+	return all
+}
+
+// TestJoinable holds that of each partition the end is joined, and never what a cleaning has left, or what somebody else rewrites.
+func TestJoinable(t *testing.T) {
+	type extent = [2]int64 // segment, first; of 10 offsets and bytes each
+	for _, test := range []struct {
+		name       string
+		partitions [][]extent
+		cleaned    protocol.Offset
+		claimed    int // segment; -1 for none
+		want       []int
+	}{
+		{"all in order", [][]extent{{{0, 0}, {1, 10}, {2, 20}}}, 0, -1, []int{2, 1, 0}},
+		{"two of one segment", [][]extent{{{0, 0}, {0, 10}, {1, 20}}}, 0, -1, []int{1, 0}},
+		{"cleaned ones stay", [][]extent{{{1, 0}, {0, 10}, {2, 20}}}, 10, -1, []int{2, 0}},
+		{"partly cleaned", [][]extent{{{0, 0}, {1, 10}, {2, 20}}}, 11, -1, []int{2}},
+		{"what is before a claimed one stays", [][]extent{{{0, 0}, {1, 10}, {2, 20}}}, 0, 1, []int{2}},
+		{"other partitions' do not", [][]extent{{{0, 0}, {3, 10}}, {{1, 0}}, {{2, 0}}}, 0, 3, []int{2, 1}},
+		{"out of order", [][]extent{{{1, 0}, {0, 10}}}, 0, -1, []int{0}},
+	} {
+		m := &manifest.Manifest{}
+		for i := range 4 {
+			m.Segments = append(m.Segments, manifest.Segment{Number: uint64(i)})
+		}
+		used := 0
+		for _, extents := range test.partitions {
+			p := manifest.Partition{Cleaned: test.cleaned}
+			for _, e := range extents {
+				p.Extents = append(p.Extents, manifest.Extent{Segment: int32(e[0]), First: protocol.Offset(e[1]), Next: protocol.Offset(e[1] + 10), Size: 10})
+				used = max(used, int(e[0])+1)
+			}
+			m.Partitions = append(m.Partitions, p)
+		}
+		m.Segments = m.Segments[:used]
+		claimed := make(map[manifest.Segment]bool)
+		if test.claimed >= 0 {
+			claimed[m.Segments[test.claimed]] = true
+		}
+		var got []int
+		for _, c := range joinable(m, claimed) {
+			got = append(got, c.place)
+		}
+		if !slices.Equal(got, test.want) {
+			t.Errorf("%s: %d may be joined, want %d", test.name, got, test.want)
+		}
+	}
+}
+
 func TestPlan(t *testing.T) {
 	c := MergeConfig{DataBytes: 100}
 	for _, test := range []struct {
@@ -59,9 +117,9 @@ func TestPlan(t *testing.T) {
 		{"not beyond what is merged at once", []int64{40}, []int64{40, 40}, 1, 1},
 		{"what is deleted", []int64{10}, []int64{0, 0}, 1, 0},
 	} {
-		p := c.plan(parts(test.parts...), test.live)
-		if len(p.parts) != test.n || p.join != test.join {
-			t.Errorf("%s: %d commits and the segments from %d on, want %d and from %d", test.name, len(p.parts), p.join, test.n, test.join)
+		p := c.plan(parts(test.parts...), candidates(test.live))
+		if from := len(test.live) - len(p.join); len(p.parts) != test.n || from != test.join {
+			t.Errorf("%s: %d commits and the segments from %d on, want %d and from %d", test.name, len(p.parts), from, test.n, test.join)
 		}
 	}
 }
@@ -73,12 +131,12 @@ func TestSegmentsAreFew(t *testing.T) {
 	written, most := int64(0), 0
 	const merges = 10_000
 	for range merges {
-		p := c.plan(parts(1), live)
+		p := c.plan(parts(1), candidates(live))
 		bytes := int64(1)
-		for _, b := range live[p.join:] {
-			bytes += b
+		for _, at := range p.join {
+			bytes += live[at]
 		}
-		live = append(live[:p.join], bytes)
+		live = append(live[:len(live)-len(p.join)], bytes)
 		written += bytes
 		full := 0
 		for _, b := range live {

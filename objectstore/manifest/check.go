@@ -64,8 +64,8 @@ func (m *Manifest) checkSegment(i int) error {
 // checkPartition checks the partition at i, and moves ends past its extents.
 func (m *Manifest) checkPartition(i int, ends []int64) error {
 	p := &m.Partitions[i]
-	if p.Partition < 0 || p.LogStartOffset < 0 || p.LastStable < 0 || p.LastStable > p.End {
-		return fmt.Errorf("log start offset %d, last stable offset %d, end %d", p.LogStartOffset, p.LastStable, p.End)
+	if p.Partition < 0 || p.LogStartOffset < 0 || p.LastStable < 0 || p.LastStable > p.End || p.Cleaned < 0 || p.Cleaned > p.End {
+		return fmt.Errorf("log start offset %d, last stable offset %d, cleaned up to %d, end %d", p.LogStartOffset, p.LastStable, p.Cleaned, p.End)
 	}
 	if p.End == 0 && len(p.Producers) > 0 {
 		return fmt.Errorf("%d producers without records", len(p.Producers))

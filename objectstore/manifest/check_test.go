@@ -44,6 +44,8 @@ func TestEncodeRefuses(t *testing.T) {
 		"negative end":            {func(m *Manifest, _ *Partition) { m.Partitions[0].End = -1 }, "end -1"},
 		"negative last stable":    {func(_ *Manifest, p *Partition) { p.LastStable = -1 }, "last stable offset -1"},
 		"last stable past end":    {func(_ *Manifest, p *Partition) { p.LastStable = 901 }, "last stable offset 901"},
+		"negative cleaned":        {func(_ *Manifest, p *Partition) { p.Cleaned = -1 }, "cleaned up to -1"},
+		"cleaned past end":        {func(_ *Manifest, p *Partition) { p.Cleaned = 901 }, "cleaned up to 901"},
 
 		"epochs out of order": {func(_ *Manifest, p *Partition) { p.Epochs[1].Epoch = 1 }, "epoch 1 from 512"},
 		"epochs at one start": {func(_ *Manifest, p *Partition) { p.Epochs[1].Start = 0 }, "epoch 4 from 0"},

@@ -98,6 +98,7 @@ func (m *Manifest) appendPartition(b []byte, i int, ends []int64) []byte {
 		return b
 	}
 	b = binary.AppendUvarint(b, uint64(p.End-p.LastStable))
+	b = binary.AppendUvarint(b, uint64(p.Cleaned))
 	b = p.appendEpochs(b)
 	b = p.appendExtents(b, m.CreatedMs, ends)
 	return p.appendProducers(b, m.CreatedMs)

@@ -86,8 +86,9 @@ type Partition struct {
 	// away. 0 if nothing was merged; then there is nothing in what follows.
 	End        protocol.Offset
 	LastStable protocol.Offset // last stable offset as of End
+	Cleaned    protocol.Offset // where the last compaction ended, at most End: below it each key has one record, and there may be gaps; 0 if it never was compacted
 	Epochs     []EpochStart    // ascending in both fields, below End
-	Extents    []Extent        // ascending by offset, not overlapping, up to End; gaps are allowed
+	Extents    []Extent        // ascending by offset, not overlapping, up to End; gaps are allowed, below Cleaned
 	Producers  []Producer      // as of End, ascending by id
 }
 

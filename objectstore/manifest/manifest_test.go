@@ -44,7 +44,7 @@ func example() *Manifest {
 		Partitions: []Partition{
 			{Topic: topicA, TopicName: "events", Partition: 4, LogStartOffset: 1 << 40}, // nothing of it is merged
 			{
-				Topic: topicA, TopicName: "events", Partition: 6, LogStartOffset: 150, End: 900, LastStable: 890,
+				Topic: topicA, TopicName: "events", Partition: 6, LogStartOffset: 150, End: 900, LastStable: 890, Cleaned: 401,
 				Epochs: []EpochStart{{1, 0}, {4, 512}, {9, 899}},
 				Extents: []Extent{
 					{Segment: 0, First: 10, Next: 100, Pos: 80, Size: 1000, MaxTimestamp: now - 5000, Epoch: 1}, // below the log start
@@ -70,7 +70,7 @@ func example() *Manifest {
 					Batches: []ProducerBatch{{math.MaxInt32, math.MaxInt64 - math.MaxInt32, math.MaxInt32}},
 				}},
 			},
-			{Topic: topicB, TopicName: "orders.v2", Partition: math.MaxInt32, End: 1, LastStable: 1}, // compacted away
+			{Topic: topicB, TopicName: "orders.v2", Partition: math.MaxInt32, End: 1, LastStable: 1, Cleaned: 1}, // compacted away
 		},
 	}
 }
@@ -199,9 +199,9 @@ func TestParseAllocatesLittle(t *testing.T) {
 	for name, body := range map[string][]byte{
 		"segments":   huge,
 		"partitions": slices.Concat([]byte{0}, huge),
-		"epochs":     slices.Concat([]byte{0, 1, 0}, topic, []byte{0, 9, 0}, huge),
-		"extents":    slices.Concat([]byte{0, 1, 0}, topic, []byte{0, 9, 0, 0}, huge),
-		"producers":  slices.Concat([]byte{0, 1, 0}, topic, []byte{0, 9, 0, 0, 0}, huge),
+		"epochs":     slices.Concat([]byte{0, 1, 0}, topic, []byte{0, 9, 0, 0}, huge),
+		"extents":    slices.Concat([]byte{0, 1, 0}, topic, []byte{0, 9, 0, 0, 0}, huge),
+		"producers":  slices.Concat([]byte{0, 1, 0}, topic, []byte{0, 9, 0, 0, 0, 0}, huge),
 	} {
 		b := sealed(slices.Concat(header, body, make([]byte, 100)))
 		var before, after runtime.MemStats

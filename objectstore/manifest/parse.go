@@ -130,6 +130,7 @@ func (d *decoder) readPartitions() {
 		p.End = d.offset(0)
 		if p.End > 0 {
 			p.LastStable = d.offsetBefore(p.End)
+			p.Cleaned = protocol.Offset(d.UvarintMax(uint64(p.End)))
 			d.readEpochs(p)
 			d.readExtents(p)
 			d.readProducers(p)

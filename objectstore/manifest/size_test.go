@@ -61,7 +61,7 @@ func TestSize(t *testing.T) {
 	for name, test := range map[string]struct{ got, want int }{
 		"the first partition of a topic, without records": {one - encodedSize(t, &Manifest{}), 26 + len("events")},
 		"another partition without records":               {encodedSize(t, bare) - one, 8},
-		"a partition of one segment":                      {(encodedSize(t, large(t, 800, 1, 0)) - base) / 400, 35},
+		"a partition of one segment":                      {(encodedSize(t, large(t, 800, 1, 0)) - base) / 400, 36},
 		"an extent":                                       {(encodedSize(t, large(t, 400, 51, 0)) - base) / 400 / 50, 12},
 		"an idempotent producer of five batches":          {(encodedSize(t, large(t, 1, 1, 10_000)) - encodedSize(t, large(t, 1, 1, 0))) / 10_000, 32},
 	} {

@@ -1,4 +1,4 @@
-// Package batch reads, checks, restamps and builds Kafka's record batches,
+// Package batch reads, checks, restamps, builds and filters Kafka's record batches,
 // version 2 (KIP-98), the only message format that Varve stores.
 //
 // A batch is a header of 61 bytes and its records, big-endian throughout:

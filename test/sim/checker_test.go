@@ -27,6 +27,10 @@ type checker struct {
 	commits map[string]coordinator.Commit
 	shards  map[string]coordinator.Shard     // as last written
 	epochs  [partitions]protocol.LeaderEpoch // of the newest commit
+
+	// Of a compacted topic: what was committed, and how far it was cleaned.
+	committed [partitions]map[int64]check.Record
+	cleaned   [partitions]protocol.Offset
 }
 
 func newChecker(w *world) *checker {
@@ -112,7 +116,11 @@ func (c *checker) manifest(shard, name string) {
 			c.report("3: %s ends partition %d at %d, merged was %d, committed %d", name, p.Partition, p.End, c.merged[p.Partition], c.ends[p.Partition])
 		}
 		c.merged[p.Partition], c.starts[p.Partition] = p.End, int64(p.LogStartOffset)
-		next := p.LogStartOffset
+		if p.Cleaned < c.cleaned[p.Partition] || p.Cleaned > 0 && !c.w.compacted {
+			c.report("2: %s says that partition %d was cleaned up to %d, it was up to %d", name, p.Partition, p.Cleaned, c.cleaned[p.Partition])
+		}
+		c.cleaned[p.Partition] = p.Cleaned
+		next := max(p.LogStartOffset, p.Cleaned)
 		for _, e := range p.Extents {
 			object := m.Segments[e.Segment].Name(m.Shard)
 			_, footer := c.object(object)
@@ -127,7 +135,7 @@ func (c *checker) manifest(shard, name string) {
 			if e.First > next {
 				c.report("3: %s has nothing of partition %d from %d to %d", name, p.Partition, next, e.First)
 			}
-			next = e.Next
+			next = max(next, e.Next)
 		}
 		if next < p.End {
 			c.report("3: %s has nothing of partition %d from %d to %d", name, p.Partition, next, p.End)
@@ -180,7 +188,7 @@ func (c *checker) commit(op coordinator.Op) {
 	case commit.FirstEntry <= log.Flushed:
 		c.report("4: %s begins with entry %d, flushed was %d", op.Key, commit.FirstEntry, log.Flushed)
 	}
-	_, footer := c.object(commit.Object)
+	object, footer := c.object(commit.Object)
 	if footer == nil || footer.ObjectSize != commit.ObjectSize || footer.Pos != commit.FooterPos {
 		c.report("8: %s refers to %s, which is not there or is another", op.Key, commit.Object)
 		return
@@ -201,6 +209,9 @@ func (c *checker) commit(op coordinator.Op) {
 			c.report("4: %s is of leader epoch %d, epoch %d has committed", op.Key, p.LeaderEpoch, c.epochs[p.Partition])
 		}
 		c.ends[p.Partition], c.epochs[p.Partition] = p.NextOffset, p.LeaderEpoch
+		if c.w.compacted {
+			c.remember(p.Partition, object[p.Pos:p.Pos+p.Size])
+		}
 	}
 }
 
@@ -333,6 +344,9 @@ func (c *checker) compare(number int, final []check.Record) {
 	log := &c.w.load.logs[number]
 	start := c.starts[number]
 	final = slices.DeleteFunc(final, func(r check.Record) bool { return r.Offset < start })
+	if c.w.compacted {
+		final = c.whole(number, final)
+	}
 	h := check.History{Final: final, Seen: log.seen, Start: start}
 	for _, s := range log.sends {
 		records, err := parse(s.bytes)

@@ -51,7 +51,7 @@
 // whole log back from the bucket (test/check).
 //
 //	1 acknowledged records are there              4 a fenced writer commits nothing
-//	2 an offset shows the same bytes for ever     5 an idempotent batch is there once; a producer id is handed out once
+//	2 an offset shows the same record for ever    5 an idempotent batch is there once; a producer id is handed out once
 //	3 no gap, no overlap                          7 committed consumer offsets stay, and are answered; a fenced member commits none
 //	6 see below                                   - and in the end agents serve again, and can leave
 //	8 what a commit refers to exists and matches
@@ -63,6 +63,9 @@
 //	the last stable offset does not pass a transaction that is undecided, and does not go back
 //	a group's offset is that of a committed transaction, never before it is decided; a stable one is that of the newest
 //	a producer is told what was decided; one that is fenced writes nothing, sends nothing and ends nothing; a producer id with an epoch is handed out once
+//
+// In clusters whose topic is compacted (TestCompaction), a record that was committed may be gone, in what readers are shown and in the end, if a later one has its key and both are below where the log was
+// cleaned, as the newest manifest says it. They have no transactions: what compaction does to those is checked in agent/compact, and by agent's TestCompaction.
 //
 // Not here: 9, of limits.
 //
@@ -115,7 +118,7 @@
 // code, and want each to be found within some seeds; TestScriptBreakages wants a script to fail without its rule. TestTransactionBreakages does so for transactions: markers are
 // sent before the decision is durable, the high watermark is answered, the list of aborted transactions is left out, offsets are applied when they are sent, a stale epoch is
 // accepted, markers that an old leader was sent count as written, a new coordinator forgets open transactions. TestMergeBreakages has commits leave that are not merged, manifests
-// without producers, or without their open transactions, and segments that are in use taken for garbage. Not broken, since no boundary lies there: that a marker voids
+// without producers, or without their open transactions, and segments that are in use taken for garbage; TestCompactionBreakages has a part of what a cleaning made put in place. Not broken, since no boundary lies there: that a marker voids
 // a ticket (agent/partition), whose batch the producer's epoch keeps out as well.
 //
 //	go test ./test/sim                       some seconds, always the same seeds

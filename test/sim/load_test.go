@@ -156,7 +156,7 @@ func (l *load) newSend(p *producer) *send {
 	log := &l.logs[p.partition]
 	s := &send{writer: p.writer, first: p.records, floor: log.floor}
 	for range n {
-		b.Append(1000+p.records, nil, l.value(p.writer, p.records))
+		b.Append(1000+p.records, key(p.records), l.value(p.writer, p.records))
 		p.records++
 	}
 	if p.id != protocol.NoProducerID {
@@ -174,6 +174,12 @@ func (l *load) newSend(p *producer) *send {
 	log.sends = append(log.sends, s)
 	return s
 }
+
+// keysMax is how many keys there are; a topic may be compacted.
+const keysMax = 7
+
+// key is that of record n of any writer.
+func key(n int64) []byte { return []byte{byte(n % keysMax)} }
 
 // value is what record n of a writer holds.
 func (l *load) value(writer int32, n int64) []byte {

@@ -70,6 +70,7 @@ func (n *node) exist(ctx context.Context, fs disk.FS) {
 	cfg.WALBytesMax, cfg.WALCacheBytes, cfg.CacheBytesMax, cfg.FooterBytesMax = 4<<20, 64<<10, 1<<20, 1<<20
 	cfg.Flush.SegmentBytes, cfg.Flush.AgeMax, cfg.GroupDelay = 1500, n.c.ageMax, 100*time.Millisecond
 	cfg.Merge = upkeep.MergeConfig{DataBytes: 6000, CommitsMax: 8, KeyBytesMax: 64 << 10, AgeMax: time.Minute}
+	cfg.Clean = upkeep.CleanConfig{Pause: 2 * time.Second, MemoryBytes: 100, DataBytes: 6000}
 	cfg.Garbage = upkeep.GarbageConfig{Pause: 5 * time.Second, Grace: 30 * time.Second}
 	if n.c.broken.forgetProducers {
 		cfg.ProducerIdleMax = -cfg.ProducerIdleMax
@@ -299,6 +300,10 @@ func (c *cluster) readAnswer(r *reading) {
 	c.note("%s: %d records of %d from %d", r.from.name, len(records), r.number, r.offset)
 	if len(records) == 0 && !c.owns(r.from, c.shardOf(r.number)) {
 		return // one that does not know yet that another leads; as in Kafka
+	}
+	if c.compacted {
+		c.readCompacted(r, p.RecordBatches, records)
+		return
 	}
 	if len(records) == 0 || records[0].Offset > r.offset || records[len(records)-1].Offset < r.offset {
 		c.check.report("1: %s answers %d records for offset %d of partition %d, which was acknowledged", r.from.name, len(records), r.offset, r.number)

@@ -55,6 +55,8 @@ type world struct {
 	check   *checker
 	load    *load
 
+	compacted bool // the topic is
+
 	mu     sync.Mutex
 	parked []*call
 

@@ -45,6 +45,7 @@ var rooms = []Room{
 	{Path: "coordinator/...", Rooms: []string{"protocol/..."}},
 
 	{Path: "agent/partition", Pure: true, Rooms: []string{"protocol/..."}},
+	{Path: "agent/compact", Pure: true, Rooms: []string{"protocol/..."}},
 	{Path: "agent/...", Rooms: []string{"wal/...", "objectstore/...", "coordinator/...", "protocol/..."}},
 
 	// The load generator is a command of the product, and shares its home with the comparison that uses it.
@@ -96,8 +97,8 @@ var homes = map[string][]string{
 // pureLibrary is what pure rooms may import of the standard library: nothing that starts, waits, locks or does I/O. Of
 // package time they may use instants and durations, but no clock: see clocks.
 var pureLibrary = []string{
-	"bytes", "cmp", "container/heap", "container/list", "encoding/base64", "encoding/binary", "encoding/hex", "errors", "fmt",
-	"hash", "hash/crc32", "hash/crc64", "hash/fnv", "io", "iter", "maps", "math", "math/bits", "slices", "sort", "strconv",
+	"bytes", "cmp", "container/heap", "container/list", "crypto/sha256", "encoding/base64", "encoding/binary", "encoding/hex",
+	"errors", "fmt", "hash", "hash/crc32", "hash/crc64", "hash/fnv", "io", "iter", "maps", "math", "math/bits", "slices", "sort", "strconv",
 	"strings", "time", "unicode", "unicode/utf8",
 }
 
