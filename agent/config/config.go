@@ -31,13 +31,14 @@ type Command string
 
 // Commands. Dev has those settings that do not concern its neighbours: its etcd and its bucket are its own. Status has those that say where a cluster's etcd
 // is: Etcd and Cluster, or the Data of a dev. Inspect has Etcd and Cluster,
-// or Bucket, or none of them, from flags alone. Fsck has what Status has, and Bucket, which is zero for a dev.
+// or Bucket, or none of them, from flags alone. Fsck has what Status has, and Bucket, which is zero for a dev. Restore has Etcd, Cluster and Bucket, and needs them.
 const (
 	Dev     Command = "dev"
 	Agent   Command = "agent"
 	Status  Command = "status"
 	Inspect Command = "inspect"
 	Fsck    Command = "fsck"
+	Restore Command = "restore"
 )
 
 // Config is a configuration without contradictions.
