@@ -34,7 +34,7 @@ func (a *Agent) startUpkeep(run context.Context) {
 		KV: a.deps.KV, Store: a.deps.Store, Manifests: a.manifests, Now: a.deps.Now, Log: a.log, Elected: a.elected,
 	}).Run)
 	a.spawn(run, "copy the coordinator's state", rebuild.NewCopier(a.cfg.CopyPause, rebuild.CopierDeps{
-		KV: a.deps.KV, Store: a.deps.Store, Cluster: a.clusterID, Elected: a.elected, Now: a.deps.Now, Log: a.log,
+		KV: a.deps.KV, Store: a.deps.Store, Cluster: a.clusterID, Elected: a.elected, Agents: a.view.Agents, Now: a.deps.Now, Log: a.log,
 	}).Run)
 }
 

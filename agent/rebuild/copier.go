@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,6 +25,8 @@ const (
 	callTime    = time.Minute
 	// copierPause is how often the copier looks whether it is its turn.
 	copierPause = time.Second
+	// changePause is how soon a copy follows another if agents have come or gone meanwhile: which WAL logs are open, and where they lie, is what the bucket does not tell.
+	changePause = 5 * time.Second
 )
 
 // CopierDeps is what a [Copier] works with.
@@ -33,16 +36,24 @@ type CopierDeps struct {
 	Cluster [16]byte
 	// Elected reports whether this agent is the cluster's controller, which copies.
 	Elected func() bool
+	Agents  func() []coordinator.Agent // that are registered, in a fixed order
 	Now     func() time.Time
 	Log     *slog.Logger
 }
 
-// Copier copies the coordinator's state to the bucket: when its agent becomes the controller, and at intervals, if something has changed.
+// Copier copies the coordinator's state to the bucket: when its agent becomes the controller, when agents come and go, and at intervals, if something has changed.
 type Copier struct {
 	pause  time.Duration
 	deps   CopierDeps
-	due    time.Time // zero if the agent was not the controller
-	newest mark      // of the state that was copied last
+	last   time.Time     // when it was this copier's turn; zero if the agent was not the controller
+	agents []incarnation // as of last
+	newest mark          // of the state that was copied last
+}
+
+// incarnation is an agent that is registered: its log is open from when it serves on, and closed before it leaves.
+type incarnation struct {
+	log   coordinator.LogID
+	state coordinator.AgentState
 }
 
 // mark tells two states of the coordinator apart: each write raises the newest revision, unless it only deletes.
@@ -74,15 +85,23 @@ func (c *Copier) Run(ctx context.Context) error {
 
 // Step copies if it is time to. Errors are those of Run; what else goes wrong is told to the log, and tried again at the next turn.
 func (c *Copier) Step(ctx context.Context) error {
-	now := c.deps.Now()
-	switch {
-	case !c.deps.Elected():
-		c.due, c.newest = time.Time{}, mark{}
-		return nil
-	case now.Before(c.due):
+	if !c.deps.Elected() {
+		c.last, c.newest = time.Time{}, mark{}
 		return nil
 	}
-	c.due = now.Add(c.pause)
+	var agents []incarnation
+	for _, a := range c.deps.Agents() {
+		agents = append(agents, incarnation{a.Log, a.State})
+	}
+	pause := c.pause
+	if !slices.Equal(agents, c.agents) {
+		pause = min(pause, changePause)
+	}
+	now := c.deps.Now()
+	if now.Sub(c.last) < pause {
+		return nil
+	}
+	c.last, c.agents = now, agents
 	err := c.copy(ctx)
 	switch {
 	case ctx.Err() != nil:

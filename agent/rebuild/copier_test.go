@@ -22,6 +22,8 @@ type lab struct {
 	kv    *kvmem.Store
 	store *mem.Store
 	now   time.Time
+
+	agents []coordinator.Agent
 }
 
 func newLab(t *testing.T) *lab {
@@ -43,7 +45,7 @@ func (l *lab) write(key string, value any) {
 
 func (l *lab) copier() *Copier {
 	return NewCopier(time.Minute, CopierDeps{
-		KV: l.kv, Store: l.store, Cluster: cluster, Elected: func() bool { return true }, Now: func() time.Time { return l.now }, Log: slog.New(slog.DiscardHandler),
+		KV: l.kv, Store: l.store, Cluster: cluster, Elected: func() bool { return true }, Agents: func() []coordinator.Agent { return l.agents }, Now: func() time.Time { return l.now }, Log: slog.New(slog.DiscardHandler),
 	})
 }
 
@@ -100,6 +102,19 @@ func TestCopier(t *testing.T) {
 		l.write(coordinator.KeyGroup("g"), []byte{byte(i)})
 		l.now = l.now.Add(time.Minute)
 		l.step(c)
+	}
+	number := l.copies()[copiesKept-1].ID.Number
+	l.write(coordinator.KeyGroup("g"), []byte("an agent came"))
+	l.agents = []coordinator.Agent{{Log: 1}}
+	l.now = l.now.Add(changePause - 1)
+	l.step(c) // too soon
+	if newest := l.copies()[copiesKept-1].ID.Number; newest != number {
+		t.Errorf("copy %d was made too soon", newest)
+	}
+	l.now = l.now.Add(1)
+	l.step(c)
+	if newest := l.copies()[copiesKept-1].ID.Number; newest != number+1 {
+		t.Errorf("the newest copy is %d, want %d", newest, number+1)
 	}
 	all := l.copies()
 	if len(all) != copiesKept || all[len(all)-1].ID.Number < copiesKept+3 {

@@ -88,6 +88,8 @@ type planCase struct {
 	upTo    [2]string // which commit each partition's shard has merged up to
 	missing int
 	notes   int
+
+	partitions int32 // of orders, if they are more
 }
 
 func TestPlan(t *testing.T) {
@@ -188,6 +190,13 @@ func TestPlan(t *testing.T) {
 			segments: map[string][]part{"1/1/1/0": {{partition: 0, next: 5, epoch: 1, topic: gone}}},
 			want:     []string{"1/1"}, adopted: 1, notes: 1,
 		},
+		"partitions were added since": {
+			segments:   map[string][]part{"1/1/1/0": {{partition: 3, next: 5, epoch: 1}}},
+			want:       []string{"1/1"},
+			adopted:    1,
+			notes:      1,
+			partitions: 4,
+		},
 		"a topic was deleted before": {
 			copied:   map[string][]part{"1/1/1/0": one(0, 10, 1)},
 			segments: map[string][]part{"1/2/1/0": {{partition: 0, first: 10, next: 20, epoch: 1}, {partition: 0, first: 100, next: 105, epoch: 1, topic: gone}}},
@@ -258,6 +267,9 @@ func (c planCase) run(t *testing.T) {
 		if upTo := revisions[p.Merged[shardOf(n)]]; upTo != c.upTo[n] {
 			t.Errorf("the shard of partition %d has merged up to %q, want %q", n, upTo, c.upTo[n])
 		}
+	}
+	if got := p.Topics[orders.ID].Partitions; c.partitions > 0 && got != c.partitions {
+		t.Errorf("%d partitions, want %d", got, c.partitions)
 	}
 	if len(p.Missing) != c.missing || len(p.Notes) != c.notes {
 		t.Errorf("missing: %q, notes: %q; want %d and %d", p.Missing, p.Notes, c.missing, c.notes)

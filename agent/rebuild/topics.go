@@ -70,6 +70,10 @@ func (p *planner) settleTopics() {
 		case exists && p.deleted(s):
 			delete(p.plan.Topics, id)
 			p.note("topic %s was deleted after the copy was made", t.Name)
+		case exists && s.partitions > t.Partitions:
+			p.note("topic %s has records in %d partitions, and had %d when the copy was made: it gets as many", t.Name, s.partitions, t.Partitions)
+			t.Partitions = s.partitions
+			p.plan.Topics[id] = t
 		case !exists && s.name != "" && !names[s.name] && (s.merged || s.fromStart()):
 			names[s.name] = true
 			p.plan.Topics[id] = coordinator.Topic{ID: id, Name: s.name, Partitions: s.partitions, Replication: replicationOf, CreatedMs: s.createdMs}

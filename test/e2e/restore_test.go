@@ -130,7 +130,7 @@ func TestRestore(t *testing.T) {
 	raw.want(t, 0, 0)
 	c.copied(t, disks)
 	raw.client = connect(t, c.kafka[0]) // its connections have ended
-	w.produce(t, 600) // after the copy
+	w.produce(t, 600)                   // after the copy
 	w.flush(t)
 	raw.want(t, 3, 3)
 	c.drain(t)
