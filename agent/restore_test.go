@@ -18,10 +18,12 @@ import (
 
 	"github.com/varve-io/varve/agent"
 	"github.com/varve-io/varve/agent/fsck"
+	"github.com/varve-io/varve/agent/partition"
 	"github.com/varve-io/varve/agent/rebuild"
 	"github.com/varve-io/varve/agent/upkeep"
 	"github.com/varve-io/varve/coordinator"
 	memkv "github.com/varve-io/varve/coordinator/mem"
+	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/manifest"
 	"github.com/varve-io/varve/protocol"
 )
@@ -67,52 +69,59 @@ func (c *cluster) awaitCopy(t *testing.T) (number uint64) {
 func (c *cluster) awaitFlushed(t *testing.T, topic string, to protocol.Offset) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("%s is flushed to %d", topic, to), func() bool {
-		items, _, err := c.kv.List(t.Context(), coordinator.PrefixMeta, 0)
+		ends := c.ends(t, topic)
+		return len(ends) > 0 && slices.Min(ends) >= to
+	})
+}
+
+// ends tells how far each partition of a topic is committed, merged or not; nothing of one that does not exist.
+func (c *cluster) ends(t *testing.T, topic string) []protocol.Offset {
+	t.Helper()
+	items, _, err := c.kv.List(t.Context(), coordinator.PrefixMeta, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var record coordinator.Topic
+	ends := make(map[partition.ID]protocol.Offset)
+	reach := func(topic protocol.TopicID, n int32, end protocol.Offset) {
+		id := partition.ID{Topic: topic, Partition: n}
+		ends[id] = max(ends[id], end)
+	}
+	for _, it := range items {
+		switch {
+		case it.Key == coordinator.KeyTopic(topic):
+			record, err = coordinator.Decode[coordinator.Topic](it)
+		case strings.HasPrefix(it.Key, coordinator.PrefixCommits):
+			var commit coordinator.Commit
+			commit, err = coordinator.DecodeCommit(it.Value)
+			for _, p := range commit.Partitions {
+				reach(p.Topic, p.Partition, p.NextOffset)
+			}
+		case strings.HasPrefix(it.Key, coordinator.PrefixShards):
+			var shard coordinator.Shard
+			if shard, err = coordinator.Decode[coordinator.Shard](it); err == nil && shard.Manifest != "" {
+				for _, p := range c.manifest(t, shard.Manifest).Partitions {
+					reach(p.Topic, p.Partition, p.End)
+				}
+			}
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		var record coordinator.Topic
-		ends := make(map[protocol.TopicID]map[int32]protocol.Offset)
-		reach := func(id protocol.TopicID, partition int32, end protocol.Offset) {
-			if ends[id] == nil {
-				ends[id] = make(map[int32]protocol.Offset)
-			}
-			ends[id][partition] = max(ends[id][partition], end)
-		}
-		for _, it := range items {
-			switch {
-			case it.Key == coordinator.KeyTopic(topic):
-				record, err = coordinator.Decode[coordinator.Topic](it)
-			case strings.HasPrefix(it.Key, coordinator.PrefixCommits):
-				var commit coordinator.Commit
-				commit, err = coordinator.DecodeCommit(it.Value)
-				for _, p := range commit.Partitions {
-					reach(p.Topic, p.Partition, p.NextOffset)
-				}
-			case strings.HasPrefix(it.Key, coordinator.PrefixShards):
-				var shard coordinator.Shard
-				if shard, err = coordinator.Decode[coordinator.Shard](it); err == nil && shard.Manifest != "" {
-					for _, p := range c.manifest(t, shard.Manifest).Partitions {
-						reach(p.Topic, p.Partition, p.End)
-					}
-				}
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
-		for n := range record.Partitions {
-			if ends[record.ID][n] < to {
-				return false
-			}
-		}
-		return record.Partitions > 0
-	})
+	}
+	var all []protocol.Offset
+	for n := range record.Partitions {
+		all = append(all, ends[partition.ID{Topic: record.ID, Partition: n}])
+	}
+	return all
 }
 
 func (c *cluster) manifest(t *testing.T, name string) *manifest.Manifest {
 	t.Helper()
 	info, err := c.bucket.Stat(t.Context(), name)
+	if errors.Is(err, objectstore.ErrNotFound) { // superseded since
+		return new(manifest.Manifest)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -448,4 +457,53 @@ func TestSetBack(t *testing.T) {
 		t.Error(err)
 	}
 	next.check(t)
+}
+
+// TestRestoreFromAnyCopy kills agents one after the other under load, which others recover, and then all of them, and loses etcd and some of the newest copies, while what is merged is deleted at once:
+// nothing that was committed is missing.
+func TestRestoreFromAnyCopy(t *testing.T) {
+	for dropped := range 3 {
+		t.Run(fmt.Sprint(dropped), func(t *testing.T) {
+			c := newCluster(t, func(cfg *agent.Config) {
+				copying(cfg)
+				cfg.Garbage = upkeep.GarbageConfig{Pause: 20 * time.Millisecond, Grace: 50 * time.Millisecond}
+			}, "a", "b", "c")
+			const partitions = 6
+			c.create(t, "t", partitions)
+			written := 0
+			write := func() {
+				c.produce(t, "t", partitions, written, written+50, "padding padding padding padding padding padding padding padding padding padding")
+				written += 50
+			}
+			for i := range c.members {
+				write()
+				c.members[i].kill()
+				c.pass(5 * time.Second) // its lease ends
+				write()
+				c.launch(t, i)
+				c.members[i].await(t)
+			}
+			write()
+			c.awaitCopy(t)
+			write()
+			c.killAll()
+			all := c.copies(t)
+			c.forgetCopies(t, all[len(all)-1-dropped].ID.Number)
+
+			next := c.again(t, memkv.New(memkv.Config{ClusterID: 2, Start: time.Now()}), true)
+			if _, err := next.restore(t, rebuild.Options{AcceptLoss: true}); err != nil {
+				t.Fatal(err)
+			}
+			committed, restored := c.ends(t, "t"), next.ends(t, "t")
+			for n := range committed {
+				if restored[n] < committed[n] {
+					t.Errorf("partition %d ends at %d, %d was committed", n, restored[n], committed[n])
+				}
+			}
+			next.check(t)
+			next.startAll(t)
+			reader := next.client(t, kgo.ConsumeTopics("t"))
+			expect(t, reader, make([]int64, partitions), int64(slices.Min(restored)))
+		})
+	}
 }
