@@ -118,8 +118,14 @@ func (r *rebuilder) unknown() []string {
 	return all
 }
 
-// target makes sure that etcd may be written, and returns a key that it has, the cluster's record if that is there; nil if it has none.
-func target(ctx context.Context, kv coordinator.KV, copies []Copy, o Options) (present *coordinator.Item, err error) {
+// leftover is what etcd has before it is written: what its keys begin with, and one of them, the cluster's record if that is there.
+type leftover struct {
+	key      coordinator.Item
+	prefixes []string
+}
+
+// target makes sure that etcd may be written, and returns what it has; nil for nothing.
+func target(ctx context.Context, kv coordinator.KV, copies []Copy, o Options) (present *leftover, err error) {
 	if len(copies) == 0 {
 		return nil, ErrNoCopy
 	}
@@ -129,8 +135,15 @@ func target(ctx context.Context, kv coordinator.KV, copies []Copy, o Options) (p
 	}
 	agents := 0
 	for i := range items {
-		if present == nil || items[i].Key == coordinator.KeyCluster {
-			present = &items[i]
+		if present == nil {
+			present = new(leftover)
+		}
+		if present.key.Key == "" || items[i].Key == coordinator.KeyCluster {
+			present.key = items[i]
+		}
+		top, _, _ := strings.Cut(items[i].Key, "/")
+		if n := len(present.prefixes); n == 0 || present.prefixes[n-1] != top+"/" {
+			present.prefixes = append(present.prefixes, top+"/") // items are in order
 		}
 		if strings.HasPrefix(items[i].Key, coordinator.PrefixAgents) {
 			agents++
@@ -166,7 +179,7 @@ type writer struct {
 // txnBytes is about what one transaction writes.
 const txnBytes = coordinator.TxnBytesMax / 2
 
-func (w *writer) write(ctx context.Context, present *coordinator.Item, plan *Plan, o *outcome) error {
+func (w *writer) write(ctx context.Context, present *leftover, plan *Plan, o *outcome) error {
 	if present != nil {
 		if err := w.clear(ctx, present); err != nil {
 			return err
@@ -216,16 +229,13 @@ func (w *writer) write(ctx context.Context, present *coordinator.Item, plan *Pla
 	return err
 }
 
-// clear deletes what there is, which has that key: what is sent again, and applies late, must not delete what is written next.
-func (w *writer) clear(ctx context.Context, present *coordinator.Item) error {
+// clear deletes what there is. What is sent again, and applies late, must not delete what is written next: the key is another one then.
+func (w *writer) clear(ctx context.Context, present *leftover) error {
 	var ops []coordinator.Op
-	for _, prefix := range []string{
-		coordinator.PrefixMeta, coordinator.PrefixLogs, coordinator.PrefixUnflushed, coordinator.PrefixLoads, coordinator.PrefixStores, coordinator.PrefixWrites, coordinator.PrefixGroups,
-		coordinator.PrefixOffsets, coordinator.PrefixPending, coordinator.PrefixTxns, "next/",
-	} {
+	for _, prefix := range present.prefixes {
 		ops = append(ops, coordinator.Op{Key: prefix, Delete: true, Prefix: true})
 	}
-	_, err := w.txn(ctx, []coordinator.Compare{{Key: present.Key, Revision: present.ModRevision}}, ops)
+	_, err := w.txn(ctx, []coordinator.Compare{{Key: present.key.Key, Revision: present.key.ModRevision}}, ops)
 	return err
 }
 
