@@ -6,6 +6,7 @@
 //	varve inspect  what a WAL file, an object or a key of etcd holds
 //	varve fsck     whether all that a cluster has in etcd and in its bucket is in order
 //	varve cost     what a cluster asks of its bucket, and what that comes to
+//	varve restore  build a cluster's etcd anew from its bucket
 //	varve bench    measure a broker
 //	varve version
 //
@@ -94,7 +95,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(flagError)
 	bench := load.Command()
 	bench.Args = noArgs
-	root.AddCommand(newDev(), newAgent(), newStatus(), newInspect(), newFsck(), newCost(), bench, newVersion())
+	root.AddCommand(newDev(), newAgent(), newStatus(), newInspect(), newFsck(), newCost(), newRestore(), bench, newVersion())
 	return root
 }
 
@@ -319,6 +320,38 @@ Without --etcd and --bucket, this is the cluster of the varve dev that runs on t
 			return err
 		}
 		return printCost(cmd.Context(), cfg, cmd.OutOrStdout(), *prices, *machine)
+	}
+	return cmd
+}
+
+func newRestore() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "restore",
+		Short: "Build a cluster's etcd anew from its bucket",
+		Long: `Write into etcd what the bucket tells of the cluster: its newest copy of etcd, and what
+was flushed since. For a cluster whose etcd is lost, into an empty one; with --repair, over
+one that was set back to an earlier state. No agent may be running, nor start meanwhile; one
+that finds etcd lost or set back does not start by itself.
+
+Consumer offsets, topics, their configs and transactions are as of the copy, of which there
+is one a minute. Open transactions are aborted, and transactional producers fenced.
+
+Agents that have their disks recover from them what was acknowledged and not flushed. If the
+disks are gone, give --accept-loss; it also goes on where something is missing in the bucket.
+If something is missing, the exit status is 1, and without --accept-loss etcd is as it was.`,
+		Example: `  varve restore --etcd http://127.0.0.1:2379 --bucket 's3://lake/varve?region=eu-central-1'
+  varve restore --etcd http://127.0.0.1:2379 --bucket file:///lake --repair`,
+		Args: noArgs,
+	}
+	reader := config.Bind(config.Restore, cmd.Flags())
+	repair := cmd.Flags().Bool("repair", false, "bring an etcd up to date that was set back")
+	loss := cmd.Flags().Bool("accept-loss", false, "the disks of the agents are gone: end their WAL logs where they were flushed; and go on without what is missing in the bucket")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := reader.Read(os.LookupEnv, os.ReadFile)
+		if err != nil {
+			return err
+		}
+		return restore(cmd.Context(), cfg, cmd.OutOrStdout(), *repair, *loss)
 	}
 	return cmd
 }

@@ -31,6 +31,7 @@ import (
 	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/lead"
 	"github.com/varve-io/varve/agent/ledger"
+	"github.com/varve-io/varve/agent/rebuild"
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/agent/server"
 	"github.com/varve-io/varve/agent/topics"
@@ -64,6 +65,7 @@ type Config struct {
 	Clean          upkeep.CleanConfig
 	Garbage        upkeep.GarbageConfig
 	RetentionPause time.Duration // between two looks for records that are past their topics' retention
+	CopyPause      time.Duration // between two copies of the coordinator's state in the bucket
 
 	WALBytesMax     int64         // unflushed bytes; beyond it producers wait
 	WALCacheBytes   int64         // flushed bytes that stay in memory for consumers of the tail
@@ -88,6 +90,7 @@ func Defaults() Config {
 			SegmentBytes: flush.SegmentBytesDefault, AgeMax: flush.AgeMaxDefault, UploadsMax: flush.UploadsMaxDefault,
 		},
 		Merge: upkeep.DefaultMergeConfig(), Clean: upkeep.DefaultCleanConfig(), Garbage: upkeep.DefaultGarbageConfig(), RetentionPause: upkeep.RetentionPause,
+		CopyPause:   rebuild.CopyPause,
 		WALBytesMax: 512 << 20, WALCacheBytes: 128 << 20, CacheBytesMax: 256 << 20, FooterBytesMax: 64 << 20,
 		GroupDelay: 3 * time.Second, ProducerIdleMax: 24 * time.Hour,
 		TxnTimeoutMax: 15 * time.Minute, TxnIDIdleMax: 7 * 24 * time.Hour, DrainMax: 30 * time.Second,

@@ -29,31 +29,6 @@ func ensureCluster(ctx context.Context, kv coordinator.KV, create coordinator.Cl
 	}
 }
 
-// take takes n numbers from a counter, which gives each number once, and returns the first. After an unknown outcome
-// the numbers may be taken and not returned, which leaves a gap and does no harm.
-func take(ctx context.Context, kv coordinator.KV, counter string, n int64) (int64, error) {
-	for {
-		item, _, err := kv.Get(ctx, counter)
-		if err != nil {
-			return 0, err
-		}
-		next := int64(1)
-		if item.ModRevision != 0 {
-			if next, err = coordinator.Decode[int64](item); err != nil {
-				return 0, err
-			}
-		}
-		res, err := kv.Txn(ctx, []coordinator.Compare{{Key: counter, Revision: item.ModRevision}},
-			[]coordinator.Op{{Key: counter, Value: coordinator.Encode(next + n)}})
-		if err != nil {
-			return 0, err
-		}
-		if res.Succeeded {
-			return next, nil
-		}
-	}
-}
-
 // ensureNode returns the node id (Kafka's broker id) that belongs to a store, and binds a new one to a new store.
 func ensureNode(ctx context.Context, kv coordinator.KV, store string) (int32, error) {
 	key := coordinator.KeyStore(store)
@@ -65,7 +40,7 @@ func ensureNode(ctx context.Context, kv coordinator.KV, store string) (int32, er
 		if item.ModRevision != 0 {
 			return coordinator.Decode[int32](item)
 		}
-		node, err := take(ctx, kv, coordinator.KeyNextNode, 1)
+		node, err := coordinator.Take(ctx, kv, coordinator.KeyNextNode, 1)
 		if err != nil {
 			return 0, err
 		}

@@ -73,13 +73,13 @@ func partsOf(t *testing.T, item coordinator.Item) map[string]int {
 		return map[string]int{"p": len(c.Partitions)}
 	}
 	var r struct {
-		Shards, Configs, Offsets map[string]json.RawMessage
-		Damaged                  []int
-		Segments, Members        []json.RawMessage
-		Partitions               []json.RawMessage
+		Shards, Configs, Offsets, Topics map[string]json.RawMessage
+		Damaged                          []int
+		Segments, Members                []json.RawMessage
+		Partitions                       []json.RawMessage
 	}
 	_ = json.Unmarshal(item.Value, &r) // not all are objects, and in some a name means something else
-	parts := map[string]int{"s": len(r.Shards), "c": len(r.Configs), "d": len(r.Damaged), "w": len(r.Segments), "m": len(r.Members), "p": len(r.Partitions)}
+	parts := map[string]int{"s": len(r.Shards), "c": len(r.Configs), "d": len(r.Damaged), "w": len(r.Segments), "m": len(r.Members), "p": len(r.Partitions), "t": len(r.Topics)}
 	offsets := make(map[string]json.RawMessage)
 	if strings.HasPrefix(item.Key, coordinator.PrefixOffsets) {
 		_ = json.Unmarshal(item.Value, &offsets)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/varve-io/varve/agent"
 	"github.com/varve-io/varve/coordinator/mem"
+	objects "github.com/varve-io/varve/objectstore/mem"
 	"github.com/varve-io/varve/wal/disk"
 )
 
@@ -103,7 +104,7 @@ func TestForeignDisk(t *testing.T) {
 	a.await(t)
 	produce(t, a.running, "t", 0, 10)
 	a.kill()
-	other := &world{kv: mem.New(mem.Config{ClusterID: 2, Start: time.Now()}), store: w.store, dir: w.dir}
+	other := &world{kv: mem.New(mem.Config{ClusterID: 2, Start: time.Now()}), store: objects.New(), dir: w.dir}
 	b := other.launch(t, w.dir, -1, nil)
 	err := <-b.ended
 	b.ended <- err

@@ -36,7 +36,7 @@ func (p *producerIDs) Next(ctx context.Context) (protocol.ProducerID, error) {
 	}
 	defer func() { <-p.turn }()
 	if p.next == p.end {
-		first, err := take(ctx, p.kv, coordinator.KeyNextPID, producerIDsPerBlock)
+		first, err := coordinator.Take(ctx, p.kv, coordinator.KeyNextPID, producerIDsPerBlock)
 		if err != nil {
 			return protocol.NoProducerID, err
 		}

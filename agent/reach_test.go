@@ -42,7 +42,11 @@ func TestBucketOutOfReach(t *testing.T) {
 		}
 	}
 	produce()
-	cut := fault.New(s.store, fault.Rule{Times: fault.Always, Effect: fault.Unavailable})
+	var rules []fault.Rule
+	for _, op := range []fault.Op{fault.Get, fault.Put, fault.Stat, fault.Delete} { // it has looked for copies of etcd before the bucket is out of its reach
+		rules = append(rules, fault.Rule{Op: op, Times: fault.Always, Effect: fault.Unavailable})
+	}
+	cut := fault.New(s.store, rules...)
 	s.store = cut
 	begin("b")
 	bucketless := func() bool {

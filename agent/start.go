@@ -47,6 +47,9 @@ func (a *Agent) start(run, ctx context.Context) error {
 	a.spawn(run, "serve", func(ctx context.Context) error { return a.server.Serve(ctx, a.deps.Listener) })
 	store := a.deps.Disk.Identity().String()
 	held := a.deps.Disk.Segments() // by earlier incarnations, of this agent and of others: from here on, others may begin new ones
+	if err := a.compareCopies(ctx); err != nil {
+		return err
+	}
 	if err := a.join(ctx, store); err != nil {
 		return err
 	}
@@ -86,6 +89,7 @@ func (a *Agent) takePart(run, ctx context.Context) error {
 	a.spawn(run, "tell what the bucket was asked", a.tellUsage)
 	a.spawn(run, "keep a quorum", a.guardQuorum)
 	a.spawn(run, "watch whether the bucket is in reach", a.watchBucket)
+	a.spawn(run, "watch whether etcd was set back", a.watchLineage)
 	c := controller.New(controller.Deps{
 		KV: a.deps.KV, View: a.view, Tails: a.tails, Node: a.node, Log: a.id, Kick: a.members.subscribe(), Logger: a.log,
 		Lease: func() int64 {
@@ -112,7 +116,7 @@ func (a *Agent) join(ctx context.Context, store string) error {
 		if a.node, err = ensureNode(ctx, kv, store); err != nil {
 			return err
 		}
-		id, err := take(ctx, kv, coordinator.KeyNextLog, 1)
+		id, err := coordinator.Take(ctx, kv, coordinator.KeyNextLog, 1)
 		a.id = coordinator.LogID(id)
 		return err
 	})

@@ -2,8 +2,12 @@ package agent
 
 import (
 	"context"
+	"fmt"
+	"time"
 
 	"github.com/varve-io/varve/agent/compact"
+	"github.com/varve-io/varve/agent/rebuild"
+	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/agent/topics"
 	"github.com/varve-io/varve/agent/upkeep"
 	"github.com/varve-io/varve/coordinator"
@@ -38,12 +42,63 @@ func (a *Agent) startUpkeep(run context.Context) {
 		Manifests: a.manifests, Index: a.index, Partitions: a.partitions.All, Limits: a.limits, Now: a.deps.Now, Log: a.log,
 	}).Run)
 	a.spawn(run, "delete garbage", upkeep.NewSweeper(a.cfg.Garbage, upkeep.SweeperDeps{
-		KV: a.deps.KV, View: a.view, Store: a.deps.Store, Manifests: a.manifests, Now: a.deps.Now, Log: a.log,
-		Elected: func() bool {
-			holder, revision := a.view.Controller()
-			return revision != 0 && holder.Log == a.id
-		},
+		KV: a.deps.KV, View: a.view, Store: a.deps.Store, Manifests: a.manifests, Now: a.deps.Now, Log: a.log, Elected: a.elected,
 	}).Run)
+	a.spawn(run, "copy the coordinator's state", rebuild.NewCopier(a.cfg.CopyPause, rebuild.CopierDeps{
+		KV: a.deps.KV, Store: a.deps.Store, Cluster: a.clusterID, Elected: a.elected, Agents: a.view.Agents, Now: a.deps.Now, Log: a.log,
+	}).Run)
+}
+
+// elected reports whether this agent is the cluster's controller.
+func (a *Agent) elected() bool {
+	holder, revision := a.view.Controller()
+	return revision != 0 && holder.Log == a.id
+}
+
+// compareCopies makes sure, before the agent takes part in anything, that etcd is the one whose state was copied to the bucket, and not older than the newest copy.
+func (a *Agent) compareCopies(ctx context.Context) error {
+	var copies []rebuild.Copy
+	err := retry.Bucket(ctx, a.log, "look for copies of the coordinator's state", func() (err error) {
+		call, cancel := context.WithTimeout(ctx, retry.CallTimeout)
+		defer cancel()
+		copies, err = rebuild.Copies(call, a.deps.Store)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return retry.Coordinator(ctx, a.log, "compare etcd with its copies in the bucket", func(ctx context.Context) error {
+		return rebuild.Compare(ctx, a.deps.KV, copies)
+	})
+}
+
+// lineagePause is how often a running agent looks whether etcd was set back under it.
+const lineagePause = 5 * time.Second
+
+// watchLineage ends the agent if etcd was set back, to whatever state, or is another cluster's: what the agent knows is newer then than what it would read.
+func (a *Agent) watchLineage(ctx context.Context) error {
+	tick := time.NewTicker(lineagePause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		seen := a.view.Revision()
+		call, cancel := context.WithTimeout(ctx, retry.CallTimeout)
+		item, revision, err := a.deps.KV.Get(call, coordinator.KeyCluster)
+		cancel()
+		if err != nil {
+			continue // it is away, which others say
+		}
+		if revision < seen {
+			return fmt.Errorf("etcd is at revision %d, and was at %d: %w", revision, seen, rebuild.ErrSetBack)
+		}
+		if cluster, err := coordinator.Decode[coordinator.Cluster](item); item.ModRevision == 0 || err != nil || cluster.ID != a.cluster.ID {
+			return fmt.Errorf("etcd has cluster %q, and had %s: %w", cluster.ID, a.cluster.ID, rebuild.ErrLost)
+		}
+	}
 }
 
 // limits returns how much of a topic's partitions is kept.

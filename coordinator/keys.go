@@ -50,6 +50,7 @@ const (
 	KeyNextNode     = "next/node"
 	KeyNextLog      = "next/log"
 	KeyNextPID      = "next/producer"
+	KeyNextCopy     = "next/copy"
 	KeyPastLog      = "logs/past"
 )
 
@@ -76,6 +77,9 @@ func KeyTopic(name string) string { return PrefixTopics + name }
 
 // KeyShard is the record of a shard.
 func KeyShard(s ShardID) string { return fmt.Sprintf("%s%04d", PrefixShards, s) }
+
+// ParseKeyShard undoes [KeyShard].
+func ParseKeyShard(key string) (ShardID, error) { return parseShard(key, PrefixShards) }
 
 // KeyMove is the controller's wish about a shard.
 func KeyMove(s ShardID) string { return fmt.Sprintf("%s%04d", PrefixMoves, s) }

@@ -31,7 +31,7 @@ type Command string
 
 // Commands. Dev has those settings that do not concern its neighbours: its etcd and its bucket are its own. Status has those that say where a cluster's etcd
 // is: Etcd and Cluster, or the Data of a dev. Inspect has Etcd and Cluster,
-// or Bucket, or none of them, from flags alone. Fsck and Cost have what Status has, and Bucket, which is zero for a dev.
+// or Bucket, or none of them, from flags alone. Fsck and Cost have what Status has, and Bucket, which is zero for a dev. Restore has Etcd, Cluster and Bucket, and needs them.
 const (
 	Dev     Command = "dev"
 	Agent   Command = "agent"
@@ -39,6 +39,7 @@ const (
 	Inspect Command = "inspect"
 	Fsck    Command = "fsck"
 	Cost    Command = "cost"
+	Restore Command = "restore"
 )
 
 // Config is a configuration without contradictions.

@@ -58,7 +58,7 @@ func (r *Reader) Read(env func(string) (string, bool), file func(name string) ([
 		if !given {
 			from = source{s.value, defaultOf(s.name)}
 			if s.value == "" {
-				if s.required && r.command == Agent {
+				if s.required && (r.command == Agent || r.command == Restore) {
 					return Config{}, &Error{Place: "--" + s.name, Seen: "none", Want: r.wanted(s)}
 				}
 				continue
@@ -76,6 +76,8 @@ func (r *Reader) Read(env func(string) (string, bool), file func(name string) ([
 		return c, c.checkInspect()
 	case Fsck, Cost:
 		return c, c.checkFsck()
+	case Restore:
+		return c, nil
 	case Dev, Agent:
 	}
 	return c, c.check()
@@ -209,6 +211,9 @@ func defaultOf(name string) string { return "default of --" + name }
 // wanted describes a setting that is missing, and where it can stand.
 func (r *Reader) wanted(s *setting) string {
 	usage := strings.ReplaceAll(s.usage, "`", "")
+	if r.command != Agent {
+		return fmt.Sprintf("%s (or %s)", usage, s.env())
+	}
 	return fmt.Sprintf("%s (or %s, or %s in the file of --%s)", usage, s.env(), s.name, configName)
 }
 

@@ -76,18 +76,18 @@ func settings() []setting {
 func placeSettings() []setting {
 	return []setting{
 		{
-			name: "etcd", required: true, of: []Command{Agent, Status, Inspect, Fsck, Cost}, list: true,
+			name: "etcd", required: true, of: []Command{Agent, Status, Inspect, Fsck, Cost, Restore}, list: true,
 			usage: "etcd's members, as `URL[,URL]`: http://host:port or https://host:port",
 			parse: func(c *Config, v string) (err error) { c.Etcd, err = parseEndpoints(v); return err },
 		},
 		{
-			name: "bucket", required: true, of: []Command{Agent, Inspect, Fsck, Cost},
+			name: "bucket", required: true, of: []Command{Agent, Inspect, Fsck, Cost, Restore},
 			usage: "object store, as `URL`: s3://bucket/prefix?region=&endpoint=, minio://host:port/bucket/prefix?secure=, " +
 				"file:///folder or mem://",
 			parse: func(c *Config, v string) (err error) { c.Bucket, err = bucket.Parse(v); return err },
 		},
 		{
-			name: "cluster", value: "default", of: []Command{Agent, Status, Inspect, Fsck, Cost},
+			name: "cluster", value: "default", of: []Command{Agent, Status, Inspect, Fsck, Cost, Restore},
 			usage: "the cluster's `NAME`; its part of etcd is /varve/NAME/",
 			parse: func(c *Config, v string) (err error) {
 				c.Cluster, err = parsePattern(clusterPattern, v, "1 to 63 letters, digits and ._- that begin with a letter or digit")

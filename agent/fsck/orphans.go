@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/coordinator/backup"
 	"github.com/varve-io/varve/objectstore/manifest"
 	"github.com/varve-io/varve/objectstore/segment"
 )
@@ -49,6 +50,8 @@ func (c *checker) orphans(ctx context.Context) error {
 			err = c.merged(ctx, name)
 		case strings.HasPrefix(name, manifest.NamePrefix):
 			err = c.superseded(ctx, name)
+		case strings.HasPrefix(name, backup.NamePrefix):
+			c.copied(name)
 		case strings.HasPrefix(name, probePrefix):
 			err = c.unreferenced(ctx, name, c.objects[name].modified.Add(probeAge), true, "a probe of the bucket")
 		default:
@@ -59,6 +62,15 @@ func (c *checker) orphans(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// copied settles what a page of a copy of etcd is. Copies are not read: nothing refers to what they name.
+func (c *checker) copied(name string) {
+	if _, _, err := backup.ParseName(name); err != nil {
+		c.stranger(name)
+		return
+	}
+	c.objects[name].kind = copyPage
 }
 
 // stranger reports an object that is not named like any of Varve's.

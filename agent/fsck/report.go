@@ -62,6 +62,7 @@ const (
 	commitSegment  objectKind = "segments of commits"
 	mergedSegment  objectKind = "merged segments"
 	shardManifest  objectKind = "manifests"
+	copyPage       objectKind = "copies of etcd"
 	underWay       objectKind = "under way" // nothing refers to it yet
 	garbage        objectKind = "garbage"   // to be deleted soon
 	orphanedObject objectKind = "orphans"
@@ -69,7 +70,7 @@ const (
 	notLookedAt    objectKind = ""
 )
 
-var objectKinds = []objectKind{commitSegment, mergedSegment, shardManifest, underWay, garbage, orphanedObject, unknownObject}
+var objectKinds = []objectKind{commitSegment, mergedSegment, shardManifest, copyPage, underWay, garbage, orphanedObject, unknownObject}
 
 // problem takes a problem in.
 func (r *Report) problem(kind Kind, subject, format string, args ...any) {

@@ -1,4 +1,4 @@
-// Package inspect prints what Varve has written, wherever it lies: files of the WAL, segments, manifests, and the coordinator's keys.
+// Package inspect prints what Varve has written, wherever it lies: files of the WAL, segments, manifests, copies of the coordinator's state, and its keys.
 //
 //	p := NewPrinter(os.Stdout, machine)
 //	err := File(p, name, file, size, options)          // a local file, told by its first bytes
@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/varve-io/varve/coordinator/backup"
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/manifest"
 	"github.com/varve-io/varve/objectstore/segment"
@@ -57,7 +58,7 @@ func (p *Partition) is(id protocol.TopicID, name string, partition int32) bool {
 }
 
 // ErrUnknown says that something is none of what can be printed.
-var ErrUnknown = errors.New("neither WAL file, nor segment, nor manifest")
+var ErrUnknown = errors.New("neither WAL file, nor segment, nor manifest, nor copy of etcd")
 
 // source is the bytes of a file or of an object.
 type source struct {
@@ -118,6 +119,7 @@ const (
 	segmentMagic   = "VSEG"
 	segmentTrailer = 8 // bytes from the end where a segment's trailer has the magic
 	manifestMagic  = "VMAN"
+	copyMagic      = "VCPY"
 )
 
 // show prints a source, whatever it is.
@@ -128,6 +130,8 @@ func show(p *Printer, s *source, o Options) error {
 		return showSegment(p, s, o)
 	case named(manifest.NamePrefix):
 		return showManifest(p, s, o)
+	case named(backup.NamePrefix):
+		return showCopy(p, s)
 	}
 	magics := make([]string, 3)
 	for i, at := range []int64{0, walMagicAgain, s.size - segmentTrailer} {
@@ -145,6 +149,8 @@ func show(p *Printer, s *source, o Options) error {
 		return showSegment(p, s, o)
 	case magics[0] == manifestMagic:
 		return showManifest(p, s, o)
+	case magics[0] == copyMagic:
+		return showCopy(p, s)
 	case magics[0] == walMagic, magics[1] == walMagic:
 		return showWAL(p, s, o)
 	}

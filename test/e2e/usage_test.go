@@ -46,6 +46,7 @@ func TestBadUsage(t *testing.T) {
 		{[]string{"bench", "now"}, nil, `varve: varve bench: seen "now"`},
 		{[]string{"agent"}, nil, "varve: --etcd: seen none, want etcd's members"},
 		{agent[:3], nil, "varve: --bucket: seen none, want object store"},
+		{[]string{"restore"}, nil, "varve: --etcd: seen none, want etcd's members"},
 		{append(agent, "--bucket", "gs://lake"), nil, `varve: --bucket: bucket URL "gs://lake": scheme: seen "gs", want s3://`},
 		{agent[:3], []string{"VARVE_BUCKET=s3://"}, `varve: VARVE_BUCKET: bucket URL "s3:": bucket: seen ""`},
 		{append(agent, "--etcd", "127.0.0.1:2379"), nil, `varve: --etcd: seen "127.0.0.1:2379", want URL[,URL]`},
@@ -85,6 +86,7 @@ func TestHelp(t *testing.T) {
 		{[]string{"agent", "--help"}, "--wal-copies"},
 		{[]string{"status", "--help"}, "--json"},
 		{[]string{"bench", "--help"}, "--record-bytes"},
+		{[]string{"restore", "--help"}, "--repair"},
 		{[]string{"version"}, "varve "},
 	}
 	for _, test := range tests {

@@ -42,6 +42,7 @@ var rooms = []Room{
 	{Path: "coordinator/group", Pure: true, Rooms: []string{"protocol/..."}},
 	{Path: "coordinator/txn", Pure: true, Rooms: []string{"protocol/..."}},
 	{Path: "coordinator/placement", Pure: true},
+	{Path: "coordinator/backup", Pure: true, Rooms: []string{"protocol/..."}},
 	{Path: "coordinator/...", Rooms: []string{"protocol/..."}},
 
 	{Path: "agent/partition", Pure: true, Rooms: []string{"protocol/..."}},

@@ -1,0 +1,188 @@
+package rebuild
+
+import (
+	"errors"
+	"log/slog"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/varve-io/varve/coordinator"
+	kvmem "github.com/varve-io/varve/coordinator/mem"
+	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/objectstore/mem"
+	"github.com/varve-io/varve/protocol"
+)
+
+var cluster = protocol.TopicID{0xc1}
+
+// lab is an etcd and a bucket.
+type lab struct {
+	t     *testing.T
+	kv    *kvmem.Store
+	store *mem.Store
+	now   time.Time
+
+	agents []coordinator.Agent
+}
+
+func newLab(t *testing.T) *lab {
+	l := &lab{t: t, kv: kvmem.New(kvmem.Config{}), store: mem.New(), now: time.Unix(1_700_000_000, 0)}
+	l.write(coordinator.KeyCluster, coordinator.Cluster{ID: cluster.String(), Shards: 2, Secret: []byte("secret")})
+	return l
+}
+
+func (l *lab) write(key string, value any) {
+	l.t.Helper()
+	b, ok := value.([]byte)
+	if !ok {
+		b = coordinator.Encode(value)
+	}
+	if _, err := l.kv.Txn(l.t.Context(), nil, []coordinator.Op{{Key: key, Value: b}}); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func (l *lab) copier() *Copier {
+	return NewCopier(time.Minute, CopierDeps{
+		KV: l.kv, Store: l.store, Cluster: cluster, Elected: func() bool { return true }, Agents: func() []coordinator.Agent { return l.agents }, Now: func() time.Time { return l.now }, Log: slog.New(slog.DiscardHandler),
+	})
+}
+
+func (l *lab) copies() []Copy {
+	l.t.Helper()
+	all, err := Copies(l.t.Context(), l.store)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return all
+}
+
+func (l *lab) step(c *Copier) {
+	l.t.Helper()
+	if err := c.Step(l.t.Context()); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// TestCopier: it copies when it begins and then when something has changed, and keeps so many.
+func TestCopier(t *testing.T) {
+	l := newLab(t)
+	lease, err := l.kv.Grant(t.Context(), 60)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.kv.Txn(t.Context(), nil, []coordinator.Op{{Key: coordinator.KeyAgent(1), Value: []byte("{}"), Lease: lease}}); err != nil {
+		t.Fatal(err)
+	}
+	l.write(coordinator.KeyMove(1), coordinator.Move{To: 1})
+	c := l.copier()
+	l.step(c)
+	l.step(c) // not yet
+	l.now = l.now.Add(time.Minute)
+	l.step(c) // nothing new
+	if n := len(l.copies()); n != 1 {
+		t.Fatalf("%d copies, want 1", n)
+	}
+	state, err := load(t.Context(), l.store, l.copies())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var keys []string
+	for _, it := range state.Items {
+		keys = append(keys, it.Key)
+	}
+	if want := []string{coordinator.KeyCluster}; !slices.Equal(keys, want) {
+		t.Errorf("copied %v, want %v", keys, want)
+	}
+	if got := string(state.Items[0].Value); got != string(coordinator.Encode(coordinator.Cluster{ID: cluster.String(), Shards: 2})) {
+		t.Errorf("the cluster's copy is %s", got)
+	}
+	for i := range copiesKept + 3 {
+		l.write(coordinator.KeyGroup("g"), []byte{byte(i)})
+		l.now = l.now.Add(time.Minute)
+		l.step(c)
+	}
+	number := l.copies()[copiesKept-1].ID.Number
+	l.write(coordinator.KeyGroup("g"), []byte("an agent came"))
+	l.agents = []coordinator.Agent{{Log: 1}}
+	l.now = l.now.Add(changePause - 1)
+	l.step(c) // too soon
+	if newest := l.copies()[copiesKept-1].ID.Number; newest != number {
+		t.Errorf("copy %d was made too soon", newest)
+	}
+	l.now = l.now.Add(1)
+	l.step(c)
+	if newest := l.copies()[copiesKept-1].ID.Number; newest != number+1 {
+		t.Errorf("the newest copy is %d, want %d", newest, number+1)
+	}
+	all := l.copies()
+	if len(all) != copiesKept || all[len(all)-1].ID.Number < copiesKept+3 {
+		t.Errorf("%d copies, the newest is number %d", len(all), all[len(all)-1].ID.Number)
+	}
+	if err := Compare(t.Context(), l.kv, all); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCompare: what etcd may be when there are copies in the bucket.
+func TestCompare(t *testing.T) {
+	l := newLab(t)
+	l.step(l.copier())
+	copies := l.copies()
+	for name, of := range map[string]struct {
+		kv   func() *kvmem.Store
+		want error
+	}{
+		"the same": {func() *kvmem.Store { return l.kv }, nil},
+		"empty":    {func() *kvmem.Store { return kvmem.New(kvmem.Config{}) }, ErrLost},
+		"set back": {func() *kvmem.Store { return newLab(t).kv }, ErrSetBack},
+		"another": {func() *kvmem.Store {
+			o := newLab(t)
+			o.write(coordinator.KeyCluster, coordinator.Cluster{ID: protocol.TopicID{1}.String()})
+			return o.kv
+		}, ErrOther},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := Compare(t.Context(), of.kv(), copies); !errors.Is(err, of.want) {
+				t.Errorf("%v, want %v", err, of.want)
+			}
+		})
+	}
+	set := newLab(t)
+	set.store = l.store
+	if err := set.copier().Step(t.Context()); !errors.Is(err, ErrSetBack) {
+		t.Errorf("the copier goes on over newer copies: %v", err)
+	}
+}
+
+// TestLoad: a copy that is not whole, or damaged, is passed over for the one before.
+func TestLoad(t *testing.T) {
+	l := newLab(t)
+	c := l.copier()
+	for range 3 {
+		l.write(coordinator.KeyGroup("g"), []byte(l.now.String()))
+		l.step(c)
+		l.now = l.now.Add(time.Minute)
+	}
+	all := l.copies()
+	newest, before := all[2], all[1]
+	if err := l.store.Delete(t.Context(), newest.Pages[0].Name); err != nil {
+		t.Fatal(err)
+	}
+	name := newest.ID.Name(1) // its last page is there, its first is not
+	put := func(name string, b []byte) {
+		t.Helper()
+		if err := l.store.Put(t.Context(), name, objectstore.Bytes(b)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(name, []byte("not a page"))
+	state, err := load(t.Context(), l.store, l.copies())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if state.ID != before.ID {
+		t.Errorf("loaded copy %d, want %d", state.ID.Number, before.ID.Number)
+	}
+}

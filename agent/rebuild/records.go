@@ -1,0 +1,284 @@
+package rebuild
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/agent/upkeep"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/coordinator/backup"
+	"github.com/varve-io/varve/coordinator/txn"
+	"github.com/varve-io/varve/objectstore/segment"
+	"github.com/varve-io/varve/protocol"
+)
+
+// What numbers are raised by above all that is known, so that none is given again that was given after the copy was made: epochs and fences, WAL logs, producer ids.
+const (
+	epochsAhead    = 1 << 16
+	logsAhead      = 1 << 16
+	producersAhead = 1 << 20
+)
+
+// lastEpoch is the highest epoch of a transactional producer: whoever has an id at that epoch gets another id, and all epochs of the old one are fenced.
+const lastEpoch protocol.ProducerEpoch = 32766
+
+// outcome is what becomes of the coordinator's keys.
+type outcome struct {
+	items   []backup.Item // all but commits, shards and the cluster
+	shards  map[coordinator.ShardID]coordinator.Shard
+	cluster coordinator.Cluster
+}
+
+// rebuilder makes the keys that follow from a plan.
+type rebuilder struct {
+	state  *State
+	found  *Found
+	plan   *Plan
+	listed *listing
+	lost   bool // what agents' disks have is lost: logs end as they are, and offsets beyond the end of partitions begin there
+
+	logs      map[partition.ID]*partition.Log
+	producers protocol.ProducerID // the highest that was seen
+}
+
+// outcome decides.
+func (r *rebuilder) outcome() (*outcome, error) {
+	if err := r.replay(); err != nil {
+		return nil, err
+	}
+	o := &outcome{shards: r.shards(), cluster: r.found.Cluster}
+	o.cluster.Generation++
+	put := func(key string, value any) {
+		o.items = append(o.items, backup.Item{Key: key, Value: coordinator.Encode(value)})
+	}
+	next := map[string]int64{coordinator.KeyNextNode: 1, coordinator.KeyNextLog: 1, coordinator.KeyNextPID: 1}
+	txns := make(map[string]txn.Snapshot)
+	for _, it := range r.state.Items {
+		item := coordinator.Item{Key: it.Key, Value: it.Value, ModRevision: it.Revision}
+		var err error
+		switch _, counter := next[it.Key]; {
+		case it.Key == coordinator.KeyCluster, strings.HasPrefix(it.Key, coordinator.PrefixCommits), strings.HasPrefix(it.Key, coordinator.PrefixShards),
+			strings.HasPrefix(it.Key, coordinator.PrefixWrites), strings.HasPrefix(it.Key, coordinator.PrefixTopics):
+		case counter:
+			next[it.Key], err = coordinator.Decode[int64](item)
+		case strings.HasPrefix(it.Key, coordinator.PrefixLogs) && it.Key != coordinator.KeyPastLog:
+		case strings.HasPrefix(it.Key, coordinator.PrefixTxns):
+			txns[it.Key], err = coordinator.Decode[txn.Snapshot](item)
+		case strings.HasPrefix(it.Key, coordinator.PrefixOffsets) && r.lost:
+			var block coordinator.GroupOffsets
+			if block, err = r.offsets(item); err == nil {
+				put(it.Key, block)
+			}
+		default:
+			o.items = append(o.items, it)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	for _, t := range r.plan.Topics {
+		put(coordinator.KeyTopic(t.Name), t)
+	}
+	for _, l := range r.walLogs() {
+		put(coordinator.KeyLog(l.ID), l)
+	}
+	r.transactions(txns)
+	for key, s := range txns {
+		put(key, s)
+	}
+	next[coordinator.KeyNextLog] = max(next[coordinator.KeyNextLog], int64(r.listed.log)+1) + logsAhead
+	next[coordinator.KeyNextPID] = max(next[coordinator.KeyNextPID], int64(r.producers)+1) + producersAhead
+	next[coordinator.KeyNextCopy] = int64(r.state.ID.Number) + 1
+	for key, n := range next {
+		put(key, n)
+	}
+	slices.SortFunc(o.items, func(a, b backup.Item) int { return cmp.Compare(a.Key, b.Key) })
+	return o, nil
+}
+
+// replay rebuilds the partitions' states, from manifests and then footers, for what is known of producers.
+func (r *rebuilder) replay() error {
+	r.logs = make(map[partition.ID]*partition.Log)
+	for _, m := range r.found.Manifests {
+		for i := range m.Partitions {
+			p := &m.Partitions[i]
+			l := partition.New(m.Epoch)
+			l.RestoreSnapshot(upkeep.SnapshotOf(p))
+			r.logs[partition.ID{Topic: p.Topic, Partition: p.Partition}] = l
+		}
+	}
+	for _, c := range r.plan.Commits {
+		for i := range c.Footer.Sections {
+			s := &c.Footer.Sections[i]
+			if err := r.apply(s, c.CreatedMs); err != nil {
+				return fmt.Errorf("read %s: %w", c.Object, err)
+			}
+		}
+	}
+	for _, l := range r.logs {
+		for _, p := range l.Snapshot().Producers {
+			r.producers = max(r.producers, p.ID)
+		}
+	}
+	return nil
+}
+
+func (r *rebuilder) apply(s *segment.Section, createdMs int64) error {
+	id := partition.ID{Topic: s.Topic, Partition: s.Partition}
+	if _, ok := r.plan.Topics[s.Topic]; !ok {
+		return nil
+	}
+	l := r.logs[id]
+	if l == nil {
+		l = partition.New(0)
+		r.logs[id] = l
+	}
+	if s.NextOffset <= l.End() {
+		return nil
+	}
+	return upkeep.Apply(l, s, createdMs)
+}
+
+// shards returns the shards' records, in an epoch that none has seen. Their owners are those of the copy if their logs are still to be recovered, and else nobody.
+func (r *rebuilder) shards() map[coordinator.ShardID]coordinator.Shard {
+	epochs := maps.Clone(r.listed.epochs)
+	for _, f := range r.found.Segments {
+		for i := range f.Sections {
+			s := &f.Sections[i]
+			epochs[coordinator.ShardID(s.Shard)] = max(epochs[coordinator.ShardID(s.Shard)], int32(s.LeaderEpoch))
+		}
+	}
+	all := make(map[coordinator.ShardID]coordinator.Shard)
+	for n := range r.found.Cluster.Shards {
+		id := coordinator.ShardID(n)
+		s := r.found.Shards[id]
+		s.Epoch = max(s.Epoch, epochs[id]) + epochsAhead
+		s.Manifest, s.Merged = "", r.plan.Merged[id]
+		if m := r.found.Manifests[id]; m != nil {
+			s.Manifest = m.Name()
+		}
+		if l, ok := r.found.Logs[s.Owner]; r.lost || !ok || l.Closed {
+			s.Owner, s.Node = 0, 0
+		}
+		all[id] = s
+	}
+	return all
+}
+
+// walLogs returns the logs' records: how far each was flushed, under a fence that none has seen. Those of which nothing can be recovered are closed.
+func (r *rebuilder) walLogs() []coordinator.Log {
+	all := maps.Clone(r.found.Logs)
+	for id, p := range r.plan.Logs {
+		l, ok := all[id]
+		if !ok { // opened since: where its WAL lies is not known
+			l = coordinator.Log{ID: id, Closed: true}
+		}
+		l.Fence, l.Commits, l.Flushed = max(l.Fence, p.Fence), max(l.Commits, p.Commits), max(l.Flushed, p.Flushed)
+		all[id] = l
+	}
+	var records []coordinator.Log
+	for _, id := range slices.Sorted(maps.Keys(all)) {
+		l := all[id]
+		if !l.Closed {
+			l.Fence += epochsAhead
+			l.Closed = r.lost
+			l.Segments = slices.DeleteFunc(slices.Clone(l.Segments), func(s coordinator.WALSegment) bool { return s.Last >= 0 && s.Last <= l.Flushed })
+		}
+		records = append(records, l)
+	}
+	return records
+}
+
+// offsets returns a group's offsets, none of which is beyond the end of its partition: what was there is lost, and others will get its offsets.
+func (r *rebuilder) offsets(item coordinator.Item) (coordinator.GroupOffsets, error) {
+	_, topic, _, err := coordinator.ParseKeyOffsets(item.Key)
+	if err != nil {
+		return nil, err
+	}
+	block, err := coordinator.Decode[coordinator.GroupOffsets](item)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range r.plan.Topics {
+		if t.Name != topic {
+			continue
+		}
+		for n, o := range block {
+			if end := int64(r.plan.Ends[partition.ID{Topic: t.ID, Partition: n}]); o.Offset > end {
+				o.Offset, o.LeaderEpoch = end, -1
+				block[n] = o
+			}
+		}
+	}
+	return block, nil
+}
+
+// open is what partitions have of a producer.
+type open struct {
+	epoch      protocol.ProducerEpoch
+	partitions []txn.Partition // with an open transaction
+}
+
+// transactions decides what becomes of transactional ids. Which transactions were begun or decided after the copy was made nobody knows: those that are open are aborted, but for one that the copy has
+// decided to commit. Each id gets a new producer id when its producer comes back, whose old ones are fenced.
+func (r *rebuilder) transactions(all map[string]txn.Snapshot) {
+	producers := make(map[protocol.ProducerID]*open)
+	for id, l := range r.logs {
+		if _, ok := r.plan.Topics[id.Topic]; !ok {
+			continue
+		}
+		for _, p := range l.Snapshot().Producers {
+			o := producers[p.ID]
+			if o == nil {
+				o = new(open)
+				producers[p.ID] = o
+			}
+			o.epoch = max(o.epoch, p.Epoch)
+			if p.TxnFirst != protocol.NoOffset {
+				o.partitions = append(o.partitions, txn.Partition{Topic: id.Topic, Partition: id.Partition})
+			}
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(all)) {
+		s := all[key]
+		o := producers[s.ProducerID]
+		if o == nil {
+			o = new(open)
+		}
+		delete(producers, s.ProducerID)
+		if s.State == txn.PrepareCommit && o.epoch <= s.Epoch {
+			continue
+		}
+		all[key] = aborted(s, o.partitions)
+	}
+	for id, o := range producers {
+		if len(o.partitions) == 0 {
+			continue
+		}
+		name := fmt.Sprintf("varve-restore-%d", id) // whose it was nobody knows
+		all[coordinator.KeyTxn(coordinator.ShardOfName(name, r.found.Cluster.Shards), name)] = aborted(txn.Snapshot{
+			Format: 1, ProducerID: id, TimeoutMs: 60_000, StartedMs: -1, UpdatedMs: r.state.CreatedMs,
+		}, o.partitions)
+	}
+}
+
+// aborted returns a transactional id whose transaction is aborted, in these partitions too, and whose producer is fenced.
+func aborted(s txn.Snapshot, partitions []txn.Partition) txn.Snapshot {
+	switch s.State {
+	case txn.Ongoing, txn.PrepareCommit, txn.PrepareAbort:
+		s.Partitions = s.Partitions.Union(txn.NewSet(partitions...))
+	default:
+		s.Partitions = txn.NewSet(partitions...)
+	}
+	s.State = txn.Empty
+	if len(s.Partitions) > 0 {
+		s.State = txn.PrepareAbort
+	}
+	s.Epoch, s.Version2 = max(s.Epoch, lastEpoch), false
+	s.LastProducerID, s.LastEpoch, s.NextProducerID = protocol.NoProducerID, protocol.NoProducerEpoch, protocol.NoProducerID
+	return s
+}

@@ -1,0 +1,295 @@
+package rebuild
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/varve-io/varve/agent/retry"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/coordinator/backup"
+	"github.com/varve-io/varve/objectstore"
+)
+
+var (
+	// ErrCurrent says that etcd has the cluster, and is not older than the newest copy.
+	ErrCurrent = errors.New("etcd has this cluster, and is not older than the newest copy in the bucket: there is nothing to restore")
+	// ErrAgents says that agents are registered in the etcd that is to be written.
+	ErrAgents = errors.New("agents are registered: end them, and wait some seconds until their leases have ended")
+	// ErrMissing says that not all that was committed, or acknowledged, can be restored.
+	ErrMissing = errors.New("not all can be restored; --accept-loss goes on without it")
+)
+
+// Options say how to restore.
+type Options struct {
+	// Repair has an etcd that was set back written anew; else one that has the cluster is left alone.
+	Repair bool
+	// AcceptLoss is an operator's word that what agents' disks have is lost, and that what is missing in the bucket may be: WAL logs end where they were flushed.
+	AcceptLoss bool
+	Secret     []byte // by which agents will know each other
+	Log        *slog.Logger
+}
+
+// Report is what was restored, or would be.
+type Report struct {
+	Cluster  string
+	Copy     backup.ID
+	CopiedAt time.Time
+	Commits  int // that etcd has now
+	Adopted  int // of them, those that the copy does not have
+	Topics   int
+	Open     []coordinator.LogID // WAL logs that agents have to recover from their disks
+	Missing  []string
+	Notes    []string
+}
+
+// Restore writes the state that the bucket tells of into etcd. No agent may be running, nor begin before it has returned. One that was broken off may be repeated. The report is nil if nothing could be read; with
+// [ErrMissing] it says what is missing, and etcd is as it was.
+func Restore(ctx context.Context, kv coordinator.KV, store objectstore.Store, o Options) (*Report, error) {
+	copies, err := Copies(ctx, store)
+	if err != nil {
+		return nil, err
+	}
+	present, err := target(ctx, kv, copies, o)
+	if err != nil {
+		return nil, err
+	}
+	state, err := load(ctx, store, copies)
+	if err != nil {
+		return nil, err
+	}
+	found, err := state.found()
+	if err != nil {
+		return nil, err
+	}
+	listed, err := list(ctx, store)
+	if err != nil {
+		return nil, err
+	}
+	manifests, notes, err := listed.newest(ctx, store, state.ID.Cluster)
+	if err != nil {
+		return nil, err
+	}
+	found.Manifests = manifests
+	more, err := listed.footers(ctx, store, found, state.ID.Cluster)
+	if err != nil {
+		return nil, err
+	}
+	plan := NewPlan(found)
+	r := &rebuilder{state: state, found: found, plan: plan, listed: listed, lost: o.AcceptLoss}
+	next, err := r.outcome()
+	if err != nil {
+		return nil, err
+	}
+	report := &Report{
+		Cluster: found.Cluster.ID, Copy: state.ID, CopiedAt: time.UnixMilli(state.CreatedMs), Commits: len(plan.Commits), Adopted: plan.Adopted, Topics: len(plan.Topics),
+		Missing: slices.Concat(plan.Missing, r.unknown()), Notes: slices.Concat(notes, more, plan.Notes),
+	}
+	for _, l := range r.walLogs() {
+		if !l.Closed {
+			report.Open = append(report.Open, l.ID)
+		}
+	}
+	if newest := copies[len(copies)-1].ID; newest != state.ID {
+		report.Notes = append(report.Notes, fmt.Sprintf("copy %d is not whole: copy %d is the newest that is", newest.Number, state.ID.Number))
+		next.set(coordinator.KeyNextCopy, int64(newest.Number)+1)
+	}
+	if len(report.Missing) > 0 && !o.AcceptLoss {
+		return report, ErrMissing
+	}
+	next.cluster.Secret = o.Secret
+	w := &writer{kv: kv, log: o.Log}
+	return report, w.write(ctx, present, plan, next)
+}
+
+// unknown tells of logs whose WAL nobody can find.
+func (r *rebuilder) unknown() []string {
+	var all []string
+	for _, id := range slices.Sorted(maps.Keys(r.plan.Logs)) {
+		if _, ok := r.found.Logs[id]; !ok {
+			all = append(all, fmt.Sprintf("WAL log %s was opened after the copy was made: where it lies is not known, and what it has that was not flushed is not recovered", id))
+		}
+	}
+	return all
+}
+
+// leftover is what etcd has before it is written: what its keys begin with, and one of them, the cluster's record if that is there.
+type leftover struct {
+	key      coordinator.Item
+	prefixes []string
+}
+
+// target makes sure that etcd may be written, and returns what it has; nil for nothing.
+func target(ctx context.Context, kv coordinator.KV, copies []Copy, o Options) (present *leftover, err error) {
+	if len(copies) == 0 {
+		return nil, ErrNoCopy
+	}
+	items, _, err := kv.List(ctx, "", 0)
+	if err != nil {
+		return nil, fmt.Errorf("look what etcd has: %w", err)
+	}
+	agents := 0
+	for i := range items {
+		if present == nil {
+			present = new(leftover)
+		}
+		if present.key.Key == "" || items[i].Key == coordinator.KeyCluster {
+			present.key = items[i]
+		}
+		top, _, _ := strings.Cut(items[i].Key, "/")
+		if n := len(present.prefixes); n == 0 || present.prefixes[n-1] != top+"/" {
+			present.prefixes = append(present.prefixes, top+"/") // items are in order
+		}
+		if strings.HasPrefix(items[i].Key, coordinator.PrefixAgents) {
+			agents++
+		}
+	}
+	if agents > 0 {
+		return nil, fmt.Errorf("%d %w", agents, ErrAgents)
+	}
+	switch err := Compare(ctx, kv, copies); {
+	case err == nil:
+		return nil, ErrCurrent
+	case errors.Is(err, ErrLost), errors.Is(err, ErrSetBack) && o.Repair:
+		return present, nil
+	default:
+		return nil, err
+	}
+}
+
+// set gives a key another value.
+func (o *outcome) set(key string, value any) {
+	at, ok := slices.BinarySearchFunc(o.items, key, func(it backup.Item, key string) int { return strings.Compare(it.Key, key) })
+	if ok {
+		o.items[at].Value = coordinator.Encode(value)
+	}
+}
+
+// writer writes a coordinator's state. The cluster's record goes first and comes last: without it no agent of a cluster with copies in its bucket begins.
+type writer struct {
+	kv  coordinator.KV
+	log *slog.Logger
+}
+
+// txnBytes is about what one transaction writes.
+const txnBytes = coordinator.TxnBytesMax / 2
+
+func (w *writer) write(ctx context.Context, present *leftover, plan *Plan, o *outcome) error {
+	if present != nil {
+		if err := w.clear(ctx, present); err != nil {
+			return err
+		}
+	}
+	var ops []coordinator.Op
+	bytes := 0
+	flush := func() error {
+		_, err := w.txn(ctx, unborn, ops)
+		ops, bytes = nil, 0
+		return err
+	}
+	put := func(key string, value []byte) error {
+		if len(ops) == coordinator.TxnOpsMax || len(ops) > 0 && bytes+len(key)+len(value) > txnBytes {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		ops, bytes = append(ops, coordinator.Op{Key: key, Value: value}), bytes+len(key)+len(value)
+		return nil
+	}
+	for _, it := range o.items {
+		if err := put(it.Key, it.Value); err != nil {
+			return err
+		}
+	}
+	revisions, err := w.commits(ctx, plan)
+	if err != nil {
+		return err
+	}
+	for _, id := range slices.Sorted(maps.Keys(o.shards)) {
+		s := o.shards[id]
+		s.Merged = revisions[s.Merged]
+		if err := put(coordinator.KeyShard(id), coordinator.Encode(s)); err != nil {
+			return err
+		}
+		if err := put(coordinator.KeyWrite(id), coordinator.Encode(coordinator.Write{Owner: s.Owner, Epoch: s.Epoch})); err != nil {
+			return err
+		}
+	}
+	if len(ops) > 0 {
+		if err := flush(); err != nil {
+			return err
+		}
+	}
+	_, err = w.txn(ctx, unborn, []coordinator.Op{{Key: coordinator.KeyCluster, Value: coordinator.Encode(o.cluster)}})
+	return err
+}
+
+// clear deletes what there is. What is sent again, and applies late, must not delete what is written next: the key is another one then.
+func (w *writer) clear(ctx context.Context, present *leftover) error {
+	var ops []coordinator.Op
+	for _, prefix := range present.prefixes {
+		ops = append(ops, coordinator.Op{Key: prefix, Delete: true, Prefix: true})
+	}
+	_, err := w.txn(ctx, []coordinator.Compare{{Key: present.key.Key, Revision: present.key.ModRevision}}, ops)
+	return err
+}
+
+// commits writes the commits, each by itself: their revisions are their order. It returns these, by those of the plan.
+func (w *writer) commits(ctx context.Context, plan *Plan) (map[int64]int64, error) {
+	revisions := map[int64]int64{0: 0}
+	for i := range plan.Commits {
+		c := &plan.Commits[i]
+		key := coordinator.KeyCommit(c.Log, c.Number)
+		res, err := w.txn(ctx, append([]coordinator.Compare{{Key: key}}, unborn...), []coordinator.Op{{Key: key, Value: c.Encode()}})
+		if err != nil {
+			return nil, err
+		}
+		revisions[c.Revision] = res
+	}
+	return revisions, nil
+}
+
+// errBegun says that somebody else writes the same etcd.
+var errBegun = errors.New("somebody else has created the cluster, or restores it")
+
+// unborn is the condition for all that is written: that there is no cluster yet. What applies late, when there is one, changes nothing.
+var unborn = []coordinator.Compare{{Key: coordinator.KeyCluster}}
+
+// txn writes until the outcome is certain, and returns the revision that wrote it.
+func (w *writer) txn(ctx context.Context, compares []coordinator.Compare, ops []coordinator.Op) (revision int64, err error) {
+	doubt := false
+	err = retry.Coordinator(ctx, w.log, "write the cluster's state", func(ctx context.Context) error {
+		res, err := w.kv.Txn(ctx, compares, ops)
+		switch {
+		case err != nil:
+			doubt = doubt || errors.Is(err, coordinator.ErrUnknownOutcome)
+			return err
+		case res.Succeeded:
+			revision = res.Revision
+			return nil
+		}
+		for i, it := range res.Failed { // an earlier try may have done it
+			if it.ModRevision != compares[i].Revision && (!doubt || !wrote(ops, it)) {
+				return fmt.Errorf("%s is of revision %d: %w", it.Key, it.ModRevision, errBegun)
+			}
+			revision = max(revision, it.ModRevision)
+		}
+		return nil
+	})
+	return revision, err
+}
+
+// wrote reports whether an item is what one of ops makes it.
+func wrote(ops []coordinator.Op, it coordinator.Item) bool {
+	return slices.ContainsFunc(ops, func(op coordinator.Op) bool {
+		if op.Delete {
+			return it.ModRevision == 0 && (op.Key == it.Key || op.Prefix && strings.HasPrefix(it.Key, op.Key))
+		}
+		return op.Key == it.Key && string(op.Value) == string(it.Value)
+	})
+}

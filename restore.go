@@ -1,0 +1,46 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/varve-io/varve/agent/config"
+	"github.com/varve-io/varve/agent/rebuild"
+	"github.com/varve-io/varve/coordinator/etcd"
+	"github.com/varve-io/varve/objectstore/bucket"
+)
+
+// restore builds a cluster's etcd anew from its bucket, and prints what it found.
+func restore(ctx context.Context, cfg config.Config, out io.Writer, repair, acceptLoss bool) error {
+	store, err := bucket.OpenURL(ctx, cfg.Bucket)
+	if err != nil {
+		return &config.Error{Place: cfg.Place("bucket"), Err: err}
+	}
+	kv, err := etcd.New(etcd.Config{Endpoints: cfg.Etcd, Prefix: etcdPrefix(cfg), TLS: new(tls.Config)})
+	if err != nil {
+		return err
+	}
+	defer kv.Close() //nolint:errcheck // every write was answered
+	secret := make([]byte, 32)
+	_, _ = rand.Read(secret) // never fails
+	report, err := rebuild.Restore(ctx, kv, store, rebuild.Options{
+		Repair: repair, AcceptLoss: acceptLoss, Secret: secret, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	})
+	if report != nil {
+		if printErr := report.Write(out); printErr != nil && err == nil {
+			err = printErr
+		}
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("restore cluster %s: %w", cfg.Cluster, err)
+	case len(report.Missing) > 0:
+		return fmt.Errorf("restore cluster %s: it is restored, without what is missing", cfg.Cluster)
+	}
+	return nil
+}
