@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"context"
+	"errors"
 
 	"github.com/varve-io/varve/agent/ingest"
 	"github.com/varve-io/varve/objectstore/segment"
@@ -13,10 +14,14 @@ import (
 // are to be skipped, until its abort marker. The list is made anew for each answer, from the batches of the answer and from the markers that follow: in memory, and in
 // footers. They are there, since nothing beyond the last stable offset is answered. No index of aborted transactions is kept, as Kafka's TransactionIndex is: who reads
 // where the log ends finds the markers in memory or in a footer that it needs next anyway.
+//
+// Compaction takes aborted batches away and then their markers. So batches and markers must be of one state of the log: what memory gave is judged by memory alone, and what
+// was read from the bucket by an index that has not changed meanwhile. Otherwise the answer is without them, and the client asks again.
 
 // outcomes gathers the aborted transactions of a range.
 type outcomes struct {
 	end     protocol.Offset                         // of the range
+	memory  bool                                    // all must be from memory
 	open    map[protocol.ProducerID]protocol.Offset // where the transaction of a producer begins within the range, of which no marker was met yet
 	aborted []wire.AbortedTransaction               // in the order of their markers
 }
@@ -48,26 +53,35 @@ func (f *Fetcher) judgeTransactions(ctx context.Context, r *Result, wants []Want
 		if !part.transacted {
 			continue
 		}
-		aborted, err := f.aborted(ctx, &wants[i], part.Next)
-		if err != nil {
-			r.Bytes -= part.Bytes
-			part.Err, part.Records, part.Bytes, part.Next = asStorageError(err), nil, 0, wants[i].Offset
+		aborted, err := f.aborted(ctx, &wants[i], part)
+		if err == nil {
+			part.Aborted = aborted
 			continue
 		}
-		part.Aborted = aborted
+		r.Bytes -= part.Bytes
+		part.Records, part.Bytes, part.Next = nil, 0, wants[i].Offset
+		if !errors.Is(err, errChanged) {
+			part.Err = asStorageError(err)
+		}
 	}
 }
 
-// aborted returns the aborted transactions of what w wants up to offset end.
-func (f *Fetcher) aborted(ctx context.Context, w *Want, end protocol.Offset) ([]wire.AbortedTransaction, error) {
-	o := outcomes{end: end}
-	for at := w.Offset; !o.complete(at); {
+// errChanged says that what was read cannot be judged any more by what is there.
+var errChanged = errors.New("the log was compacted meanwhile")
+
+// aborted returns the aborted transactions of what was read.
+func (f *Fetcher) aborted(ctx context.Context, w *Want, part *Part) ([]wire.AbortedTransaction, error) {
+	o := outcomes{end: part.Next, memory: part.memory}
+	for at := part.from; !o.complete(at); {
 		next, err := f.addTransactions(ctx, w, at, &o)
+		if !part.memory && f.reader.index.Replaced(w.id()) != part.replaced {
+			return nil, errChanged
+		}
+		if err == nil && next == at {
+			err = protocol.KafkaStorageError.Errorf("%d transactions that began below the last stable offset have no end, where the log ends at %d", len(o.open), at)
+		}
 		if err != nil {
 			return nil, err
-		}
-		if next == at {
-			return nil, protocol.KafkaStorageError.Errorf("%d transactions that began below the last stable offset have no end, where the log ends at %d", len(o.open), at)
 		}
 		at = next
 	}
@@ -87,6 +101,9 @@ func (f *Fetcher) addTransactions(ctx context.Context, w *Want, at protocol.Offs
 			}
 			return next, nil
 		}
+	}
+	if o.memory {
+		return at, errChanged
 	}
 	e, ok := f.reader.index.Find(w.id(), at)
 	if !ok {

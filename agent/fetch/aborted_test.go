@@ -2,7 +2,9 @@ package fetch
 
 import (
 	"testing"
+	"testing/synctest"
 
+	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/objectstore/fault"
 	"github.com/varve-io/varve/objectstore/segment"
 	"github.com/varve-io/varve/protocol"
@@ -76,4 +78,32 @@ func TestPlainIsCheap(t *testing.T) {
 	if part := &r.Parts[0]; part.Err != nil || part.Bytes == 0 || part.Aborted != nil {
 		t.Errorf("%d bytes with %+v aborted, %v", part.Bytes, part.Aborted, part.Err)
 	}
+}
+
+// TestCompactedMeanwhile holds that what was read before a compaction is not judged by what it has left: the aborted batch and its marker are gone, and the batch would pass for committed.
+func TestCompactedMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBucket(t, 1<<20)
+		b.add(t, map[int32][][]byte{0: {transacted(t, 0)}})
+		marker, err := batch.AppendControlBatch(nil, 1, 1, batch.EndMarker{Marker: batch.Abort, ProducerID: 7})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.add(t, map[int32][][]byte{0: {marker}})
+		second := segment.ID{Log: 1, Fence: 1, Commit: 2}.Name()
+		gate := fault.NewGate()
+		b.store.Add(fault.Rule{Op: fault.Get, Prefix: second, Times: fault.Always, Gate: gate})
+		want := Want{Partition: restored(0, 0, 2), BytesMax: 1}
+		read := make(chan *Result)
+		go func() { read <- b.fetch(t, Limits{BytesMax: 100, ReadCommitted: true}, want) }()
+		synctest.Wait()
+		if err := b.index.Replace(id(0), index.Merged{End: 2, LastStable: 2}); err != nil {
+			t.Fatal(err)
+		}
+		gate.Open()
+		part := &(<-read).Parts[0]
+		if part.Err != nil || part.Records != nil || part.Bytes != 0 || part.Next != 0 {
+			t.Errorf("%d bytes up to %d, %+v aborted, %v: want nothing, so that the client asks again", part.Bytes, part.Next, part.Aborted, part.Err)
+		}
+	})
 }

@@ -70,8 +70,12 @@ type Part struct {
 	// Aborted are the aborted transactions that Records has batches of, for readers of committed transactions; nil if there are none.
 	Aborted []wire.AbortedTransaction
 
-	transacted bool // batches of transactions may be in Records
-	held       []*cache.Span
+	transacted bool            // batches of transactions may be in Records
+	memory     bool            // Records are from the WAL's memory
+	from       protocol.Offset // where they were read from: the want's offset, or where a gap ends that it is in
+	// replaced is what [index.Index.Replaced] was before the records were read.
+	replaced uint64
+	held     []*cache.Span
 }
 
 // Result is the answer to a fetch. Its records must not be used after Release.
@@ -165,6 +169,9 @@ func (f *Fetcher) pass(ctx context.Context, r *Result, wants []Want, limits Limi
 	left, coldLeft := limits.BytesMax, f.reader.bytesMax()
 	for i := range wants {
 		w, part := &wants[i], &r.Parts[i]
+		if part.memory, part.from = false, w.Offset; limits.ReadCommitted {
+			part.replaced = f.reader.index.Replaced(w.id())
+		}
 		limit, again := f.judge(w, part, limits)
 		if !again {
 			ready = true
@@ -215,6 +222,7 @@ func (f *Fetcher) readMemory(r *Result, w *Want, part *Part, from, limit protoco
 	r.chunks = chunks
 	if ok {
 		part.Records, part.Next, part.Bytes, part.transacted = bufs, next, size, size > 0
+		part.memory, part.from = true, from
 		r.Bytes += size
 	}
 	return ok

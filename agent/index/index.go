@@ -60,6 +60,7 @@ type entry struct {
 	merged int      // how many of list are of the manifest
 	// start, end and stable are what the manifest says; zero without one.
 	start, end, stable protocol.Offset
+	replaced           uint64 // how often a manifest has said anew what is in list
 	// seen and seenStable are how far it is known to reach, and to be stable there, though a commit has left and the manifest that has its records is not here yet.
 	seen, seenStable protocol.Offset
 }
@@ -135,7 +136,19 @@ func (x *Index) Replace(id partition.ID, m Merged) error {
 	}
 	p.list, p.merged = slices.Concat(m.Extents, tail), len(m.Extents)
 	p.start, p.end, p.stable = m.Start, m.End, m.LastStable
+	p.replaced++
 	return nil
+}
+
+// Replaced returns how often [Index.Replace] was called for a partition. While that stays the same, what was found once is what is found again: compaction takes batches of transactions
+// away together with the markers that say what became of them.
+func (x *Index) Replaced(id partition.ID) uint64 {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if p := x.partitions[id]; p != nil {
+		return p.replaced
+	}
+	return 0
 }
 
 // Remove takes out what a commit that has left the coordinator said of a partition, unless a manifest has replaced it.
