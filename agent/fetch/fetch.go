@@ -24,6 +24,7 @@ import (
 	"github.com/varve-io/varve/agent/ingest"
 	"github.com/varve-io/varve/agent/partition"
 	"github.com/varve-io/varve/objectstore/cache"
+	"github.com/varve-io/varve/objectstore/segment"
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/wire"
 	"github.com/varve-io/varve/wal"
@@ -204,7 +205,7 @@ func (f *Fetcher) pass(ctx context.Context, r *Result, wants []Want, limits Limi
 		}
 	}
 	if len(colds) > 0 {
-		f.readCold(ctx, r, wants, colds)
+		f.readCold(ctx, r, wants, colds, limits.BytesMin)
 		ready = ready || ctx.Err() != nil
 	}
 	for i := range r.Parts {
@@ -289,11 +290,11 @@ const coldPatience = 50 * time.Millisecond
 // readCold reads from the bucket. The first read may wait for memory of the cache; the others, several at once, hold none while they
 // would wait, and then bring less: whoever holds blocks and waits for more could wait for ever.
 //
-// If there is something to answer already, none of them waits for long: a consumer that is behind with one partition is not to be late with others. What was begun goes on
+// If there is enough to answer already, none of them waits for long: a consumer that is behind with one partition is not to be late with others. What was begun goes on
 // in the cache, and is there for the next fetch.
-func (f *Fetcher) readCold(ctx context.Context, r *Result, wants []Want, colds []cold) {
+func (f *Fetcher) readCold(ctx context.Context, r *Result, wants []Want, colds []cold, bytesMin int) {
 	patience, first := ctx, 1
-	if r.Bytes > 0 {
+	if r.Bytes > 0 && r.Bytes >= bytesMin {
 		var cancel context.CancelFunc
 		patience, cancel = context.WithTimeout(ctx, coldPatience)
 		defer cancel()
@@ -302,7 +303,7 @@ func (f *Fetcher) readCold(ctx context.Context, r *Result, wants []Want, colds [
 	read := func(c cold, wait bool) {
 		w, part := &wants[c.part], &r.Parts[c.part]
 		err := f.reader.read(patience, w.id(), readRange{c.from, c.limit, c.bytesMax, c.oneMin, wait}, part)
-		if patience.Err() != nil && ctx.Err() == nil {
+		if patience.Err() != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, segment.ErrCorrupt) {
 			return
 		}
 		part.Err = asStorageError(err)

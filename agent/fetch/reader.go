@@ -146,12 +146,13 @@ func (r *Reader) ahead(ctx context.Context, id partition.ID, offset protocol.Off
 // verified reads these batches of a segment, by get. What does not pass is read once more, from the
 // bucket itself: another agent may have it wrong. Not even then does what is damaged stay in the cache, as the bucket may yet give the right bytes.
 func (r *Reader) verified(o cache.Object, s *segment.Section, batches []segment.Batch, get func(cache.Object) (*cache.Span, error)) (*cache.Span, error) {
+	var damage error
 	for {
 		read, err := get(o)
 		if err != nil {
-			return nil, fmt.Errorf("read segment %s: %w", o.Name, err)
+			return nil, errors.Join(damage, fmt.Errorf("read segment %s: %w", o.Name, err))
 		}
-		damage := verify(s, batches, read.Parts())
+		damage = verify(s, batches, read.Parts())
 		if damage == nil {
 			return read, nil
 		}

@@ -101,15 +101,17 @@ func (c *Copier) Step(ctx context.Context) error {
 	if now.Sub(c.last) < pause {
 		return nil
 	}
-	c.last, c.agents = now, agents
+	c.last = now
 	err := c.copy(ctx)
 	switch {
+	case err == nil:
+		c.agents = agents
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, ErrLost), errors.Is(err, ErrSetBack), errors.Is(err, ErrOther):
 		return err
 	case err != nil:
-		c.deps.Log.Warn("the coordinator's state could not be copied to the bucket; trying again", "in", c.pause, "err", err)
+		c.deps.Log.Warn("the coordinator's state could not be copied to the bucket; trying again", "in", pause, "err", err)
 	}
 	return nil
 }

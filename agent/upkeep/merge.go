@@ -1,6 +1,7 @@
 package upkeep
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -150,19 +151,27 @@ func (m *Merger) due() []coordinator.ShardID {
 	})
 }
 
-// group begins the merges of the first shards that are due, as many as together have what is merged at once: what an object has of them is read at once. n is how many of due these are.
+// group begins the merges of the first shards that are due, as many as together have what is merged at once: what an object has of them is read at once. One that has failed is alone, so that
+// what cannot be merged of it does not stop others. n is how many of due these are.
 func (m *Merger) group(due []coordinator.ShardID) (group []*work, n int) {
-	var bytes int64
+	var size int64
 	for _, id := range due {
+		_, alone := m.failed[id]
+		if alone && len(group) > 0 {
+			break
+		}
 		w := m.begin(id)
-		if w != nil && len(group) > 0 && bytes+w.plan.bytes > m.cfg.DataBytes {
+		if w != nil && len(group) > 0 && size+w.plan.bytes > m.cfg.DataBytes {
 			w.release()
 			break
 		}
 		n++
 		if w != nil {
 			group = append(group, w)
-			bytes += w.plan.bytes
+			size += w.plan.bytes
+		}
+		if alone {
+			break
 		}
 	}
 	return group, n
@@ -229,6 +238,7 @@ func (m *Merger) merge(ctx context.Context, group []*work) (failed []coordinator
 		if err != nil && !errors.Is(err, coordinator.ErrFenced) && protocol.CodeOf(err) != protocol.NotLeaderOrFollower {
 			return []coordinator.ShardID{w.id}, fmt.Errorf("merge shard %d: %w", w.id, err)
 		}
+		delete(m.failed, w.id)
 		w.merged = nil // what it has read may go
 		w.release()
 	}
@@ -401,7 +411,7 @@ func (w *work) source(ctx context.Context, id partition.ID, p *merged, e index.E
 	return nil
 }
 
-// runGapMax is how many bytes that nobody wants are read rather than ask twice.
+// runGapMax is how many bytes that nobody wants are read rather than ask twice. Of a request no more of them are read than of what is wanted, and this.
 const runGapMax = 256 << 10
 
 // load reads the sections that are merged, those that stand together in an object at once.
@@ -422,8 +432,14 @@ func load(ctx context.Context, store objectstore.Store, group []*work) error {
 		all := byObject[name]
 		slices.SortFunc(all, func(a, b *source) int { return cmp.Compare(a.Pos, b.Pos) })
 		for len(all) > 0 {
-			n := 1
-			for n < len(all) && all[n].Pos-(all[n-1].Pos+all[n-1].Size) <= runGapMax {
+			n, wanted, gaps := 1, all[0].Size, int64(0)
+			for n < len(all) {
+				gap := all[n].Pos - (all[n-1].Pos + all[n-1].Size)
+				if gap > runGapMax || gaps+gap > wanted+runGapMax {
+					break
+				}
+				gaps += gap
+				wanted += all[n].Size
 				n++
 			}
 			together := all[:n]
@@ -443,11 +459,18 @@ func loadRun(ctx context.Context, store objectstore.Store, name string, all []*s
 	if err := store.Get(ctx, name, first.Pos, data); err != nil {
 		return fmt.Errorf("read segment %s: %w", name, err)
 	}
+	wanted := int64(0)
+	for _, s := range all {
+		wanted += s.Size
+	}
 	for _, s := range all {
 		at := s.Pos - first.Pos
 		s.data = data[at : at+s.Size : at+s.Size]
 		if err := s.section.Verify(s.data); err != nil {
 			return err
+		}
+		if wanted < int64(len(data)) {
+			s.data = bytes.Clone(s.data) // what lies between goes
 		}
 	}
 	return nil
