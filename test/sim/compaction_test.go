@@ -26,7 +26,7 @@ func TestCalmCompaction(t *testing.T) {
 	var w *world
 	findings, _ := run(t, func(ctx context.Context, seed uint64, broken breakage) *world {
 		w = compacted(ctx, seed, broken)
-		w.chances, w.steps = chances{}, 6000
+		w.chances, w.steps = chances{}, 20_000
 		return w
 	}, max(*seed, 1), breakage{}, logTo(t))
 	if len(findings) > 0 {
