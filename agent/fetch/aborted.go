@@ -94,7 +94,7 @@ const transactionsMax = 1000
 // addTransactions takes in batches of transactions from the batch on that holds offset at, as many as are in one place, and returns the offset up to which these are all.
 // It is at where the log ends.
 func (f *Fetcher) addTransactions(ctx context.Context, w *Want, at protocol.Offset, o *outcomes) (next protocol.Offset, err error) {
-	if w.Partition != nil {
+	if w.Partition != nil && (o.memory || at >= o.end) {
 		if list, next, ok := w.Partition.Transactions(nil, at, transactionsMax); ok {
 			for _, t := range list {
 				o.add(t)

@@ -97,7 +97,7 @@ func TestCompactedMeanwhile(t *testing.T) {
 		read := make(chan *Result)
 		go func() { read <- b.fetch(t, Limits{BytesMax: 100, ReadCommitted: true}, want) }()
 		synctest.Wait()
-		if err := b.index.Replace(id(0), index.Merged{End: 2, LastStable: 2}); err != nil {
+		if err := b.index.Replace(id(0), index.Merged{End: 2, LastStable: 2, Cleaned: 2}); err != nil {
 			t.Fatal(err)
 		}
 		gate.Open()

@@ -51,6 +51,7 @@ type Merged struct {
 	Start      protocol.Offset // log start offset
 	End        protocol.Offset // everything committed below is in Extents, or gone for good
 	LastStable protocol.Offset // as of End
+	Cleaned    protocol.Offset // below it the log was compacted
 	Extents    []Extent        // ascending; compacted partitions have gaps between them, and before End
 }
 
@@ -136,11 +137,13 @@ func (x *Index) Replace(id partition.ID, m Merged) error {
 	}
 	p.list, p.merged = slices.Concat(m.Extents, tail), len(m.Extents)
 	p.start, p.end, p.stable = m.Start, m.End, m.LastStable
-	p.replaced++
+	if m.Cleaned > 0 {
+		p.replaced++
+	}
 	return nil
 }
 
-// Replaced returns how often [Index.Replace] was called for a partition. While that stays the same, what was found once is what is found again: compaction takes batches of transactions
+// Replaced returns how often [Index.Replace] was called for a partition that is compacted. While that stays the same, what was found once is what is found again: compaction takes batches of transactions
 // away together with the markers that say what became of them.
 func (x *Index) Replaced(id partition.ID) uint64 {
 	x.mu.RLock()

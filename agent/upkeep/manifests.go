@@ -285,7 +285,7 @@ func shown(m *manifest.Manifest, p *manifest.Partition, objects []*index.Object)
 			Shard: m.Shard, Object: objects[e.Segment],
 		}
 	}
-	return index.Merged{Start: p.LogStartOffset, End: p.End, LastStable: p.LastStable, Extents: list}
+	return index.Merged{Start: p.LogStartOffset, End: p.End, LastStable: p.LastStable, Cleaned: p.Cleaned, Extents: list}
 }
 
 // read reads the manifest of that name.

@@ -284,6 +284,8 @@ type merged struct {
 	log     *partition.Log  // rebuilt up to the new end
 	stable  protocol.Offset // as of there
 	sources []source        // in order of offsets
+	// compacted says whether its topic is compacted, as of when the merge began: that may change meanwhile.
+	compacted bool
 }
 
 // source is an extent that is merged.
@@ -328,7 +330,7 @@ func (w *work) gather(ctx context.Context) error {
 		if err := w.complete(id); err != nil {
 			return err
 		}
-		p := &merged{name: name, log: partition.New(w.epoch), stable: was.LastStable}
+		p := &merged{name: name, log: partition.New(w.epoch), stable: was.LastStable, compacted: w.m.deps.Compacted(id.Topic)}
 		p.log.RestoreSnapshot(SnapshotOf(was))
 		for _, e := range w.m.deps.Index.Extents(id) {
 			if !commits[e.Object.Name] && !joined[e.Object.Name] {
@@ -482,7 +484,7 @@ func (w *work) write(ctx context.Context) error {
 	defer b.Reset()
 	for _, compacted := range []bool{false, true} {
 		for _, pid := range sorted(w.merged) {
-			if w.m.deps.Compacted(pid.Topic) != compacted {
+			if w.merged[pid].compacted != compacted {
 				continue
 			}
 			if err := w.add(ctx, pid); err != nil {
@@ -494,6 +496,34 @@ func (w *work) write(ctx context.Context) error {
 		}
 		if err := w.put(ctx); err != nil {
 			return err
+		}
+	}
+	return w.check()
+}
+
+// check makes sure that all that is merged is in the new segments: what is not there would be lost once the old ones are deleted.
+func (w *work) check() error {
+	for id, p := range w.merged {
+		start := w.old.LogStart(id.Topic, id.Partition)
+		sources := p.sources
+		for len(sources) > 0 && sources[0].Next <= start {
+			sources = sources[1:]
+		}
+		if len(sources) == 0 {
+			continue
+		}
+		end, placed := sources[0].First, w.placed(id, 0)
+		if len(placed) > 0 {
+			end = max(end, min(placed[0].First, start))
+		}
+		for _, e := range placed {
+			if e.First > end {
+				break
+			}
+			end = e.Next
+		}
+		if last := sources[len(sources)-1].Next; end != last {
+			return fmt.Errorf("%w: merge of %s/%d: the new segments have it up to %d, the old ones up to %d", errInvariant, id.Topic, id.Partition, end, last)
 		}
 	}
 	return nil
