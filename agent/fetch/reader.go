@@ -117,7 +117,7 @@ func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Exten
 	if err != nil {
 		return false, err
 	}
-	r.ahead(ctx, id, e.Next, r.cache.AheadBytes()-behind)
+	r.ahead(ctx, id, e.Next, got.State.Tail, r.cache.AheadBytes()-behind)
 	got.Records = append(got.Records, read.Parts()...)
 	got.Bytes += int(n)
 	got.Next = batches[len(batches)-1].Next()
@@ -129,12 +129,15 @@ func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Exten
 // extentsAhead is in how many of a partition's next segments something is fetched ahead at most.
 const extentsAhead = 16
 
-// ahead starts to fetch what begins at an offset in the partition's next segments, up to so many bytes, and their footers.
-func (r *Reader) ahead(ctx context.Context, id partition.ID, offset protocol.Offset, bytes int64) {
+// ahead starts to fetch what begins at an offset in the partition's next segments, up to so many bytes, and their footers; but not what begins at tail or behind, where memory has it.
+func (r *Reader) ahead(ctx context.Context, id partition.ID, offset, tail protocol.Offset, bytes int64) {
 	if bytes <= 0 {
 		return
 	}
 	for _, e := range r.index.Next(id, offset, extentsAhead) {
+		if tail > 0 && e.First >= tail {
+			return
+		}
 		r.footers.Prefetch(ctx, e.Object)
 		r.cache.Prefetch(object(&e), e.Pos, e.Size, bytes)
 		if bytes -= e.Size; bytes <= 0 {

@@ -16,11 +16,12 @@ import (
 	"github.com/varve-io/varve/protocol"
 )
 
-// What numbers are raised by above all that is known, so that none is given again that was given after the copy was made: epochs and fences, WAL logs, producer ids.
+// What numbers are raised by above all that is known, so that none is given again that was given after the copy was made: epochs and fences, WAL logs, producer ids, copies.
 const (
 	epochsAhead    = 1 << 16
 	logsAhead      = 1 << 16
 	producersAhead = 1 << 20
+	copiesAhead    = 1 << 16
 )
 
 // lastEpoch is the highest epoch of a transactional producer: whoever has an id at that epoch gets another id, and all epochs of the old one are fenced.
@@ -92,7 +93,7 @@ func (r *rebuilder) outcome() (*outcome, error) {
 	}
 	next[coordinator.KeyNextLog] = max(next[coordinator.KeyNextLog], int64(r.listed.log)+1) + logsAhead
 	next[coordinator.KeyNextPID] = max(next[coordinator.KeyNextPID], int64(r.producers)+1) + producersAhead
-	next[coordinator.KeyNextCopy] = int64(r.state.ID.Number) + 1
+	next[coordinator.KeyNextCopy] = int64(r.state.ID.Number) + copiesAhead
 	for key, n := range next {
 		put(key, n)
 	}

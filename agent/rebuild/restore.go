@@ -97,7 +97,7 @@ func Restore(ctx context.Context, kv coordinator.KV, store objectstore.Store, o 
 	}
 	if newest := copies[len(copies)-1].ID; newest != state.ID {
 		report.Notes = append(report.Notes, fmt.Sprintf("copy %d is not whole: copy %d is the newest that is", newest.Number, state.ID.Number))
-		next.set(coordinator.KeyNextCopy, int64(newest.Number)+1)
+		next.set(coordinator.KeyNextCopy, int64(newest.Number)+copiesAhead)
 	}
 	if len(report.Missing) > 0 && !o.AcceptLoss {
 		return report, ErrMissing
