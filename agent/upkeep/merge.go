@@ -352,8 +352,11 @@ func (w *work) footers(ctx context.Context) error {
 	asked := make(map[string]bool)
 	for _, part := range w.plan.parts {
 		for _, id := range part.Partitions {
+			if asked[part.Name] {
+				break
+			}
 			e, ok := w.m.deps.Index.In(id, part.Name)
-			if !ok || asked[part.Name] {
+			if !ok {
 				continue
 			}
 			asked[part.Name] = true
