@@ -338,25 +338,28 @@ func TestSealAfterError(t *testing.T) {
 	for _, fault := range []disktest.Fault{
 		{Op: disktest.OpWrite, Name: "store.new"}, {Op: disktest.OpSync, Name: "store.new"}, {Op: disktest.OpRename, Name: "store.new"}, {Op: disktest.OpFolder},
 	} {
-		d := disktest.New(4)
-		s := open(t, d, fileBytes)
-		a := create(t, s, 5)
-		must(t, a.Append([][]byte{framed(5, 1, 100)}), a.Close())
-		fault.Err = syscall.EIO
-		d.Inject(fault)
-		if _, err := s.Seal(segment, 6); !errors.Is(err, syscall.EIO) {
-			t.Errorf("seal when %s of %q fails: %v, want EIO", fault.Op, fault.Name, err)
-		}
-		if answer, err := s.Seal(segment, 7); err != nil || answer.Last != 1 {
-			t.Errorf("seal after %s of %q failed: %+v, %v", fault.Op, fault.Name, answer, err)
-		}
-		d = d.Crash()
-		_ = s.Close()
-		s = open(t, d, fileBytes)
-		if got := s.Fence(segment.Log); got != 7 {
-			t.Errorf("fence %d after the crash, want 7", got)
-		}
-		must(t, s.Close())
+		synctest.Test(t, func(t *testing.T) {
+			d := disktest.New(4)
+			s := open(t, d, fileBytes)
+			a := create(t, s, 5)
+			must(t, a.Append([][]byte{framed(5, 1, 100)}), a.Close())
+			synctest.Wait() // until the files of later appends are prepared, which sync the folder too
+			fault.Err = syscall.EIO
+			d.Inject(fault)
+			if _, err := s.Seal(segment, 6); !errors.Is(err, syscall.EIO) {
+				t.Errorf("seal when %s of %q fails: %v, want EIO", fault.Op, fault.Name, err)
+			}
+			if answer, err := s.Seal(segment, 7); err != nil || answer.Last != 1 {
+				t.Errorf("seal after %s of %q failed: %+v, %v", fault.Op, fault.Name, answer, err)
+			}
+			d = d.Crash()
+			_ = s.Close()
+			s = open(t, d, fileBytes)
+			if got := s.Fence(segment.Log); got != 7 {
+				t.Errorf("fence %d after the crash, want 7", got)
+			}
+			must(t, s.Close())
+		})
 	}
 }
 
