@@ -225,8 +225,10 @@ func (r results) writeScaled(b *strings.Builder) {
 	milliseconds := func(d time.Duration) string { return fmt.Sprintf("%.1f ms", 1000*d.Seconds()) }
 	grown := float64(m.memoryAfter.Resident) - float64(m.memoryBefore.Resident)
 	for _, row := range [][2]string{
-		{fmt.Sprintf("creating them, %d in a topic, until each has a leader", idleTopicPartitions),
-			fmt.Sprintf("%s (%.0f per second)", seconds(m.created), float64(r.plan.many)/m.created.Seconds())},
+		{
+			fmt.Sprintf("creating them, %d in a topic, until each has a leader", idleTopicPartitions),
+			fmt.Sprintf("%s (%.0f per second)", seconds(m.created), float64(r.plan.many)/m.created.Seconds()),
+		},
 		{"answer to a request for the metadata of all", milliseconds(m.metadata)},
 		{"answer to a request for the metadata of those in use", milliseconds(m.metadataBusy)},
 		{"memory of the agent that holds most, empty", mib(float64(m.memoryBefore.Resident))},
