@@ -61,6 +61,8 @@ type Merger struct {
 	deps    MergerDeps
 	builder segment.Builder
 	failed  map[coordinator.ShardID]time.Time // when the last merge failed
+	rewrote coordinator.ShardID               // whose sparse segments were written anew last
+	looked  map[coordinator.ShardID]string    // manifests in which nothing is sparse
 
 	merges, bytes atomic.Uint64
 }
@@ -78,7 +80,7 @@ func (m *Merger) Stats() MergeStats {
 
 // NewMerger returns a merger; [Merger.Run] makes it work.
 func NewMerger(cfg MergeConfig, deps MergerDeps) *Merger {
-	return &Merger{cfg: cfg, deps: deps, failed: make(map[coordinator.ShardID]time.Time)}
+	return &Merger{cfg: cfg, deps: deps, failed: make(map[coordinator.ShardID]time.Time), looked: make(map[coordinator.ShardID]string)}
 }
 
 const (
@@ -108,26 +110,39 @@ func (m *Merger) Run(ctx context.Context) error {
 	}
 }
 
-// Step merges each shard that is due, once. Errors are those of Run; what else goes wrong is told to the log, and ends the step: the bucket or the coordinator may be away.
+// Step merges each shard that is due, once, and writes sparse segments of one shard anew. Errors are those of Run; what else goes wrong is told to the log, and ends the step: the bucket or
+// the coordinator may be away.
 func (m *Merger) Step(ctx context.Context) error {
 	for due := m.due(); len(due) > 0; {
 		group, n := m.group(due)
 		due = due[n:]
-		failed, err := m.merge(ctx, group)
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case errors.Is(err, errInvariant):
+		if goOn, err := m.merged(ctx, group); err != nil || !goOn {
 			return err
-		case err != nil:
-			m.deps.Log.Warn("segments could not be merged; trying again", "shards", failed, "in", mergeRest, "err", err)
-			for _, id := range failed {
-				m.failed[id] = m.deps.Now()
-			}
-			return nil
 		}
 	}
+	if w := m.sparse(); w != nil {
+		_, err := m.merged(ctx, []*work{w})
+		return err
+	}
 	return nil
+}
+
+// merged merges, and says whether to go on.
+func (m *Merger) merged(ctx context.Context, group []*work) (goOn bool, err error) {
+	failed, err := m.merge(ctx, group)
+	switch {
+	case ctx.Err() != nil:
+		return false, ctx.Err()
+	case errors.Is(err, errInvariant):
+		return false, err
+	case err != nil:
+		m.deps.Log.Warn("segments could not be merged; trying again", "shards", failed, "in", mergeRest, "err", err)
+		for _, id := range failed {
+			m.failed[id] = m.deps.Now()
+		}
+		return false, nil
+	}
+	return true, nil
 }
 
 // errInvariant is what must not be.
@@ -139,7 +154,7 @@ func (m *Merger) due() []coordinator.ShardID {
 	now := m.deps.Now()
 	oldest := make(map[coordinator.ShardID]int64)
 	for id, record := range m.deps.Manifests.records() {
-		if since := now.Sub(m.failed[id]); !m.deps.Leads(id) || since >= 0 && since < mergeRest {
+		if !m.deps.Leads(id) || m.rests(id, now) {
 			continue
 		}
 		if parts := m.deps.Tails.Of(uint32(id), record.Merged); m.cfg.due(parts, surplus, now) {
@@ -149,6 +164,12 @@ func (m *Merger) due() []coordinator.ShardID {
 	return slices.SortedFunc(maps.Keys(oldest), func(a, b coordinator.ShardID) int {
 		return cmp.Or(cmp.Compare(oldest[a], oldest[b]), cmp.Compare(a, b))
 	})
+}
+
+// rests reports whether a shard is left alone since its last merge has failed.
+func (m *Merger) rests(id coordinator.ShardID, now time.Time) bool {
+	since := now.Sub(m.failed[id])
+	return since >= 0 && since < mergeRest
 }
 
 // group begins the merges of the first shards that are due, as many as together have what is merged at once: what an object has of them is read at once. One that has failed is alone, so that
@@ -183,24 +204,32 @@ func (m *Merger) begin(id coordinator.ShardID) *work {
 	if sh == nil {
 		return nil
 	}
-	record, old := sh.newestRecord(), sh.newest()
-	parts := m.deps.Tails.Of(uint32(id), record.Merged)
+	old := sh.newest()
+	parts := m.deps.Tails.Of(uint32(id), sh.newestRecord().Merged)
 	p := m.cfg.plan(parts, joinable(old, sh.claimed()))
 	if len(p.parts) == 0 {
 		return nil
 	}
+	if w := m.work(id, sh, old, p); w != nil {
+		return w
+	}
+	return m.work(id, sh, old, m.cfg.plan(parts, nil)) // a cleaning was faster
+}
+
+// work begins a merge; nil if a segment that is merged anew is somebody else's.
+func (m *Merger) work(id coordinator.ShardID, sh *shard, old *manifest.Manifest, p plan) *work {
 	joined := make([]manifest.Segment, len(p.join))
 	for i, at := range p.join {
 		joined[i] = old.Segments[at]
 	}
-	if !sh.claim(joined) { // a cleaning was faster
-		joined, p = nil, m.cfg.plan(parts, nil)
+	if !sh.claim(joined) {
+		return nil
 	}
 	w := &work{
 		m: m, plan: p, joined: joined, merged: make(map[partition.ID]*merged),
 		output: output{
 			manifests: m.deps.Manifests, store: m.deps.Store, footers: m.deps.Footers, cluster: m.deps.Cluster, builder: &m.builder,
-			id: id, shard: sh, old: old, epoch: protocol.LeaderEpoch(record.Epoch),
+			id: id, shard: sh, old: old, epoch: protocol.LeaderEpoch(sh.newestRecord().Epoch),
 		},
 	}
 	for _, part := range p.parts {
@@ -247,8 +276,11 @@ func (m *Merger) merge(ctx context.Context, group []*work) (failed []coordinator
 
 // install makes a merge part of the shard's next manifest.
 func (w *work) install(ctx context.Context) error {
-	m, last := w.m, w.plan.parts[len(w.plan.parts)-1]
-	if err := w.output.install(ctx, change{edit: w.edit, merged: last.Revision}); err != nil {
+	m, c := w.m, change{edit: w.edit}
+	if n := len(w.plan.parts); n > 0 {
+		c.merged = w.plan.parts[n-1].Revision
+	}
+	if err := w.output.install(ctx, c); err != nil {
 		return err
 	}
 	m.merges.Add(1)
@@ -310,8 +342,9 @@ func (w *work) gather(ctx context.Context) error {
 	for _, at := range w.plan.join {
 		joined[w.old.Segments[at].Name(w.old.Shard)], places[int32(at)] = true, true
 	}
-	for i := range w.old.Partitions { // of a partition the last extents are joined, if any
-		if p := &w.old.Partitions[i]; len(p.Extents) > 0 && places[p.Extents[len(p.Extents)-1].Segment] {
+	for i := range w.old.Partitions {
+		p := &w.old.Partitions[i]
+		if slices.ContainsFunc(p.Extents, func(e manifest.Extent) bool { return places[e.Segment] }) {
 			touched[partition.ID{Topic: p.Topic, Partition: p.Partition}] = true
 		}
 	}
@@ -601,6 +634,7 @@ func (w *work) edit(next *manifest.Manifest) {
 		at := place(next, id, p.name)
 		at.Extents = slices.DeleteFunc(slices.Clone(at.Extents), func(e manifest.Extent) bool { return joined[e.Segment] })
 		at.Extents = append(at.Extents, w.placed(id, base)...)
+		slices.SortFunc(at.Extents, func(a, b manifest.Extent) int { return cmp.Compare(a.First, b.First) }) // others may come behind
 		p.log.Producers().Expire(expired, w.m.deps.ProducersMax)
 		take(at, p.log.Snapshot(), p.stable)
 	}

@@ -98,6 +98,55 @@ func TestJoinable(t *testing.T) {
 	}
 }
 
+// TestSparse holds which segments are written anew because little of them is left: in order, of each partition what follows one another, with small ones before it.
+func TestSparse(t *testing.T) {
+	type extent = [3]int64 // segment, first, size; of 10 offsets each
+	for _, test := range []struct {
+		name       string
+		segments   []int64 // bytes
+		partitions [][]extent
+		cleaned    protocol.Offset
+		claimed    int // segment; -1 for none
+		want       []int
+	}{
+		{"nothing", nil, nil, 0, -1, nil},
+		{"all is there", []int64{100}, [][]extent{{{0, 0, 100}}}, 0, -1, nil},
+		{"half is there", []int64{100}, [][]extent{{{0, 0, 50}}}, 0, -1, nil},
+		{"less than half", []int64{100}, [][]extent{{{0, 0, 49}}}, 0, -1, []int{0}},
+		{"not worth it", []int64{9}, [][]extent{{{0, 0, 4}}}, 0, -1, nil},
+		{"two that follow one another", []int64{60, 60}, [][]extent{{{0, 0, 20}, {1, 10, 20}}}, 0, -1, []int{1, 0}},
+		{"no more than is merged at once", []int64{100, 100, 100}, [][]extent{{{0, 0, 40}, {1, 10, 40}, {2, 20, 40}}}, 0, -1, []int{2, 1}},
+		{"a full one between", []int64{60, 60, 60}, [][]extent{{{0, 0, 20}, {1, 10, 60}, {2, 20, 20}}}, 0, -1, []int{2}},
+		{"a full one between, of others", []int64{60, 60, 60}, [][]extent{{{0, 0, 20}, {2, 20, 20}}, {{1, 0, 60}}}, 0, -1, []int{2, 0}},
+		{"a small one before", []int64{20, 60}, [][]extent{{{0, 0, 20}, {1, 10, 20}}}, 0, -1, []int{1, 0}},
+		{"a larger one before", []int64{21, 60}, [][]extent{{{0, 0, 21}, {1, 10, 20}}}, 0, -1, []int{1}},
+		{"a small one behind", []int64{60, 20}, [][]extent{{{0, 0, 20}, {1, 10, 20}}}, 0, -1, []int{0}},
+		{"the older one is worth it", []int64{60, 60, 5}, [][]extent{{{0, 0, 20}, {1, 10, 60}, {2, 20, 2}}}, 0, -1, []int{0}},
+		{"cleaned", []int64{100}, [][]extent{{{0, 0, 10}}}, 1, -1, nil},
+		{"claimed", []int64{60, 60, 60}, [][]extent{{{0, 0, 20}, {1, 10, 20}, {2, 20, 20}}}, 0, 1, []int{2}},
+		{"beside a partition that goes on", []int64{60, 60}, [][]extent{{{0, 0, 20}, {1, 10, 50}}, {{0, 0, 5}}}, 0, -1, []int{0}},
+	} {
+		m := &manifest.Manifest{}
+		for i, bytes := range test.segments {
+			m.Segments = append(m.Segments, manifest.Segment{Number: uint64(i), FooterPos: bytes, CreatedMs: int64(i)})
+		}
+		for _, extents := range test.partitions {
+			p := manifest.Partition{Cleaned: test.cleaned}
+			for _, e := range extents {
+				p.Extents = append(p.Extents, manifest.Extent{Segment: int32(e[0]), First: protocol.Offset(e[1]), Next: protocol.Offset(e[1] + 10), Size: e[2]})
+			}
+			m.Partitions = append(m.Partitions, p)
+		}
+		claimed := make(map[manifest.Segment]bool)
+		if test.claimed >= 0 {
+			claimed[m.Segments[test.claimed]] = true
+		}
+		if got := (MergeConfig{DataBytes: 100}).sparse(m, claimed).join; !slices.Equal(got, test.want) {
+			t.Errorf("%s: %d, want %d", test.name, got, test.want)
+		}
+	}
+}
+
 func TestPlan(t *testing.T) {
 	c := MergeConfig{DataBytes: 100}
 	for _, test := range []struct {

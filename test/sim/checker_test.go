@@ -29,9 +29,10 @@ type checker struct {
 	epochs  [partitions]protocol.LeaderEpoch // of the newest commit
 
 	// Of a topic with a retention: the batches that were committed, and up to where somebody asked for the deletion of records.
-	retains bool
-	batches [partitions][]committedBatch
-	asked   [partitions]int64
+	retains   bool
+	batches   [partitions][]committedBatch
+	asked     [partitions]int64
+	rewritten int // segments that were written without anything new in them
 
 	// Of both those and compacted topics: what was committed. Of the latter: how far it was cleaned.
 	committed [partitions]map[int64]check.Record
@@ -104,6 +105,9 @@ func (c *checker) shard(op coordinator.Op) {
 	}
 	c.shards[id] = s
 	if s.Manifest != old.Manifest {
+		if c.retains && s.Merged == old.Merged {
+			c.countRewritten(old.Manifest, s.Manifest)
+		}
 		c.manifest(id, s.Manifest)
 	}
 }

@@ -47,10 +47,10 @@ type host struct {
 	full int   // until which step its disk is full
 }
 
-// newCluster makes a cluster of so many machines, on each of which a node starts.
-func newCluster(ctx context.Context, seed uint64, broken breakage, size int) *cluster {
+// newCluster makes a cluster of so many machines, on each of which a node starts, with so many shards.
+func newCluster(ctx context.Context, seed uint64, broken breakage, size int, shards uint32) *cluster {
 	c := &cluster{
-		world: newWorld(ctx, seed, broken, 4), known: make(map[coordinator.ShardID]*node), cuts: make(map[[2]string]int),
+		world: newWorld(ctx, seed, broken, shards), known: make(map[coordinator.ShardID]*node), cuts: make(map[[2]string]int),
 		ageMax: 5 * time.Second, copies: 3, ids: make(map[int64]bool),
 	}
 	c.scene, c.steps, c.group = c, 3000, newGroup(c)
@@ -66,9 +66,17 @@ func newCluster(ctx context.Context, seed uint64, broken breakage, size int) *cl
 
 // clusters is the maker of clusters of three to five machines, each with troubles of its own.
 func clusters(ctx context.Context, seed uint64, broken breakage) *world {
+	return clustersOf(ctx, seed, broken, clusterShards)
+}
+
+// clusterShards is how many shards there are, unless a scene wants another number: each partition of the topic is in one of its own.
+const clusterShards = 4
+
+// clustersOf makes clusters with so many shards.
+func clustersOf(ctx context.Context, seed uint64, broken breakage, shards uint32) *world {
 	rng := rand.New(rand.NewPCG(seed, 0x52))
 	pick := func(of ...int) int { return of[rng.IntN(len(of))] }
-	c := newCluster(ctx, seed, broken, pick(3, 3, 3, 4, 5))
+	c := newCluster(ctx, seed, broken, pick(3, 3, 3, 4, 5), shards)
 	c.chances = chances{
 		callFails: pick(0, 5, 30), slow: pick(0, 10, 30), stall: pick(0, 1, 4), outage: pick(0, 1, 2),
 		power: pick(0, 1, 2), kill: pick(0, 1, 3), diskFails: pick(0, 0, 1),

@@ -20,7 +20,7 @@ type clusterScript struct {
 func playCluster(t *testing.T, size int, broken breakage, run func(*clusterScript)) (findings, lines []string) {
 	t.Helper()
 	return perform(t, func(ctx context.Context) (*world, func()) {
-		c := newCluster(ctx, 1, broken, size)
+		c := newCluster(ctx, 1, broken, size, clusterShards)
 		s := &clusterScript{stage{c.world}, c}
 		return c.world, func() {
 			s.wait("the cluster", s.settled)

@@ -19,7 +19,7 @@ func TestTransactions(t *testing.T) {
 func TestCalmTransactions(t *testing.T) {
 	var w *world
 	findings, _ := run(t, func(ctx context.Context, seed uint64, broken breakage) *world {
-		w = newCluster(ctx, seed, broken, 3).world
+		w = newCluster(ctx, seed, broken, 3, clusterShards).world
 		w.scene.(*cluster).transact()
 		w.chances, w.steps, w.passes = chances{}, 8000, []time.Duration{time.Millisecond, 20 * time.Millisecond, 200 * time.Millisecond}
 		return w
