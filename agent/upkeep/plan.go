@@ -16,12 +16,14 @@ type MergeConfig struct {
 	CommitsMax, KeyBytesMax int
 	// AgeMax is how long a commit may wait, however small.
 	AgeMax time.Duration
+	// Span divides time: what was written in different ones of its parts is not merged into one, so that each extent may leave when it is time. 0 for one part.
+	Span time.Duration
 }
 
 // DefaultMergeConfig returns what production uses. Each merge of a shard costs two PUTs and a write of the coordinator. With 16 MiB a flush, merges of 48 MiB add less than one PUT to each; and where little comes, a thousand flushes are
 // shared by one merge of each shard that had something in them.
 func DefaultMergeConfig() MergeConfig {
-	return MergeConfig{DataBytes: MergeDataBytesMax, CommitsMax: 1000, KeyBytesMax: 16 << 20, AgeMax: time.Hour}
+	return MergeConfig{DataBytes: MergeDataBytesMax, CommitsMax: 1000, KeyBytesMax: 16 << 20, AgeMax: time.Hour, Span: 24 * time.Hour}
 }
 
 // crowd is how many times as much as makes shards merge whatever they have is so much that merges cannot keep up.
@@ -48,10 +50,17 @@ func (c MergeConfig) due(parts []index.Part, surplus int64, now time.Time) bool 
 	return bytes >= c.DataBytes || parts[0].Revision <= surplus || parts[0].CreatedMs <= now.Add(-c.AgeMax).UnixMilli()
 }
 
+// sameSpan reports whether what was written at two times may be merged into one. Retention deletes whole extents: one that grew for months, where little comes, would stay for months too long.
+func (c MergeConfig) sameSpan(aMs, bMs int64) bool {
+	span := c.Span.Milliseconds()
+	return span <= 0 || aMs/span == bMs/span
+}
+
 // candidate is a segment that a merge may take in again.
 type candidate struct {
-	place int   // in the manifest's segments
-	live  int64 // bytes of it that may still be read
+	place     int   // in the manifest's segments
+	live      int64 // bytes of it that may still be read
+	createdMs int64
 }
 
 // joinable returns the segments of a manifest that may be merged with what comes next, the newest first. Each of them may if all before it are: then what it has of a partition comes right before what they have, or is the
@@ -80,7 +89,7 @@ func joinable(m *manifest.Manifest, claimed map[manifest.Segment]bool) []candida
 	for i := len(m.Segments) - 1; i >= 0; i-- {
 		if free[i] && !slices.ContainsFunc(next[i], func(at int32) bool { return !joins[at] }) {
 			joins[i] = true
-			all = append(all, candidate{i, live[i]})
+			all = append(all, candidate{i, live[i], m.Segments[i].CreatedMs})
 		}
 	}
 	return all
@@ -101,8 +110,11 @@ func (c MergeConfig) plan(parts []index.Part, candidates []candidate) plan {
 		p.bytes += parts[len(p.parts)].Bytes
 		p.parts = parts[:len(p.parts)+1]
 	}
+	if len(p.parts) == 0 {
+		return p
+	}
 	for _, g := range candidates {
-		if g.live > p.bytes || p.bytes+g.live > c.DataBytes {
+		if g.live > p.bytes || p.bytes+g.live > c.DataBytes || !c.sameSpan(g.createdMs, p.parts[len(p.parts)-1].CreatedMs) {
 			break
 		}
 		p.join = append(p.join, g.place)

@@ -47,7 +47,7 @@ func TestDue(t *testing.T) {
 func candidates(live []int64) []candidate {
 	var all []candidate
 	for i, bytes := range slices.Backward(live) {
-		all = append(all, candidate{i, bytes})
+		all = append(all, candidate{i, bytes, int64(i)})
 	}
 	return all
 }
@@ -203,6 +203,29 @@ func TestSegmentsAreFew(t *testing.T) {
 	}
 	if len(live) > 2*merges/1024+11 {
 		t.Errorf("%d segments of %d bytes", len(live), merges)
+	}
+}
+
+// TestSpans holds that what was written on different days is not merged into one, be it new, or sparse.
+func TestSpans(t *testing.T) {
+	c := MergeConfig{DataBytes: 100, Span: time.Second}
+	day := func(n int64) []candidate { return []candidate{{0, 1, n * 1000}} }
+	if p := c.plan(parts(0, 1)[1:], day(1)); len(p.join) != 1 {
+		t.Errorf("of one day: %+v", p)
+	}
+	if p := c.plan(parts(0, 1)[1:], day(0)); len(p.join) != 0 {
+		t.Errorf("of the day before: %+v", p)
+	}
+	if p := c.plan(parts(1, 1), day(0)); len(p.join) != 0 {
+		t.Errorf("of the day on which the merge begins, but does not end: %+v", p)
+	}
+	m := &manifest.Manifest{Partitions: []manifest.Partition{{}}}
+	for i, createdMs := range []int64{999, 1000, 1999} {
+		m.Segments = append(m.Segments, manifest.Segment{Number: uint64(i), FooterPos: 30, CreatedMs: createdMs})
+		m.Partitions[0].Extents = append(m.Partitions[0].Extents, manifest.Extent{Segment: int32(i), First: protocol.Offset(i), Next: protocol.Offset(i + 1), Size: 10})
+	}
+	if got := c.sparse(m, nil).join; !slices.Equal(got, []int{2, 1}) {
+		t.Errorf("sparse: %d", got)
 	}
 }
 

@@ -40,7 +40,7 @@ func (c MergeConfig) sparse(m *manifest.Manifest, claimed map[manifest.Segment]b
 				next, ok := first[e.partition]
 				return ok && next != e.extent+1
 			})
-			if !follow || p.bytes+live[at] > c.DataBytes || !isSparse(at) && live[at] > p.bytes {
+			if !follow || !c.sameSpan(m.Segments[from].CreatedMs, m.Segments[at].CreatedMs) || p.bytes+live[at] > c.DataBytes || !isSparse(at) && live[at] > p.bytes {
 				continue
 			}
 			for _, e := range extents[at] {
