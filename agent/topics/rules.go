@@ -39,8 +39,9 @@ type codecs struct {
 	compressors   sync.Pool // of *batch.Compressor
 }
 
-// PlainBytesMax bounds what one batch's records may be when they are decompressed.
-const PlainBytesMax = 128 << 20
+// PlainBytesMax bounds what one batch's records may be when they are decompressed, where somebody has to: in topics that are compacted, or have a compression.type. It is 32 times the
+// max.message.bytes that topics have by default.
+const PlainBytesMax = 32 << 20
 
 func newCodecs() *codecs {
 	return &codecs{

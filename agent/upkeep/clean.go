@@ -1,7 +1,6 @@
 package upkeep
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,10 +41,10 @@ const (
 	cleanReadBytes = 8 << 20
 	// cleanCopyBytes is how much memory is taken at once for what is left.
 	cleanCopyBytes = 4 << 20
-	// cleanRest is how long a partition is left alone that could not be cleaned.
-	cleanRest = 30 * time.Second
-	// cleanRestBad is the same if there is something in it that cannot be read: in Kafka it is left alone until the broker starts anew.
-	cleanRestBad = time.Hour
+	// cleanRest is how long a partition is left alone that could not be cleaned because the bucket or the coordinator is away, and cleanRestBad the same if there is something wrong with it itself. Each
+	// time more it is twice as long, up to cleanRestMax and cleanRestBadMax. In Kafka it is left alone until the broker starts anew.
+	cleanRest, cleanRestMax       = 30 * time.Second, time.Hour
+	cleanRestBad, cleanRestBadMax = time.Hour, 24 * time.Hour
 )
 
 // CleanRules are what a topic's configuration says of compaction.
@@ -72,15 +71,14 @@ type CleanerDeps struct {
 // Cleaner compacts the partitions that this agent leads, of topics with cleanup.policy=compact (LogCleaner). One cleaning is under way at a time.
 //
 // It reads merged segments and writes others in their place; what is not merged yet counts as what the active segment is in Kafka. All it needs to know is in the manifest and in the segments, so that
-// a cleaning is the same whoever does it, and when. Beside the map it holds what it reads at once, a segment that it writes, and one batch decompressed.
+// a cleaning is the same whoever does it, and when. Beside the map, which stays, a cleaning holds what it reads at once, a segment that it writes, and one batch decompressed and anew.
 type Cleaner struct {
-	cfg          CleanConfig
-	deps         CleanerDeps
-	offsets      *compact.OffsetMap
-	decompressor *batch.Decompressor
-	builder      segment.Builder
-	buffer       []byte
-	rest         map[partition.ID]time.Time // until when a partition is left alone
+	cfg     CleanConfig
+	deps    CleanerDeps
+	offsets *compact.OffsetMap
+	builder segment.Builder
+	looks   map[coordinator.ShardID]*look
+	failed  map[partition.ID]failure // partitions whose last cleaning failed
 
 	cleanings, bytes, bytesKept atomic.Uint64
 	ratio                       atomic.Uint64 // bits of a float64
@@ -92,7 +90,7 @@ type CleanStats struct {
 	Cleanings        uint64 // of partitions, that were installed
 	Bytes, BytesKept uint64 // of batches that they read, and left
 	DirtyRatioMax    float64
-	Failed           int // partitions that could not be cleaned and are left alone for a while
+	Failed           int // partitions whose last cleaning failed, and that are left alone for a while
 }
 
 // Stats returns the cleaner's counters.
@@ -105,7 +103,7 @@ func (c *Cleaner) Stats() CleanStats {
 // NewCleaner returns a cleaner; [Cleaner.Run] makes it work.
 func NewCleaner(cfg CleanConfig, deps CleanerDeps) *Cleaner {
 	return &Cleaner{
-		cfg: cfg, deps: deps, offsets: compact.NewOffsetMap(cfg.MemoryBytes), decompressor: batch.NewDecompressor(deps.PlainBytesMax), rest: make(map[partition.ID]time.Time),
+		cfg: cfg, deps: deps, offsets: compact.NewOffsetMap(cfg.MemoryBytes), failed: make(map[partition.ID]failure),
 	}
 }
 
@@ -124,7 +122,8 @@ func (c *Cleaner) Run(ctx context.Context) error {
 	}
 }
 
-// Step cleans the partition that is due and has the most to clean, and with it others of its shard. It reports whether it has cleaned something.
+// Step cleans the partition that is due and has the most to clean, and with it others of its shard. It reports whether it is worth to go on: it has cleaned something, or what failed is no reason
+// for others to fail.
 func (c *Cleaner) Step(ctx context.Context) bool {
 	w := c.begin(ctx)
 	if w == nil {
@@ -132,9 +131,11 @@ func (c *Cleaner) Step(ctx context.Context) bool {
 	}
 	defer w.shard.unclaim(w.claimed)
 	defer c.builder.Reset()
-	at, err := w.clean(ctx)
+	delete(c.looks, w.id)
+	failed, err := w.clean(ctx)
+	bad := err != nil && !away(err)
 	if err == nil {
-		err = w.install(ctx, change{edit: w.edit})
+		failed, err = w.parts, w.install(ctx, change{edit: w.edit})
 	} else {
 		w.discard(nil)
 	}
@@ -142,18 +143,46 @@ func (c *Cleaner) Step(ctx context.Context) bool {
 	case err == nil:
 		for i := range w.parts {
 			c.count(w.parts[i].stats)
+			delete(c.failed, w.parts[i].id)
 		}
 		return true
 	case ctx.Err() != nil, errors.Is(err, coordinator.ErrFenced), protocol.CodeOf(err) == protocol.NotLeaderOrFollower:
 		return false
 	}
-	pause := cleanRest
-	if protocol.CodeOf(err) == protocol.InvalidRecord || protocol.CodeOf(err) == protocol.MessageTooLarge {
-		pause = cleanRestBad
+	c.fail(w.id, failed, bad, err)
+	return bad
+}
+
+// failure is that of a partition's last cleaning.
+type failure struct {
+	shard coordinator.ShardID
+	pause time.Duration // how long it is left alone
+	until time.Time
+}
+
+// fail has partitions left alone for a while. That there is something bad in one is said once, as an error.
+func (c *Cleaner) fail(shard coordinator.ShardID, parts []cleaned, bad bool, err error) {
+	level, first, last := slog.LevelWarn, cleanRest, cleanRestMax
+	if bad {
+		level, first, last = slog.LevelError, cleanRestBad, cleanRestBadMax
 	}
-	c.rest[at.id] = c.deps.Now().Add(pause)
-	c.deps.Log.Warn("a partition could not be compacted; trying again", "topic", at.name, "partition", at.id.Partition, "shard", w.id, "in", pause, "err", err)
-	return true // others may be due
+	var pause time.Duration
+	for i := range parts {
+		id := parts[i].id
+		pause = c.failed[id].pause
+		if bad && pause >= cleanRestBad {
+			level = slog.LevelDebug
+		}
+		pause = min(max(2*pause, first), last)
+		c.failed[id] = failure{shard: shard, pause: pause, until: c.deps.Now().Add(pause)}
+	}
+	c.deps.Log.Log(context.Background(), level, "partitions could not be compacted; trying again",
+		"topic", parts[0].name, "partition", parts[0].id.Partition, "partitions", len(parts), "shard", shard, "in", pause, "err", err)
+}
+
+// away reports whether something failed because the bucket is away, and not because of what is in it.
+func away(err error) bool {
+	return errors.Is(err, objectstore.ErrUnavailable) || errors.Is(err, objectstore.ErrUnknownOutcome) || errors.Is(err, objectstore.ErrDenied) || errors.Is(err, context.DeadlineExceeded)
 }
 
 func (c *Cleaner) count(s compact.Stats) {
@@ -177,146 +206,43 @@ type cleaned struct {
 // cleaning is one under way.
 type cleaning struct {
 	output
-	c       *Cleaner
-	parts   []cleaned
-	claimed []manifest.Segment
-	nowMs   int64
-	copies  []byte // the last piece of memory for what is left
+	c            *Cleaner
+	parts        []cleaned
+	claimed      []manifest.Segment
+	nowMs        int64
+	decompressor *batch.Decompressor
+	filter       *batch.Filter
+	buffer       []byte   // what is read
+	copies       [][]byte // what is left, until it is written, each piece up to its length
+	copying      int      // the piece that is filled
 }
 
-// begin finds what to clean, and claims it; nil if nothing is due, or it is being merged.
-func (c *Cleaner) begin(ctx context.Context) *cleaning {
-	now := c.deps.Now()
-	for id, until := range c.rest {
-		if !now.Before(until) {
-			delete(c.rest, id)
-		}
-	}
-	c.resting.Store(int64(len(c.rest)))
-	var first *cleaned
-	var group []cleaned // of the shard that has first
-	var id coordinator.ShardID
-	ratio := 0.0
-	for shard := range c.deps.Manifests.records() {
-		m := c.deps.Manifests.Of(shard)
-		if m == nil || !c.deps.Leads(shard) {
-			continue
-		}
-		parts := c.judge(ctx, m, now)
-		for i := range parts {
-			p := &parts[i]
-			ratio = max(ratio, p.Ratio())
-			if p.Due && (first == nil || p.Ratio() > first.Ratio()) {
-				first, group, id = p, parts, shard
-			}
-		}
-	}
-	c.ratio.Store(math.Float64bits(ratio))
-	if first == nil {
-		return nil
-	}
-	return c.claim(id, *first, group, now)
-}
-
-// judge returns the partitions of a shard that have something to clean.
-func (c *Cleaner) judge(ctx context.Context, m *manifest.Manifest, now time.Time) []cleaned {
-	var all []cleaned
-	for i := range m.Partitions {
-		p := &m.Partitions[i]
-		id := partition.ID{Topic: p.Topic, Partition: p.Partition}
-		rules, ok := c.deps.Rules(p.Topic)
-		if _, resting := c.rest[id]; !ok || resting || len(p.Extents) == 0 {
-			continue
-		}
-		l := compact.Log{Start: p.LogStartOffset, Cleaned: p.Cleaned, LastStable: p.LastStable, Pieces: make([]compact.Piece, len(p.Extents))}
-		dirty := false
-		for j := range p.Extents {
-			e := &p.Extents[j]
-			l.Pieces[j] = compact.Piece{First: e.First, Next: e.Next, Bytes: e.Size, MaxTimestampMs: e.MaxTimestamp}
-			if !dirty && e.Next > max(p.Cleaned, p.LogStartOffset) && rules.LagMsMax < math.MaxInt64 {
-				l.Pieces[j].TimestampMs = c.firstTimestamp(ctx, m, p, e)
-				dirty = true
-			}
-		}
-		if r := rules.Range(l, now.UnixMilli()); r.DirtyBytes > 0 {
-			all = append(all, cleaned{id: id, name: p.TopicName, of: p, rules: rules, Range: r})
-		}
-	}
-	return all
-}
-
-// firstTimestamp returns that of the first batch in an extent that is dirty; 0 if it is not known.
-func (c *Cleaner) firstTimestamp(ctx context.Context, m *manifest.Manifest, p *manifest.Partition, e *manifest.Extent) int64 {
-	s, _, err := c.section(ctx, m, p, e)
-	if err != nil {
-		c.deps.Log.Warn("max.compaction.lag.ms is not looked at", "topic", p.TopicName, "partition", p.Partition, "err", err)
-		return 0
-	}
-	for b, err := range s.All() {
-		if err == nil && b.Next() > p.Cleaned {
-			return b.MaxTimestamp
-		}
-	}
-	return 0
-}
-
-// claim begins a cleaning of first, and of those of the group that together with it are small enough.
-func (c *Cleaner) claim(id coordinator.ShardID, first cleaned, group []cleaned, now time.Time) *cleaning {
-	sh := c.deps.Manifests.led(id)
-	if sh == nil {
-		return nil
-	}
-	parts, bytes := []cleaned{first}, first.DirtyBytes+first.CleanBytes
-	slices.SortStableFunc(group, func(a, b cleaned) int { return cmp.Compare(b.Ratio(), a.Ratio()) })
-	for i := range group {
-		if size := group[i].DirtyBytes + group[i].CleanBytes; group[i].id != first.id && bytes+size <= c.cfg.DataBytes {
-			parts = append(parts, group[i])
-			bytes += size
-		}
-	}
-	w := &cleaning{c: c, nowMs: now.UnixMilli(), output: output{
-		manifests: c.deps.Manifests, store: c.deps.Store, footers: c.deps.Footers, cluster: c.deps.Cluster, builder: &c.builder,
-		id: id, shard: sh, old: sh.newest(), epoch: protocol.LeaderEpoch(sh.newestRecord().Epoch),
-	}}
-	places := make(map[int32]bool)
-	for i := range parts {
-		p := &parts[i]
-		of, ok := w.old.Find(p.id.Topic, p.id.Partition)
-		if !ok || of.Cleaned != p.of.Cleaned || of.End != p.of.End || of.LogStartOffset != p.of.LogStartOffset {
-			continue // it has changed since it was judged
-		}
-		p.of = of
-		for _, e := range of.Extents {
-			if e.First < p.Bound {
-				places[e.Segment] = true
-			}
-		}
-		w.parts = append(w.parts, *p)
-	}
-	for at := range places {
-		g := w.old.Segments[at]
-		w.claimed = append(w.claimed, g)
-		w.created = max(w.created, g.CreatedMs)
-	}
-	if len(w.parts) == 0 || !sh.claim(w.claimed) {
-		return nil
-	}
-	return w
-}
-
-// clean writes what is left of the partitions. at is the one that an error is about.
-func (w *cleaning) clean(ctx context.Context) (at *cleaned, err error) {
+// clean writes what is left of the partitions. failed are those that an error is about.
+func (w *cleaning) clean(ctx context.Context) (failed []cleaned, err error) {
 	w.begin()
+	w.decompressor = batch.NewDecompressor(w.c.deps.PlainBytesMax)
+	w.filter = batch.NewFilter(w.decompressor)
 	for i := range w.parts {
 		if err := w.partition(ctx, &w.parts[i]); err != nil {
-			return &w.parts[i], fmt.Errorf("compact %s/%d: %w", w.parts[i].name, w.parts[i].id.Partition, err)
+			return w.parts[i : i+1], fmt.Errorf("compact %s/%d: %w", w.parts[i].name, w.parts[i].id.Partition, err)
 		}
 	}
-	last := &w.parts[len(w.parts)-1]
 	if w.builder.Bytes() == 0 {
-		return last, nil
+		return nil, nil
 	}
-	return last, w.put(ctx)
+	return w.parts, w.put(ctx)
+}
+
+// put puts a segment, and has what was copied for it written over.
+func (w *cleaning) put(ctx context.Context) error {
+	if err := w.output.put(ctx); err != nil {
+		return err
+	}
+	w.copying = 0
+	for i := range w.copies {
+		w.copies[i] = w.copies[i][:0]
+	}
+	return nil
 }
 
 // partition cleans one: three passes, over the footers for transactions, over what is dirty for its keys, and over all of it.
@@ -325,7 +251,7 @@ func (w *cleaning) partition(ctx context.Context, p *cleaned) error {
 	if err != nil {
 		return err
 	}
-	keys := compact.NewKeys(w.c.offsets, w.c.decompressor, p.Cleaned, p.Bound, aborted)
+	keys := compact.NewKeys(w.c.offsets, w.decompressor, p.Cleaned, p.Bound, aborted)
 	if err := w.batches(ctx, p, p.Cleaned, p.Bound, keys.Add); err != nil {
 		return err
 	}
@@ -340,7 +266,7 @@ func (w *cleaning) partition(ctx context.Context, p *cleaned) error {
 		}
 		newest[s.ID] = n
 	}
-	cleaner := compact.NewCleaner(w.c.offsets, batch.NewFilter(w.c.decompressor), compact.Cleaning{
+	cleaner := compact.NewCleaner(w.c.offsets, w.filter, compact.Cleaning{
 		End: p.end, Bound: p.Bound, Aborted: aborted, Newest: newest, NowMs: w.nowMs, DeleteRetentionMs: p.rules.DeleteRetentionMs,
 	})
 	if err := w.rewrite(ctx, p, cleaner); err != nil {
@@ -403,12 +329,16 @@ func (w *cleaning) rewrite(ctx context.Context, p *cleaned, cleaner *compact.Cle
 
 // copied returns a copy that stays as it is until the segment is written.
 func (w *cleaning) copied(b []byte) []byte {
-	if cap(w.copies)-len(w.copies) < len(b) {
-		w.copies = make([]byte, 0, max(cleanCopyBytes, len(b)))
+	for w.copying < len(w.copies) && cap(w.copies[w.copying])-len(w.copies[w.copying]) < len(b) {
+		w.copying++
 	}
-	from := len(w.copies)
-	w.copies = append(w.copies, b...)
-	return w.copies[from:len(w.copies):cap(w.copies)]
+	if w.copying == len(w.copies) {
+		w.copies = append(w.copies, make([]byte, 0, max(cleanCopyBytes, len(b))))
+	}
+	at := &w.copies[w.copying]
+	from := len(*at)
+	*at = append(*at, b...)
+	return (*at)[from:len(*at):cap(*at)]
 }
 
 // aborted returns the aborted transactions of a partition that begin below the bound.
@@ -485,11 +415,17 @@ func (w *cleaning) batches(ctx context.Context, p *cleaned, from, end protocol.O
 			if len(batches) == 0 {
 				break
 			}
-			data, err := w.c.read(ctx, o.Name, pos, n)
+			data, err := w.read(ctx, o.Name, pos, n)
 			if err != nil {
 				return err
 			}
-			enough, err := visitAll(s, batches, data, visit)
+			enough, err := visitAll(s, batches, data, func(h *batch.Header, one []byte) (bool, error) {
+				enough, err := visit(h, one)
+				if err != nil {
+					err = fmt.Errorf("segment %s: %w", o.Name, err)
+				}
+				return enough, err
+			})
 			if enough || err != nil {
 				return err
 			}
@@ -519,14 +455,13 @@ func visitAll(s *segment.Section, batches []segment.Batch, data []byte, visit fu
 }
 
 // read reads bytes of an object, which are good until the next call.
-func (c *Cleaner) read(ctx context.Context, name string, pos, n int64) ([]byte, error) {
-	if int64(cap(c.buffer)) < n {
-		c.buffer = make([]byte, max(n, cleanReadBytes))
+func (w *cleaning) read(ctx context.Context, name string, pos, n int64) ([]byte, error) {
+	if int64(cap(w.buffer)) < n {
+		w.buffer = make([]byte, max(n, cleanReadBytes))
 	}
-	data := c.buffer[:n]
-	ctx, cancel := context.WithTimeout(ctx, mergeRequestMax)
-	defer cancel()
-	if err := c.deps.Store.Get(ctx, name, pos, data); err != nil {
+	data := w.buffer[:n]
+	err := w.patiently(ctx, func(ctx context.Context) error { return w.store.Get(ctx, name, pos, data) })
+	if err != nil {
 		return nil, fmt.Errorf("read segment %s: %w", name, err)
 	}
 	return data, nil

@@ -1,11 +1,14 @@
 package upkeep
 
 import (
+	"bytes"
 	"fmt"
 	"log/slog"
 	"math"
 	"slices"
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/varve-io/varve/agent/compact"
@@ -28,8 +31,13 @@ const (
 	cleanKeys  = 10
 )
 
-// bench is a shard whose partition 0 has offsets 0 to 100 in two segments, and partition 1 offsets 0 to 20 in the second: batches of 5 records, of keys by turns. The timestamps are the offsets.
+// bench is a shard whose partition 0 has offsets 0 to 100 in two segments, and partition 1 offsets 0 to 20, or as many as are wished, in the second: batches of 5 records, of keys by turns. The timestamps are the offsets.
 type bench struct {
+	other     protocol.Offset
+	clean     protocol.Offset     // up to where partition 1 is said to be clean
+	producers []manifest.Producer // of partition 0: each wrote its newest batch
+	dead      protocol.Offset     // before it all records of partition 0 are tombstones
+
 	t         *testing.T
 	store     *fault.Store
 	ledger    *ledger
@@ -42,17 +50,22 @@ type bench struct {
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	b := &bench{t: t, store: fault.New(memstore.New()), ledger: &ledger{}, now: time.UnixMilli(1 << 30)}
+	return (&bench{other: 20}).begin(t)
+}
+
+func (b *bench) begin(t *testing.T) *bench {
+	t.Helper()
+	b.t, b.store, b.ledger, b.now = t, fault.New(memstore.New()), &ledger{}, time.UnixMilli(1<<30)
 	b.rules = CleanRules{Policy: compact.Policy{LagMsMax: math.MaxInt64}}
 	b.manifests, b.index = manifests(b.store, b.ledger)
 	b.footers = fetch.NewFooters(b.store, 1<<20)
 	m := &manifest.Manifest{Shard: uint32(cleanShard), Epoch: 4, Generation: 1}
 	m.Partitions = []manifest.Partition{
-		{Topic: topic, TopicName: "t", End: 100, LastStable: 100, Epochs: []manifest.EpochStart{{Epoch: 4}}},
-		{Topic: topic, TopicName: "t", Partition: 1, End: 20, LastStable: 20, Epochs: []manifest.EpochStart{{Epoch: 4}}},
+		{Topic: topic, TopicName: "t", End: 100, LastStable: 100, Epochs: []manifest.EpochStart{{Epoch: 4}}, Producers: b.producers},
+		{Topic: topic, TopicName: "t", Partition: 1, End: b.other, LastStable: b.other, Cleaned: b.clean, Epochs: []manifest.EpochStart{{Epoch: 4}}},
 	}
 	b.segment(m, 1, 0, 50, 0)
-	b.segment(m, 2, 50, 100, 20)
+	b.segment(m, 2, 50, 100, b.other)
 	object, err := m.Encode()
 	if err != nil {
 		t.Fatal(err)
@@ -75,7 +88,16 @@ func (b *bench) segment(m *manifest.Manifest, number uint64, from, to, other pro
 			one := batch.NewBuilder(batch.None)
 			one.BaseOffset, one.LeaderEpoch = at, 4
 			for o := at; o < at+5; o++ {
-				one.Append(int64(o), fmt.Append(nil, o%cleanKeys), fmt.Append(nil, "of ", o))
+				value, key := b.value(n, o), fmt.Append(nil, o%cleanKeys)
+				if value == nil {
+					key = append(key, " is no key of others"...)
+				}
+				one.Append(int64(o), key, value)
+			}
+			for _, p := range b.producers {
+				if n == 0 && p.Batches[0].BaseOffset == at {
+					one.ProducerID, one.ProducerEpoch, one.BaseSequence = p.ID, p.Epoch, p.Batches[0].BaseSequence
+				}
 			}
 			data, err := one.AppendTo(nil)
 			if err != nil {
@@ -101,6 +123,14 @@ func (b *bench) segment(m *manifest.Manifest, number uint64, from, to, other pro
 		})
 	}
 	m.Segments = append(m.Segments, manifest.Segment{Epoch: 4, Number: number, Size: footer.ObjectSize, FooterPos: footer.Pos, CreatedMs: int64(number)})
+}
+
+// value is that of the record at an offset.
+func (b *bench) value(n int, o protocol.Offset) []byte {
+	if n == 0 && o < b.dead {
+		return nil
+	}
+	return fmt.Append(nil, "of ", o)
 }
 
 func (b *bench) cleaner(cfg CleanConfig) *Cleaner {
@@ -143,7 +173,7 @@ func (b *bench) left(n int32) []protocol.Offset {
 			}
 			for r := (batch.Record{}); records.Next(&r); {
 				o := h.Offset(&r)
-				if want := fmt.Sprint("of ", o); string(r.Value) != want || h.Timestamp(&r) != int64(o) {
+				if want := b.value(int(n), o); !slices.Equal(r.Value, want) || h.Timestamp(&r) != int64(o) {
 					b.t.Errorf("offset %d has %q of %d", o, r.Value, h.Timestamp(&r))
 				}
 				offsets = append(offsets, o)
@@ -241,7 +271,7 @@ func TestCleanRules(t *testing.T) {
 		"never dirty enough": {compact.Policy{DirtyRatioMin: 1, LagMsMax: math.MaxInt64}, 0},
 		"late":               {compact.Policy{DirtyRatioMin: 1, LagMsMax: 1000}, 100},
 		"not late yet":       {compact.Policy{DirtyRatioMin: 1, LagMsMax: 1 << 40}, 0},
-		"too young in part":  {compact.Policy{LagMsMin: 1<<30 - 60, LagMsMax: math.MaxInt64}, 50},
+		"too young in part":  {compact.Policy{LagMsMin: 1<<30 - 62, LagMsMax: math.MaxInt64}, 60},
 	} {
 		b := newBench(t)
 		b.rules.Policy = test.policy
@@ -252,42 +282,223 @@ func TestCleanRules(t *testing.T) {
 	}
 }
 
-// TestCleanFails has everything fail that can: nothing has changed then, and what was made is garbage.
+// TestCleanFails has everything fail that can: nothing has changed then, what was made is garbage, and it is tried again, later each time.
 func TestCleanFails(t *testing.T) {
-	for name, fail := range map[string]func(b *bench){
-		"no reads": func(b *bench) {
-			b.store.Add(fault.Rule{Op: fault.Get, Prefix: segment.MergedNamePrefix, Effect: fault.Unavailable, Times: 1000})
-		},
-		"wrong bytes": func(b *bench) {
-			b.store.Add(fault.Rule{Op: fault.Get, Prefix: segment.MergedNamePrefix, Nth: 5, Effect: fault.WrongBytes, Times: 1000})
-		},
-		"no writes": func(b *bench) {
-			b.store.Add(fault.Rule{Op: fault.Put, Prefix: segment.MergedNamePrefix, Effect: fault.Unavailable, Times: 1000})
-		},
-		"no space in etcd":   func(b *bench) { b.ledger.err = coordinator.ErrNoSpace },
-		"led by another one": func(b *bench) { b.ledger.err = coordinator.ErrFenced },
+	for name, test := range map[string]struct {
+		fail func(b *bench)
+		rest time.Duration
+	}{
+		"no reads": {func(b *bench) {
+			b.store.Add(fault.Rule{Op: fault.Get, Prefix: segment.MergedNamePrefix, Effect: fault.Unavailable, Times: fault.Always})
+		}, cleanRest},
+		"wrong bytes": {func(b *bench) {
+			b.store.Add(fault.Rule{Op: fault.Get, Prefix: segment.MergedNamePrefix, Nth: 5, Effect: fault.WrongBytes, Times: fault.Always})
+		}, cleanRestBad},
+		"no writes": {func(b *bench) {
+			b.store.Add(fault.Rule{Op: fault.Put, Prefix: segment.MergedNamePrefix, Effect: fault.UnknownNotApplied, Times: fault.Always})
+		}, cleanRest},
+		"no space in etcd":   {func(b *bench) { b.ledger.err = coordinator.ErrNoSpace }, cleanRest},
+		"led by another one": {func(b *bench) { b.ledger.err = coordinator.ErrFenced }, 0},
 	} {
-		b := newBench(t)
-		before := b.manifests.Of(cleanShard)
-		fail(b)
-		c := b.cleaner(roomy)
+		synctest.Test(t, func(t *testing.T) {
+			b := newBench(t)
+			before := b.manifests.Of(cleanShard)
+			test.fail(b)
+			c := b.cleaner(roomy)
+			for try := range 3 {
+				for range 3 { // each time, something else may fail
+					for c.Step(t.Context()) {
+					}
+				}
+				calls := b.store.Calls(fault.Any)
+				b.now = b.now.Add(max(0, test.rest<<try-time.Second))
+				if test.rest > 0 && (c.Step(t.Context()) || b.store.Calls(fault.Any) != calls) {
+					t.Errorf("%s: tried too early after try %d", name, try)
+				}
+				b.now = b.now.Add(time.Second)
+			}
+			b.store.Clear()
+			if b.manifests.Of(cleanShard) != before || len(b.manifests.led(cleanShard).claims) != 0 {
+				t.Errorf("%s: the manifest is %+v", name, b.manifests.Of(cleanShard))
+			}
+			if got := b.left(0); !slices.Equal(got, span(0, 100)) {
+				t.Errorf("%s: are left %d", name, got)
+			}
+			if got := c.Stats().Failed; (got > 0) != (test.rest > 0) {
+				t.Errorf("%s: %d partitions have failed", name, got)
+			}
+			b.ledger.err = nil
+			for c.Step(t.Context()) {
+			}
+			if got := b.left(0); !slices.Equal(got, span(90, 100)) {
+				t.Errorf("%s: in the end are left %d", name, got)
+			}
+			if got := c.Stats().Failed; got != 0 {
+				t.Errorf("%s: %d partitions have failed in the end", name, got)
+			}
+		})
+	}
+}
+
+// TestCleanSaysOnce holds that what cannot be cleaned is an error in the log once, which names the object, and does not keep others from being cleaned.
+func TestCleanSaysOnce(t *testing.T) {
+	b := newBench(t)
+	damaged := b.manifests.Of(cleanShard).Segments[0].Name(uint32(cleanShard)) // of partition 0 alone
+	b.store.Add(fault.Rule{Op: fault.Get, Prefix: damaged, Nth: 3, Effect: fault.WrongBytes, Times: fault.Always})
+	c := b.cleaner(roomy)
+	var log bytes.Buffer
+	c.deps.Log = slog.New(slog.NewTextHandler(&log, nil))
+	for range 3 {
 		for c.Step(t.Context()) {
 		}
-		b.store.Clear()
-		if b.manifests.Of(cleanShard) != before || len(b.manifests.led(cleanShard).claims) != 0 {
-			t.Errorf("%s: the manifest is %+v", name, b.manifests.Of(cleanShard))
+		b.now = b.now.Add(cleanRestBadMax)
+	}
+	if got := log.String(); strings.Count(got, "level=ERROR") != 1 || strings.Count(got, "\n") != 1 || !strings.Contains(got, damaged) {
+		t.Errorf("the log has %q", got)
+	}
+	if got := b.left(1); !slices.Equal(got, span(10, 20)) {
+		t.Errorf("of the other partition are left %d", got)
+	}
+}
+
+// TestCleanTriesAgain has one request of each kind fail: it is made again, and nothing else is.
+func TestCleanTriesAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var requests [2]int
+		for failing := range requests {
+			b := newBench(t)
+			if failing > 0 {
+				b.store.Add(
+					fault.Rule{Op: fault.Get, Prefix: segment.MergedNamePrefix, Nth: 5, Effect: fault.Unavailable}, // the first that is not of a footer
+					fault.Rule{Op: fault.Put, Prefix: segment.MergedNamePrefix, Effect: fault.UnknownNotApplied},
+				)
+			}
+			before := b.store.Calls(fault.Any)
+			if !b.cleaner(roomy).Step(t.Context()) {
+				t.Error("the cleaning failed")
+			}
+			requests[failing] = b.store.Calls(fault.Any) - before
 		}
-		if got := b.left(0); !slices.Equal(got, span(0, 100)) {
-			t.Errorf("%s: are left %d", name, got)
+		if requests[1] != requests[0]+2 {
+			t.Errorf("%d requests, and %d if two of them fail", requests[0], requests[1])
 		}
-		b.ledger.err = nil
-		b.now = b.now.Add(cleanRest)
-		if !c.Step(t.Context()) {
-			t.Errorf("%s: not tried again", name)
+	})
+}
+
+// TestCleanClaimed has a merge at the last segment: what comes before it is cleaned meanwhile.
+func TestCleanClaimed(t *testing.T) {
+	b := newBench(t)
+	sh, merging := b.manifests.led(cleanShard), b.manifests.Of(cleanShard).Segments[1:]
+	if !sh.claim(merging) {
+		t.Fatal("not claimed")
+	}
+	c := b.cleaner(roomy)
+	for _, want := range [][2]protocol.Offset{{50, 0}, {100, 20}} {
+		for c.Step(t.Context()) {
 		}
-		if got := b.left(0); !slices.Equal(got, span(90, 100)) {
-			t.Errorf("%s: at the second try are left %d", name, got)
+		m := b.manifests.Of(cleanShard)
+		if got := [2]protocol.Offset{m.Partitions[0].Cleaned, m.Partitions[1].Cleaned}; got != want {
+			t.Errorf("cleaned up to %d, want %d", got, want)
 		}
+		sh.unclaim(merging)
+	}
+}
+
+// TestCleanPassengers holds who is cleaned along with who is due: not those that are not dirty enough, unless most of the segment that they are in would be kept for their sake alone.
+func TestCleanPassengers(t *testing.T) {
+	for other, along := range map[protocol.Offset]bool{20: true, 200: false} {
+		b := (&bench{other: other, clean: other - 5}).begin(t)
+		b.rules.DirtyRatioMin = 0.5
+		c := b.cleaner(roomy)
+		if !c.Step(t.Context()) || c.Step(t.Context()) {
+			t.Fatal("want one cleaning")
+		}
+		m := b.manifests.Of(cleanShard)
+		if m.Partitions[0].Cleaned != 100 || (m.Partitions[1].Cleaned == other) != along {
+			t.Errorf("with %d offsets in the other partition: cleaned up to %d and %d", other, m.Partitions[0].Cleaned, m.Partitions[1].Cleaned)
+		}
+	}
+}
+
+// TestCleanLooks holds that a shard is looked at again when something of it has changed, and only then.
+func TestCleanLooks(t *testing.T) {
+	b := newBench(t)
+	b.rules.Policy = compact.Policy{DirtyRatioMin: 1, LagMsMax: 1 << 40, LagMsMin: 1 << 29}
+	b.footers = fetch.NewFooters(b.store, 1) // keeps nothing
+	c := b.cleaner(roomy)
+	looked := func() bool {
+		calls := b.store.Calls(fault.Get)
+		if c.Step(t.Context()) {
+			t.Fatal("cleaned something")
+		}
+		return b.store.Calls(fault.Get) > calls
+	}
+	check := func(what string, want bool) {
+		t.Helper()
+		if got := looked(); got != want || looked() {
+			t.Errorf("%s: looked again is %t", what, got)
+		}
+	}
+	check("at first", true)
+	b.rules.DirtyRatioMin = 0.99
+	b.rules.LagMsMin = 1<<30 - 2
+	check("other rules", true)
+	b.now = b.now.Add(time.Millisecond)
+	check("nothing is old enough yet", false)
+	log := partition.New(4)
+	log.RestoreSnapshot(SnapshotOf(&b.manifests.Of(cleanShard).Partitions[0]))
+	p := ingest.NewPartition(partition.ID{Topic: topic}, "t", cleanShard, log)
+	if err := b.manifests.DeleteBefore(t.Context(), map[*ingest.Partition]protocol.Offset{p: 1}); err != nil {
+		t.Fatal(err)
+	}
+	check("another manifest", true)
+	b.now = b.now.Add(time.Millisecond)
+	if !c.Step(t.Context()) {
+		t.Error("what is old enough is not cleaned")
+	}
+}
+
+// TestCleanRetention has tombstones stay for delete.retention.ms from the first cleaning on, and go with the next one after that.
+func TestCleanRetention(t *testing.T) {
+	b := (&bench{other: 20, dead: 5}).begin(t)
+	b.rules.DeleteRetentionMs = 1000
+	c := b.cleaner(roomy)
+	for _, step := range []struct {
+		after   time.Duration
+		young   int64 // the first timestamp that is too young
+		is      int   // how many tombstones there are
+		cleaned protocol.Offset
+	}{{0, 5, 5, 5}, {999, 10, 5, 10}, {1, 15, 0, 15}} {
+		b.now = b.now.Add(step.after * time.Millisecond)
+		b.rules.LagMsMin = b.now.UnixMilli() - step.young + 1
+		if !c.Step(t.Context()) || c.Step(t.Context()) {
+			t.Fatal("want one cleaning")
+		}
+		p := &b.manifests.Of(cleanShard).Partitions[0]
+		tombstones := slices.IndexFunc(b.left(0), func(o protocol.Offset) bool { return o >= 5 })
+		if p.Cleaned != step.cleaned || tombstones != step.is {
+			t.Errorf("cleaned up to %d, with %d tombstones, want %+v", p.Cleaned, tombstones, step)
+		}
+	}
+}
+
+// TestCleanNewest holds that the newest batch of each producer stays, without records.
+func TestCleanNewest(t *testing.T) {
+	newest := manifest.Producer{ID: 77, CoordinatorEpoch: -1, TxnFirst: protocol.NoOffset, Batches: []manifest.ProducerBatch{{BaseSequence: 30, BaseOffset: 20, Records: 5}}}
+	b := (&bench{other: 20, producers: []manifest.Producer{newest}}).begin(t)
+	if !b.cleaner(roomy).Step(t.Context()) {
+		t.Fatal("no cleaning")
+	}
+	m := b.manifests.Of(cleanShard)
+	f, err := b.footers.Get(t.Context(), &index.Object{Name: m.Segments[0].Name(m.Shard), Size: m.Segments[0].Size, FooterPos: m.Segments[0].FooterPos})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for one, err := range f.Find(segment.Key{Shard: m.Shard, Topic: topic}).All() {
+		if err != nil || one.Offset != 20 || one.Next() != 25 || one.ProducerID != newest.ID {
+			t.Errorf("the first batch is %+v (%v)", one, err)
+		}
+		break
 	}
 }
 

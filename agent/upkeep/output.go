@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/varve-io/varve/agent/partition"
 	"github.com/varve-io/varve/coordinator"
@@ -97,7 +98,9 @@ func (o *output) put(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		err = o.putOnce(ctx, sid.Name(), objectstore.Body{Parts: parts, Size: footer.ObjectSize})
+		err = o.patiently(ctx, func(ctx context.Context) error {
+			return o.store.Put(ctx, sid.Name(), objectstore.Body{Parts: parts, Size: footer.ObjectSize})
+		})
 		if errors.Is(err, objectstore.ErrExists) {
 			continue // of this leader, before it started anew; or of a try whose outcome nobody knows
 		}
@@ -123,10 +126,29 @@ func (o *output) put(ctx context.Context) error {
 	}
 }
 
-func (o *output) putOnce(ctx context.Context, name string, body objectstore.Body) error {
-	ctx, cancel := context.WithTimeout(ctx, mergeRequestMax)
-	defer cancel()
-	return o.store.Put(ctx, name, body)
+const (
+	// triesMax is how often a request is made while the bucket is away, and triesPause the wait after the first time; it doubles with each.
+	triesMax   = 5
+	triesPause = time.Second
+)
+
+// patiently makes a request again for a while, if the bucket is away: what was read and written before it need not be done again.
+func (o *output) patiently(ctx context.Context, request func(context.Context) error) error {
+	for try := 0; ; try++ {
+		once, cancel := context.WithTimeout(ctx, mergeRequestMax)
+		err := request(once)
+		cancel()
+		if try+1 == triesMax || !errors.Is(err, objectstore.ErrUnavailable) && !errors.Is(err, objectstore.ErrUnknownOutcome) {
+			return err
+		}
+		select {
+		case <-time.After(triesPause << try):
+		case <-o.shard.gone:
+			return err
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // placed returns what was made of a partition, in a manifest in whose segments those that were made begin at base.

@@ -223,6 +223,7 @@ func TestCheckErrors(t *testing.T) {
 		"log append time":          {put16(21, 0x08), protocol.InvalidTimestamp},
 		"transactional":            {put16(21, 0x10), protocol.None},
 		"control":                  {put16(21, 0x30), protocol.InvalidRecord},
+		"delete horizon":           {put16(21, 0x40), protocol.InvalidRecord},
 		"unused attributes":        {put16(21, 0x80), protocol.None},
 		"no records":               {put32(57, 0), protocol.InvalidRecord},
 		"negative records":         {put32(57, 1<<31), protocol.InvalidRecord},

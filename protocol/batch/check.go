@@ -30,7 +30,7 @@ const zstdProduceVersion = 7
 //
 //	InvalidRecord               no batch, or more than one; an older format; a base
 //	                            offset other than 0; an offset range that does not fit
-//	                            the record count; a control batch; a producer id
+//	                            the record count; a control batch; a delete horizon; a producer id
 //	                            without a sequence; a transaction without a producer id
 //	CorruptMessage              an impossible length, or a wrong CRC
 //	MessageTooLarge             larger than BatchBytesMax
@@ -40,7 +40,9 @@ const zstdProduceVersion = 7
 //
 // Where Kafka drops a fragment that follows the batch, Check refuses it, and
 // where it fails on an unknown codec with UNKNOWN_SERVER_ERROR, on which
-// producers try for ever, Check says UnsupportedCompressionType.
+// producers try for ever, Check says UnsupportedCompressionType. Kafka takes a delete
+// horizon from a producer, whose tombstones it then removes when the producer likes;
+// only compaction sets one. Bits of the attributes that have no meaning stay as they are.
 func Check(b []byte, limits Limits) (Header, error) {
 	if len(b) == 0 {
 		return Header{}, protocol.InvalidRecord.Errorf("no batch for the partition, want one")
@@ -92,6 +94,8 @@ func checkFields(h *Header) error {
 		return protocol.InvalidRecord.Errorf("batch has %d records and a last offset delta of %d", h.Records, h.LastOffsetDelta)
 	case h.Attributes.Control():
 		return protocol.InvalidRecord.Errorf("control batches are not a producer's to write")
+	case h.Attributes.DeleteHorizon():
+		return protocol.InvalidRecord.Errorf("a delete horizon is not a producer's to set")
 	case h.Idempotent() && h.BaseSequence < 0:
 		return protocol.InvalidRecord.Errorf("batch of producer id %d has base sequence %d", h.ProducerID, h.BaseSequence)
 	case h.Attributes.Transactional() && !h.Idempotent():

@@ -163,7 +163,7 @@ func (d *Decompressor) snappyBlock(dst, block []byte) ([]byte, error) {
 	if size > len(block)*snappyRatioMax {
 		return dst, s2.ErrCorrupt
 	}
-	dst = grow(dst, size)
+	dst = d.grow(dst, size)
 	if _, err := s2.Decode(dst[len(dst):len(dst)+size], block); err != nil {
 		return dst, err
 	}
@@ -178,7 +178,7 @@ func (d *Decompressor) readAll(r io.Reader) ([]byte, error) {
 	dst := d.dst[:0]
 	for {
 		if len(dst) == cap(dst) {
-			dst = grow(dst, max(len(dst), 4096))
+			dst = d.grow(dst, min(max(len(dst), 4096), d.bytesMax+1-len(dst)))
 		}
 		n, err := r.Read(dst[len(dst):cap(dst)])
 		dst = dst[:len(dst)+n]
@@ -192,6 +192,16 @@ func (d *Decompressor) readAll(r io.Reader) ([]byte, error) {
 			return dst, err
 		}
 	}
+}
+
+// grow makes room for n more bytes, and for no more than one byte beyond the limit, which tells that it is passed.
+func (d *Decompressor) grow(b []byte, n int) []byte {
+	if cap(b)-len(b) >= n {
+		return b
+	}
+	grown := make([]byte, len(b), min(max(2*cap(b), len(b)+n), d.bytesMax+1))
+	copy(grown, b)
+	return grown
 }
 
 // grow makes room for n more bytes.

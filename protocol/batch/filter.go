@@ -3,6 +3,7 @@ package batch
 import (
 	"encoding/binary"
 	"math/bits"
+	"slices"
 
 	"github.com/varve-io/varve/protocol"
 )
@@ -13,7 +14,7 @@ type Filter struct {
 	decompressor *Decompressor
 	compressor   Compressor
 	record       Record
-	kept         []byte // encoded records
+	kept         []byte // encoded records of a batch that was not compressed
 	rebased      []byte // the same, with other timestamp deltas
 	out          []byte
 }
@@ -65,7 +66,7 @@ func (f *Filter) Apply(h *Header, b []byte, cut Cut) (out []byte, kept int32, er
 	changed.Records = left.count
 	if setHorizon {
 		if !h.Attributes.LogAppendTime() { // else no timestamp comes from a delta
-			f.rebased = rebase(f.rebased[:0], records, h.BaseTimestamp-cut.DeleteHorizon)
+			f.rebased = rebase(slices.Grow(f.rebased[:0], len(records)+len(records)/8), records, h.BaseTimestamp-cut.DeleteHorizon)
 			records = f.rebased
 		}
 		changed.BaseTimestamp = cut.DeleteHorizon
@@ -89,8 +90,11 @@ func (f *Filter) keep(h *Header, b []byte, keep func(*Header, *Record) bool) (re
 	if err != nil {
 		return left, err
 	}
-	f.kept = f.kept[:0]
 	plain := records.src
+	kept := plain[:0] // over what has been read of what the decompressor owns
+	if h.Attributes.Codec() == None {
+		kept = f.kept[:0] // it is the caller's
+	}
 	run := 0 // where the records begin that are kept, but not copied yet
 	for at := 0; records.Next(&f.record); {
 		next := len(plain) - len(records.src)
@@ -99,16 +103,17 @@ func (f *Filter) keep(h *Header, b []byte, keep func(*Header, *Record) bool) (re
 			left.maxTimestamp = max(left.maxTimestamp, h.Timestamp(&f.record))
 			left.expires = left.expires || f.record.Value == nil || h.Attributes.Control()
 		} else {
-			f.kept = append(f.kept, plain[run:at]...)
+			kept = append(kept, plain[run:at]...)
 			run = next
 		}
 		at = next
 	}
-	if left.count == h.Records {
-		left.records = plain
-	} else {
-		f.kept = append(f.kept, plain[run:]...)
-		left.records = f.kept
+	left.records = plain
+	if left.count < h.Records {
+		left.records = append(kept, plain[run:]...)
+		if h.Attributes.Codec() == None {
+			f.kept = left.records
+		}
 	}
 	return left, records.Err()
 }

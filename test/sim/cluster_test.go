@@ -319,6 +319,8 @@ func (c *cluster) trouble() bool {
 		c.note("the disk of %s hangs until step %d", n.name, n.hung)
 	case roll(c.chances.jump):
 		n.jump([]time.Duration{time.Hour, time.Minute, -10 * time.Second, -time.Second}[c.rng.IntN(4)])
+	case roll(c.chances.policy):
+		c.alter()
 	case roll(c.chances.compact):
 		c.note("etcd forgets history")
 		if err := c.kv.Compact(c.ctx, c.revision()); err != nil {

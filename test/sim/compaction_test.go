@@ -25,7 +25,7 @@ func TestCompaction(t *testing.T) {
 func TestCalmCompaction(t *testing.T) {
 	var w *world
 	findings, _ := run(t, func(ctx context.Context, seed uint64, broken breakage) *world {
-		w = compacted(ctx, seed, broken)
+		w = compacted(ctx, 2*seed, broken) // with transactions
 		w.chances, w.steps = chances{}, 20_000
 		return w
 	}, max(*seed, 1), breakage{}, logTo(t))
@@ -45,15 +45,35 @@ func TestCompactionBreakages(t *testing.T) {
 	}
 }
 
-// compacted is the maker of clusters whose topic is compacted.
+// compacted is the maker of clusters whose topic is compacted, every second with transactions.
 func compacted(ctx context.Context, seed uint64, broken breakage) *world {
 	w := clusters(ctx, seed, broken)
 	w.compacted = true
-	w.topic.Configs = map[string]string{"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.1"}
-	if _, err := w.kv.Txn(ctx, nil, []coordinator.Op{{Key: coordinator.KeyTopic(w.topic.Name), Value: coordinator.Encode(w.topic)}}); err != nil {
+	c := w.scene.(*cluster)
+	c.configure("compact")
+	if seed%2 == 0 {
+		w.steps = 6000
+		c.transact()
+	}
+	w.chances.policy = []int{0, 1, 3}[w.rng.IntN(3)]
+	return w
+}
+
+// configure writes the topic's record.
+func (c *cluster) configure(policy string) {
+	c.topic.Configs = map[string]string{
+		"cleanup.policy": policy, "min.cleanable.dirty.ratio": "0.1", "delete.retention.ms": "2000", "retention.ms": "-1",
+	}
+	if _, err := c.kv.Txn(c.ctx, nil, []coordinator.Op{{Key: coordinator.KeyTopic(c.topic.Name), Value: coordinator.Encode(c.topic)}}); err != nil {
 		panic(err)
 	}
-	return w
+}
+
+// alter has the topic compacted, or not any more. What was compacted stays so.
+func (c *cluster) alter() {
+	policy := []string{"compact", "delete", "compact,delete"}[c.rng.IntN(3)]
+	c.note("cleanup.policy becomes %s", policy)
+	c.configure(policy)
 }
 
 // Of what a cleaning made the first segment is left out, and how far it was cleaned is told all the same.
@@ -111,15 +131,16 @@ func (c *checker) remember(number int32, section []byte) {
 }
 
 // missing checks that of what was committed from one offset to another, without that itself, nothing is missing among the records that are there but what compaction may have
-// removed: it has a later record of its key, and both are below where the log was cleaned. It returns what is missing.
+// removed, all of it below where the log was cleaned: records that have a later one of their key there, the last one too if it is a tombstone, what was aborted, and markers. It returns what is missing.
 func (c *checker) missing(number int32, from, to int64, there []check.Record) []check.Record {
 	is := make(map[int64]bool, len(there))
 	for _, r := range there {
 		is[r.Offset] = true
 	}
+	goes := func(r check.Record) bool { return r.ID.Writer == markerWriter || c.w.load.aborted(r.ID) }
 	var newest [keysMax]int64 // of each key, of what was cleaned
 	for at, r := range c.committed[number] {
-		if at < int64(c.cleaned[number]) {
+		if at < int64(c.cleaned[number]) && !goes(r) {
 			newest[r.ID.Seq%keysMax] = max(newest[r.ID.Seq%keysMax], at)
 		}
 	}
@@ -128,12 +149,22 @@ func (c *checker) missing(number int32, from, to int64, there []check.Record) []
 		if at < from || at >= to || is[at] {
 			continue
 		}
-		if at >= newest[r.ID.Seq%keysMax] {
+		last := newest[r.ID.Seq%keysMax]
+		if at >= int64(c.cleaned[number]) || !goes(r) && at >= last && (at > last || !tombstone(r.ID.Seq)) {
 			c.report("1: record %v at offset %d of partition %d is missing, cleaned up to %d, and has nothing later of its key", r.ID, at, number, c.cleaned[number])
 		}
 		gone = append(gone, r)
 	}
 	return gone
+}
+
+// aborted reports whether a record is of a transaction that was aborted.
+func (l *load) aborted(id check.ID) bool {
+	if l.txns == nil {
+		return false
+	}
+	t := l.txns.of[recordID{id.Writer, id.Seq}]
+	return t != nil && t.decided == aborted
 }
 
 // whole adds to what a compacted partition has in the end what compaction has removed. What is there must be what was committed.

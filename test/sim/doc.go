@@ -65,7 +65,7 @@
 //	a producer is told what was decided; one that is fenced writes nothing, sends nothing and ends nothing; a producer id with an epoch is handed out once
 //
 // In clusters whose topic is compacted (TestCompaction), a record that was committed may be gone, in what readers are shown and in the end, if a later one has its key and both are below where the log was
-// cleaned, as the newest manifest says it. They have no transactions: what compaction does to those is checked in agent/compact, and by agent's TestCompaction.
+// cleaned, as the newest manifest says it; and so may tombstones there, what was aborted, and markers. Every second of them has transactions, and in most the topic's cleanup.policy changes now and then.
 //
 // In clusters whose topic has a retention (TestRetention), and whose records are deleted by request too, a log may start later, never earlier, and only as far as somebody asked for or as leaves the bytes
 // that are retained. What was seen of what is deleted is compared with what was committed.

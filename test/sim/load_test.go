@@ -156,7 +156,7 @@ func (l *load) newSend(p *producer) *send {
 	log := &l.logs[p.partition]
 	s := &send{writer: p.writer, first: p.records, floor: log.floor}
 	for range n {
-		b.Append(1000+p.records, key(p.records), l.value(p.writer, p.records))
+		l.append(b, p.writer, p.records, key(p.records))
 		p.records++
 	}
 	if p.id != protocol.NoProducerID {
@@ -180,6 +180,19 @@ const keysMax = 7
 
 // key is that of record n of any writer.
 func key(n int64) []byte { return []byte{byte(n % keysMax)} }
+
+// append adds record n of a writer to a batch. In a compacted topic some are tombstones, which say in a header whose they are.
+func (l *load) append(b *batch.Builder, writer int32, n int64, key []byte) {
+	value := l.value(writer, n)
+	if l.w.compacted && tombstone(n) {
+		b.Append(1000+n, key, nil, batch.HeaderField{Value: value})
+		return
+	}
+	b.Append(1000+n, key, value)
+}
+
+// tombstone reports whether record n of a writer is one, in a compacted topic.
+func tombstone(n int64) bool { return n%5 == 4 }
 
 // value is what record n of a writer holds.
 func (l *load) value(writer int32, n int64) []byte {
@@ -350,7 +363,8 @@ func parse(b []byte) ([]check.Record, error) {
 		return nil, err
 	}
 	if h.Attributes.Control() {
-		return []check.Record{{Offset: int64(h.BaseOffset), ID: check.ID{Writer: markerWriter, Seq: int64(h.BaseOffset)}, Content: content(b)}}, nil
+		m, err := batch.ParseControl(&h, b) // all of it that compaction must not change
+		return []check.Record{{Offset: int64(h.BaseOffset), ID: check.ID{Writer: markerWriter, Seq: int64(h.BaseOffset)}, Content: content(fmt.Append(nil, m))}}, err
 	}
 	var d batch.Decompressor
 	all, err := d.Records(&h, b)
@@ -360,13 +374,17 @@ func parse(b []byte) ([]check.Record, error) {
 	var records []check.Record
 	var r batch.Record
 	for all.Next(&r) {
-		if len(r.Value) < 12 {
-			return nil, fmt.Errorf("record of %d bytes", len(r.Value))
+		value := r.Value
+		for _, v := range r.Headers() {
+			value = v
+		}
+		if len(value) < 12 {
+			return nil, fmt.Errorf("record of %d bytes", len(value))
 		}
 		records = append(records, check.Record{
 			Offset:  int64(h.Offset(&r)),
-			ID:      check.ID{Writer: int32(binary.BigEndian.Uint32(r.Value)), Seq: int64(binary.BigEndian.Uint64(r.Value[4:]))},
-			Content: content(r.Value),
+			ID:      check.ID{Writer: int32(binary.BigEndian.Uint32(value)), Seq: int64(binary.BigEndian.Uint64(value[4:]))},
+			Content: content(value),
 		})
 	}
 	return records, all.Err()

@@ -222,7 +222,11 @@ func (i *instance) newSend() *send {
 	log := &i.x.c.load.logs[i.sendsTo]
 	s := &send{writer: i.writer, first: i.records, floor: log.floor}
 	for range n {
-		b.Append(1000+i.records, nil, i.x.c.load.value(i.writer, i.records))
+		var k []byte
+		if i.x.c.compacted {
+			k = key(i.records)
+		}
+		i.x.c.load.append(b, i.writer, i.records, k)
 		i.x.of[recordID{i.writer, i.records}] = i.txn
 		i.records++
 	}

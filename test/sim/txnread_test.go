@@ -327,8 +327,14 @@ func (x *transacting) final(number int32, batches [][]byte) {
 func (x *transacting) compare(r *isolatedRead, all []placed) {
 	from, _ := slices.BinarySearchFunc(all, r.offset, func(p placed, offset int64) int { return cmp.Compare(p.Offset, offset) })
 	i := 0
+	gone := func(before int64) { // what was compacted away since, and was shown
+		for i < len(r.visible) && r.visible[i].Offset < before && x.c.check.committed[r.number][r.visible[i].Offset] == r.visible[i] {
+			i++
+		}
+	}
 	for _, p := range all[from:] {
 		if r.committed && p.Offset < r.next && p.visible {
+			gone(p.Offset)
 			if i == len(r.visible) || r.visible[i].ID != p.ID {
 				x.c.check.report("6: %s did not show %v at offset %d of %d to a reader of what is committed, from offset %d to %d", r.from.name, p.ID, p.Offset, r.number, r.offset, r.next)
 				return
@@ -336,6 +342,7 @@ func (x *transacting) compare(r *isolatedRead, all []placed) {
 			i++
 		}
 	}
+	gone(r.next)
 	if r.committed && i < len(r.visible) {
 		x.c.check.report("6: %s showed %v of %d to a reader of what is committed", r.from.name, r.visible[i].ID, r.number)
 	}

@@ -142,7 +142,7 @@ func newProcess(name string) process {
 type chances struct {
 	callFails, slow, stall, outage, power, kill, second, diskFails int
 	// of a cluster
-	netFails, cut, drain, lose, apart, full, hang, jump, compact int
+	netFails, cut, drain, lose, apart, full, hang, jump, compact, policy int
 }
 
 // newWorld makes a world with a cluster of so many shards and a topic, and nobody in it.
