@@ -37,7 +37,7 @@ func (r *Reader) bytesMax() int { return int(r.cache.Room() / roomShare) }
 type readRange struct {
 	from, limit protocol.Offset
 	bytesMax    int
-	oneMin      bool // at least one batch, whatever its size
+	oneMax      int  // a first batch up to this size, though larger than bytesMax
 	wait        bool // for memory of the cache
 }
 
@@ -56,7 +56,10 @@ func (r *Reader) read(ctx context.Context, id partition.ID, want readRange, got 
 			}
 			return fmt.Errorf("partition %s/%d: offset %d is neither in memory nor in a segment", id.Topic, id.Partition, next)
 		}
-		part := readRange{next, want.limit, want.bytesMax - got.Bytes, want.oneMin && got.Bytes == 0, want.wait && got.Bytes == 0}
+		part := readRange{next, want.limit, want.bytesMax - got.Bytes, want.oneMax, want.wait && got.Bytes == 0}
+		if got.Bytes > 0 {
+			part.oneMax = 0
+		}
 		if got.Bytes > 0 && e.Size > int64(part.bytesMax) && part.bytesMax < want.bytesMax/2 {
 			return nil
 		}
@@ -107,7 +110,7 @@ func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Exten
 		n -= int64(batches[len(batches)-1].Size)
 		batches = batches[:len(batches)-1]
 	}
-	if len(batches) == 0 || n > int64(want.bytesMax) && !want.oneMin {
+	if len(batches) == 0 || n > int64(max(want.bytesMax, want.oneMax)) {
 		return false, nil
 	}
 	behind := s.Pos + s.Size - (pos + n)
@@ -117,7 +120,7 @@ func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Exten
 	if err != nil {
 		return false, err
 	}
-	r.ahead(ctx, id, e.Next, got.State.Tail, r.cache.AheadBytes()-behind)
+	r.ahead(ctx, id, e.Next, got.State.Tail, r.cache.AheadBytes()-behind, read.Ahead())
 	got.Records = append(got.Records, read.Parts()...)
 	got.Bytes += int(n)
 	got.Next = batches[len(batches)-1].Next()
@@ -129,8 +132,9 @@ func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Exten
 // extentsAhead is in how many of a partition's next segments something is fetched ahead at most.
 const extentsAhead = 16
 
-// ahead starts to fetch what begins at an offset in the partition's next segments, up to so many bytes, and their footers; but not what begins at tail or behind, where memory has it.
-func (r *Reader) ahead(ctx context.Context, id partition.ID, offset, tail protocol.Offset, bytes int64) {
+// ahead starts to fetch what begins at an offset in the partition's next segments, up to so many bytes, and their footers; but not what begins at tail or behind, where memory has it. own is how many blocks are
+// there for this reader already.
+func (r *Reader) ahead(ctx context.Context, id partition.ID, offset, tail protocol.Offset, bytes int64, own int) {
 	if bytes <= 0 {
 		return
 	}
@@ -139,7 +143,7 @@ func (r *Reader) ahead(ctx context.Context, id partition.ID, offset, tail protoc
 			return
 		}
 		r.footers.Prefetch(ctx, e.Object)
-		r.cache.Prefetch(object(&e), e.Pos, e.Size, bytes)
+		own = r.cache.Prefetch(object(&e), e.Pos, e.Size, bytes, own)
 		if bytes -= e.Size; bytes <= 0 {
 			return
 		}
