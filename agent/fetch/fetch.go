@@ -6,7 +6,7 @@
 // with what follows read ahead, over the ends of segments too. Both are held by the [Result] until it is released, so that the bytes go from there to the
 // socket without a copy.
 //
-// A fetch that does not find enough waits on its partitions' watchers; nothing polls.
+// A fetch that does not find enough waits on its partitions' watchers; nothing polls. None waits for the bucket for longer than its client would: what it has begun goes on, and the next fetch finds it.
 //
 // Readers of committed transactions get nothing from the last stable offset on, and with their records the list of aborted transactions (aborted.go).
 //

@@ -199,3 +199,35 @@ func TestSlowJudgement(t *testing.T) {
 		}
 	})
 }
+
+// TestTurns holds that batches are verified only when it is their turn, and that who has many lets others have theirs in between.
+func TestTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBucket(t, 8<<20)
+		b.add(t, map[int32][][]byte{0: {raw(t, 0, turnBytes*2/3, 1), raw(t, 1, turnBytes*2/3, 1)}})
+		b.reader.turns = make(chan struct{}, 1)
+		b.reader.turns <- struct{}{}
+		read := make(chan *Result, 1)
+		go func() {
+			read <- b.fetch(t, unlimited, Want{Partition: restored(0, 0, 2), BytesMax: 1 << 20})
+		}()
+		synctest.Wait()
+		between := make(chan bool)
+		go func() {
+			b.reader.turns <- struct{}{}
+			between <- len(read) == 0
+			<-b.reader.turns
+		}()
+		synctest.Wait()
+		if len(read) > 0 {
+			t.Error("batches are verified while others have all turns")
+		}
+		<-b.reader.turns
+		if !<-between {
+			t.Error("the next turn came when all batches were verified")
+		}
+		if r := <-read; r.Parts[0].Err != nil || r.Parts[0].Next != 2 {
+			t.Errorf("read up to %d: %v", r.Parts[0].Next, r.Parts[0].Err)
+		}
+	})
+}

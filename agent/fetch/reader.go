@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 
 	"github.com/varve-io/varve/agent/index"
@@ -19,6 +20,7 @@ type Reader struct {
 	index   *index.Index
 	footers *Footers
 	cache   *cache.Cache
+	turns   chan struct{} // one token for each goroutine that verifies batches
 }
 
 // roomShare is the part that one fetch may hold of what nobody else holds of the cache: one in so many. So consumers that take their answers slowly, however many, leave something for
@@ -27,7 +29,7 @@ const roomShare = 8
 
 // NewReader returns a reader of what idx knows.
 func NewReader(idx *index.Index, footers *Footers, blocks *cache.Cache) *Reader {
-	return &Reader{index: idx, footers: footers, cache: blocks}
+	return &Reader{index: idx, footers: footers, cache: blocks, turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
 }
 
 // bytesMax is how much of the cache a fetch may hold that begins now.
@@ -159,7 +161,7 @@ func (r *Reader) verified(o cache.Object, s *segment.Section, batches []segment.
 		if err != nil {
 			return nil, errors.Join(damage, fmt.Errorf("read segment %s: %w", o.Name, err))
 		}
-		damage = verify(s, batches, read.Parts())
+		damage = r.verify(s, batches, read.Parts())
 		if damage == nil {
 			return read, nil
 		}
@@ -172,11 +174,22 @@ func (r *Reader) verified(o cache.Object, s *segment.Section, batches []segment.
 	}
 }
 
-// verify checks each batch in slices, which stand one after the other and may cut a batch anywhere.
-func verify(s *segment.Section, batches []segment.Batch, slices [][]byte) error {
-	at := 0 // in slices[0]
+// turnBytes is how much is verified in one turn: a tenth of a millisecond or less.
+const turnBytes = 256 << 10
+
+// verify checks each batch in slices, which stand one after the other and may cut a batch anywhere. Half of the processors do that at a time: were it as many goroutines as there are reads, producers and
+// consumers of the end would stand in the scheduler's line behind all of them, at each step of what is done for them.
+func (r *Reader) verify(s *segment.Section, batches []segment.Batch, slices [][]byte) error {
+	r.turns <- struct{}{}
+	defer func() { <-r.turns }()
+	at, turn := 0, 0 // in slices[0]; bytes of this turn
 	for _, b := range batches {
 		size := int(b.Size)
+		if turn += size; turn > turnBytes {
+			<-r.turns
+			r.turns <- struct{}{}
+			turn = size
+		}
 		var data []byte
 		if len(slices) > 0 && at+size <= len(slices[0]) {
 			data = slices[0][at : at+size]
