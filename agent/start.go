@@ -149,6 +149,7 @@ func (a *Agent) follow(run context.Context) {
 			shard, _ := a.view.Shard(id)
 			return shard.Merged
 		},
+		CatchUp: a.catchUp,
 	})
 	a.view = coordinator.NewView(a.deps.KV, coordinator.ViewConfig{
 		OnCommit: a.follower.OnCommit, OnTopic: a.follower.OnTopic, OnMember: a.members.tell, Log: a.log,
@@ -165,6 +166,19 @@ func (a *Agent) follow(run context.Context) {
 		a.ledger.Run(ctx)
 		return nil
 	})
+}
+
+// catchUp returns when the view has seen what etcd has now.
+func (a *Agent) catchUp(ctx context.Context) error {
+	var revision int64
+	err := retry.Coordinator(ctx, a.log, "read the revision", func(ctx context.Context) (err error) {
+		_, revision, err = a.deps.KV.Get(ctx, coordinator.KeyCluster)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return a.view.Wait(ctx, revision)
 }
 
 // peerStoresMax limits connections of other agents to the WAL store: a writer has one for each of its segments, and a few for the rest.

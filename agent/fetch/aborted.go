@@ -3,6 +3,7 @@ package fetch
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/varve-io/varve/agent/ingest"
 	"github.com/varve-io/varve/objectstore/segment"
@@ -46,22 +47,37 @@ func (o *outcomes) add(t ingest.Transacted) {
 // complete reports whether all is known once everything below offset at was taken in.
 func (o *outcomes) complete(at protocol.Offset) bool { return at >= o.end && len(o.open) == 0 }
 
-// judgeTransactions fills in the aborted transactions of each part that has records. A part for which that fails has none of either.
-func (f *Fetcher) judgeTransactions(ctx context.Context, r *Result, wants []Want) {
+// judgeTransactions fills in the aborted transactions of each part that has records. A part for which that fails, or for which it takes too long, has none of either.
+func (f *Fetcher) judgeTransactions(ctx context.Context, r *Result, wants []Want, limits Limits) {
+	if !slices.ContainsFunc(r.Parts, func(p Part) bool { return p.transacted }) {
+		return
+	}
+	patient, cancel, _ := r.patience(ctx, limits)
+	defer cancel()
+	var late []*Part
 	for i := range r.Parts {
 		part := &r.Parts[i]
 		if !part.transacted {
 			continue
 		}
-		aborted, err := f.aborted(ctx, &wants[i], part)
+		aborted, err := f.aborted(patient, &wants[i], part)
 		if err == nil {
 			part.Aborted = aborted
 			continue
 		}
 		r.Bytes -= part.Bytes
 		part.Records, part.Bytes, part.Next = nil, 0, wants[i].Offset
-		if !errors.Is(err, errChanged) {
+		switch {
+		case errors.Is(err, errChanged):
+		case tooLate(ctx, err):
+			late = append(late, part)
+		default:
 			part.Err = asStorageError(err)
+		}
+	}
+	for _, part := range late {
+		if r.Bytes == 0 {
+			part.Err = errTooLate
 		}
 	}
 }

@@ -242,6 +242,25 @@ func TestUnmergedAhead(t *testing.T) {
 	}
 }
 
+// TestSmallExtentsShare holds that a reader of many small segments leaves to others what it would of a large one: of the half of the cache that is for what is fetched ahead, half.
+func TestSmallExtentsShare(t *testing.T) {
+	h := newHistory(t)
+	for range 20 {
+		h.flushed(t, map[int32][][]byte{0: {h.batch(t, 0, 50)}})
+	}
+	r := h.cold(t, 32*blockBytes)
+	for range 5 { // not all at once
+		result := New(r).Fetch(t.Context(), []Want{{Partition: restored(0, 0, 20), BytesMax: 10, CurrentEpoch: protocol.NoLeaderEpoch, LastEpoch: protocol.NoLeaderEpoch}}, Limits{BytesMax: 10})
+		result.Release()
+		for r.cache.Stats().PinnedBytes > 0 {
+			runtime.Gosched()
+		}
+	}
+	if st := r.cache.Stats(); st.Prefetches > 8 || st.Prefetches < 6 {
+		t.Errorf("%d blocks were fetched ahead of one reader, want 8 of 16 at most", st.Prefetches)
+	}
+}
+
 // TestZoneGets has consumers on three agents of one zone read the same old data, one after the other and side by side: each piece comes from the bucket once.
 func TestZoneGets(t *testing.T) {
 	for name, together := range map[string]bool{"one after the other": false, "side by side": true} {

@@ -6,7 +6,7 @@
 // with what follows read ahead, over the ends of segments too. Both are held by the [Result] until it is released, so that the bytes go from there to the
 // socket without a copy.
 //
-// A fetch that does not find enough waits on its partitions' watchers; nothing polls.
+// A fetch that does not find enough waits on its partitions' watchers; nothing polls. None waits for the bucket for longer than its client would: what it has begun goes on, and the next fetch finds it.
 //
 // Readers of committed transactions get nothing from the last stable offset on, and with their records the list of aborted transactions (aborted.go).
 //
@@ -17,6 +17,7 @@ package fetch
 import (
 	"context"
 	"errors"
+	"math"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -118,7 +119,7 @@ func New(reader *Reader) *Fetcher { return &Fetcher{reader: reader} }
 func (f *Fetcher) Fetch(ctx context.Context, wants []Want, limits Limits) *Result {
 	r := f.gather(ctx, wants, limits)
 	if limits.ReadCommitted {
-		f.judgeTransactions(ctx, r, wants)
+		f.judgeTransactions(ctx, r, wants, limits)
 	}
 	return r
 }
@@ -160,8 +161,8 @@ func (f *Fetcher) gather(ctx context.Context, wants []Want, limits Limits) *Resu
 // cold is a want that memory could not serve.
 type cold struct {
 	part, bytesMax int
+	oneMax         int // a first batch that is larger than bytesMax is read all the same, up to this size
 	from, limit    protocol.Offset
-	oneMin         bool // a first batch that is larger than bytesMax is read all the same
 }
 
 // pass fills r once and reports whether the answer can go.
@@ -198,14 +199,21 @@ func (f *Fetcher) pass(ctx context.Context, r *Result, wants []Want, limits Limi
 			left -= part.Bytes
 			continue
 		}
-		if budget = min(budget, coldLeft); coldLeft > 0 || len(colds) == 0 {
-			colds = append(colds, cold{part: i, bytesMax: budget, from: from, limit: limit, oneMin: oneMin})
-			left -= budget
-			coldLeft -= budget
+		c := cold{part: i, bytesMax: min(budget, coldLeft), from: from, limit: limit}
+		switch {
+		case oneMin:
+			c.oneMax = math.MaxInt
+		case len(colds) == 0: // one at least has no need of a share
+			c.oneMax = budget
+		case coldLeft <= 0:
+			continue
 		}
+		colds = append(colds, c)
+		left -= c.bytesMax
+		coldLeft -= c.bytesMax
 	}
 	if len(colds) > 0 {
-		f.readCold(ctx, r, wants, colds, limits.BytesMin)
+		f.readCold(ctx, r, wants, colds, limits)
 		ready = ready || ctx.Err() != nil
 	}
 	for i := range r.Parts {
@@ -284,44 +292,73 @@ func checkEpoch(client, current protocol.LeaderEpoch) error {
 	}
 }
 
-// coldPatience is how long an answer that has records from memory waits for the bucket.
-const coldPatience = 50 * time.Millisecond
+const (
+	// coldPatience is how long an answer that has enough records from memory waits for the bucket.
+	coldPatience = 50 * time.Millisecond
+	// coldTime is how long one waits that has not: less than clients wait for it.
+	coldTime = 10 * time.Second
+)
+
+// patience bounds how long an answer waits for the bucket. What is begun until then goes on, and is there for the next fetch.
+func (r *Result) patience(ctx context.Context, limits Limits) (patient context.Context, cancel context.CancelFunc, hurried bool) {
+	bytes := 0
+	for i := range r.Parts {
+		if r.Parts[i].memory {
+			bytes += r.Parts[i].Bytes
+		}
+	}
+	if hurried = bytes > 0 && bytes >= min(limits.BytesMin, limits.BytesMax); hurried {
+		patient, cancel = context.WithTimeout(ctx, coldPatience)
+	} else {
+		patient, cancel = context.WithTimeout(ctx, coldTime)
+	}
+	return patient, cancel, hurried
+}
+
+// tooLate reports whether err says that patience is over, while the client still waits.
+func tooLate(ctx context.Context, err error) bool {
+	return ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, segment.ErrCorrupt)
+}
+
+// errTooLate is what a client gets for which there is nothing but what did not come in time.
+var errTooLate = protocol.KafkaStorageError.Errorf("old records have not come within %v", coldTime)
 
 // readCold reads from the bucket. The first read may wait for memory of the cache; the others, several at once, hold none while they
 // would wait, and then bring less: whoever holds blocks and waits for more could wait for ever.
 //
-// If there is enough to answer already, none of them waits for long: a consumer that is behind with one partition is not to be late with others. What was begun goes on
-// in the cache, and is there for the next fetch.
-func (f *Fetcher) readCold(ctx context.Context, r *Result, wants []Want, colds []cold, bytesMin int) {
-	patience, first := ctx, 1
-	if r.Bytes > 0 && r.Bytes >= bytesMin {
-		var cancel context.CancelFunc
-		patience, cancel = context.WithTimeout(ctx, coldPatience)
-		defer cancel()
-		first = 0
-	}
-	read := func(c cold, wait bool) {
+// If there is enough to answer already, none of them waits for long, the first neither: a consumer that is behind with one partition is not to be late with others.
+func (f *Fetcher) readCold(ctx context.Context, r *Result, wants []Want, colds []cold, limits Limits) {
+	patient, cancel, hurried := r.patience(ctx, limits)
+	defer cancel()
+	late := make([]bool, len(colds))
+	read := func(i int) {
+		c := &colds[i]
 		w, part := &wants[c.part], &r.Parts[c.part]
-		err := f.reader.read(patience, w.id(), readRange{c.from, c.limit, c.bytesMax, c.oneMin, wait}, part)
-		if patience.Err() != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, segment.ErrCorrupt) {
-			return
+		err := f.reader.read(patient, w.id(), readRange{c.from, c.limit, c.bytesMax, c.oneMax, i == 0}, part)
+		if late[i] = tooLate(ctx, err); !late[i] {
+			part.Err = asStorageError(err)
 		}
-		part.Err = asStorageError(err)
-	}
-	for _, c := range colds[:first] {
-		read(c, true)
 	}
 	var g errgroup.Group
 	g.SetLimit(coldMax)
-	for _, c := range colds[first:] {
+	for i := range colds {
+		if i == 0 && !hurried {
+			read(i)
+			continue
+		}
 		g.Go(func() error {
-			read(c, false)
+			read(i)
 			return nil
 		})
 	}
 	_ = g.Wait() // errors are in the parts
 	for _, c := range colds {
 		r.Bytes += r.Parts[c.part].Bytes
+	}
+	for i, c := range colds {
+		if late[i] && r.Bytes == 0 {
+			r.Parts[c.part].Err = errTooLate
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 
 	"github.com/varve-io/varve/agent/index"
@@ -19,6 +20,7 @@ type Reader struct {
 	index   *index.Index
 	footers *Footers
 	cache   *cache.Cache
+	turns   chan struct{} // one token for each goroutine that verifies batches
 }
 
 // roomShare is the part that one fetch may hold of what nobody else holds of the cache: one in so many. So consumers that take their answers slowly, however many, leave something for
@@ -27,7 +29,7 @@ const roomShare = 8
 
 // NewReader returns a reader of what idx knows.
 func NewReader(idx *index.Index, footers *Footers, blocks *cache.Cache) *Reader {
-	return &Reader{index: idx, footers: footers, cache: blocks}
+	return &Reader{index: idx, footers: footers, cache: blocks, turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
 }
 
 // bytesMax is how much of the cache a fetch may hold that begins now.
@@ -37,7 +39,7 @@ func (r *Reader) bytesMax() int { return int(r.cache.Room() / roomShare) }
 type readRange struct {
 	from, limit protocol.Offset
 	bytesMax    int
-	oneMin      bool // at least one batch, whatever its size
+	oneMax      int  // a first batch up to this size, though larger than bytesMax
 	wait        bool // for memory of the cache
 }
 
@@ -56,7 +58,10 @@ func (r *Reader) read(ctx context.Context, id partition.ID, want readRange, got 
 			}
 			return fmt.Errorf("partition %s/%d: offset %d is neither in memory nor in a segment", id.Topic, id.Partition, next)
 		}
-		part := readRange{next, want.limit, want.bytesMax - got.Bytes, want.oneMin && got.Bytes == 0, want.wait && got.Bytes == 0}
+		part := readRange{next, want.limit, want.bytesMax - got.Bytes, want.oneMax, want.wait && got.Bytes == 0}
+		if got.Bytes > 0 {
+			part.oneMax = 0
+		}
 		if got.Bytes > 0 && e.Size > int64(part.bytesMax) && part.bytesMax < want.bytesMax/2 {
 			return nil
 		}
@@ -107,7 +112,7 @@ func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Exten
 		n -= int64(batches[len(batches)-1].Size)
 		batches = batches[:len(batches)-1]
 	}
-	if len(batches) == 0 || n > int64(want.bytesMax) && !want.oneMin {
+	if len(batches) == 0 || n > int64(max(want.bytesMax, want.oneMax)) {
 		return false, nil
 	}
 	behind := s.Pos + s.Size - (pos + n)
@@ -117,7 +122,7 @@ func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Exten
 	if err != nil {
 		return false, err
 	}
-	r.ahead(ctx, id, e.Next, got.State.Tail, r.cache.AheadBytes()-behind)
+	r.ahead(ctx, id, e.Next, got.State.Tail, r.cache.AheadBytes()-behind, read.Ahead())
 	got.Records = append(got.Records, read.Parts()...)
 	got.Bytes += int(n)
 	got.Next = batches[len(batches)-1].Next()
@@ -129,8 +134,9 @@ func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Exten
 // extentsAhead is in how many of a partition's next segments something is fetched ahead at most.
 const extentsAhead = 16
 
-// ahead starts to fetch what begins at an offset in the partition's next segments, up to so many bytes, and their footers; but not what begins at tail or behind, where memory has it.
-func (r *Reader) ahead(ctx context.Context, id partition.ID, offset, tail protocol.Offset, bytes int64) {
+// ahead starts to fetch what begins at an offset in the partition's next segments, up to so many bytes, and their footers; but not what begins at tail or behind, where memory has it. own is how many blocks are
+// there for this reader already.
+func (r *Reader) ahead(ctx context.Context, id partition.ID, offset, tail protocol.Offset, bytes int64, own int) {
 	if bytes <= 0 {
 		return
 	}
@@ -139,7 +145,7 @@ func (r *Reader) ahead(ctx context.Context, id partition.ID, offset, tail protoc
 			return
 		}
 		r.footers.Prefetch(ctx, e.Object)
-		r.cache.Prefetch(object(&e), e.Pos, e.Size, bytes)
+		own = r.cache.Prefetch(object(&e), e.Pos, e.Size, bytes, own)
 		if bytes -= e.Size; bytes <= 0 {
 			return
 		}
@@ -155,7 +161,7 @@ func (r *Reader) verified(o cache.Object, s *segment.Section, batches []segment.
 		if err != nil {
 			return nil, errors.Join(damage, fmt.Errorf("read segment %s: %w", o.Name, err))
 		}
-		damage = verify(s, batches, read.Parts())
+		damage = r.verify(s, batches, read.Parts())
 		if damage == nil {
 			return read, nil
 		}
@@ -168,11 +174,22 @@ func (r *Reader) verified(o cache.Object, s *segment.Section, batches []segment.
 	}
 }
 
-// verify checks each batch in slices, which stand one after the other and may cut a batch anywhere.
-func verify(s *segment.Section, batches []segment.Batch, slices [][]byte) error {
-	at := 0 // in slices[0]
+// turnBytes is how much is verified in one turn: a tenth of a millisecond or less.
+const turnBytes = 256 << 10
+
+// verify checks each batch in slices, which stand one after the other and may cut a batch anywhere. Half of the processors do that at a time: were it as many goroutines as there are reads, producers and
+// consumers of the end would stand in the scheduler's line behind all of them, at each step of what is done for them.
+func (r *Reader) verify(s *segment.Section, batches []segment.Batch, slices [][]byte) error {
+	r.turns <- struct{}{}
+	defer func() { <-r.turns }()
+	at, turn := 0, 0 // in slices[0]; bytes of this turn
 	for _, b := range batches {
 		size := int(b.Size)
+		if turn += size; turn > turnBytes {
+			<-r.turns
+			r.turns <- struct{}{}
+			turn = size
+		}
 		var data []byte
 		if len(slices) > 0 && at+size <= len(slices[0]) {
 			data = slices[0][at : at+size]

@@ -7,6 +7,7 @@ package lead
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"github.com/varve-io/varve/agent/partition"
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/segment"
 )
 
@@ -42,8 +44,10 @@ type FollowerConfig struct {
 	Known   func(id [16]byte) bool // whether the topic exists
 	// Leads reports whether this agent leads a shard: its own manifests replace what commits said, and may be installed before it knows.
 	Leads func(coordinator.ShardID) bool
-	// Merged returns the revision up to which a shard has merged commits.
-	Merged  func(coordinator.ShardID) int64
+	// Merged returns the revision up to which a shard has merged commits, as far as the view has seen.
+	Merged func(coordinator.ShardID) int64
+	// CatchUp returns when the view has seen what the coordinator has at the time of the call.
+	CatchUp func(context.Context) error
 	Dropped func(coordinator.Topic) // is told of a topic that was deleted, once it is out of the index
 	Log     *slog.Logger
 }
@@ -70,11 +74,28 @@ func (f *Follower) OnCommit(item coordinator.CommitItem) {
 			return nil
 		}
 		c, err := f.add(ctx, item.Commit, item.Revision)
+		if errors.Is(err, objectstore.ErrNotFound) {
+			return f.passOver(ctx, &item, err)
+		}
 		if err == nil {
 			f.cfg.Tails.Add(f.tail(item, &c))
 		}
 		return err
 	})
+}
+
+// passOver does without a commit whose segment is not there, which missing says. That is how it should be if every shard in it has merged it: then it has left, and its segment was deleted while
+// this agent did not reach the bucket. What is in it the manifests have.
+func (f *Follower) passOver(ctx context.Context, item *coordinator.CommitItem, missing error) error {
+	if err := f.cfg.CatchUp(ctx); err != nil {
+		return err
+	}
+	for _, s := range item.Commit.Shards {
+		if f.cfg.Merged(s) < item.Revision {
+			return missing
+		}
+	}
+	return nil
 }
 
 // tail describes a commit to the tails.

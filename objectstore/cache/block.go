@@ -2,8 +2,10 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync/atomic"
+	"time"
 )
 
 // key names a block. The size is part of it because it says how long an object's last block is: should somebody, who may be another
@@ -27,8 +29,8 @@ type block struct {
 	dead   bool // not in the map any more: its buffer is free when the last pin is gone
 	ahead  bool // fetched for a reader that has not come for it yet
 
-	pushed         uint64 // when it became idle, counted in blocks that did
-	previous, next *block // in a list of idle blocks
+	since          time.Time // when it became idle, while ahead
+	previous, next *block    // in a list of idle blocks
 }
 
 // run is count neighbouring blocks of one object.
@@ -76,11 +78,15 @@ type Span struct {
 	cache    *Cache
 	blocks   []*block
 	parts    [][]byte
+	ahead    int
 	released atomic.Bool
 }
 
 // Parts returns the bytes, in order, none of the slices empty. They must not be changed, nor be used after Release.
 func (s *Span) Parts() [][]byte { return s.parts }
+
+// Ahead returns how many blocks are there for the reader behind these, for [Cache.Prefetch].
+func (s *Span) Ahead() int { return s.ahead }
 
 // Release gives the memory back. Only the first call counts.
 func (s *Span) Release() {
@@ -112,6 +118,7 @@ type waiter struct {
 	granted chan struct{} // closed, under the cache's mutex, when one of the following is set
 	blocks  []*block
 	err     error
+	away    bool // its time is over: nobody waits, until somebody takes its place
 }
 
 // pin returns the blocks of the run, pinned for the caller, each ready or with a flight. If there is no memory for those
@@ -134,7 +141,11 @@ func (c *Cache) pin(ctx context.Context, r run, wait bool) ([]*block, error) {
 		return nil, ErrBusy
 	}
 	w := &waiter{run: r, granted: make(chan struct{})}
-	c.waiting = append(c.waiting, w)
+	if i := slices.IndexFunc(c.waiting, func(o *waiter) bool { return o.away && o.run.object.key(o.run.first) == r.object.key(r.first) }); i >= 0 {
+		c.waiting[i] = w
+	} else {
+		c.waiting = append(c.waiting, w)
+	}
 	c.stats.Waits++
 	c.mu.Unlock()
 
@@ -142,25 +153,41 @@ func (c *Cache) pin(ctx context.Context, r run, wait bool) ([]*block, error) {
 	case <-w.granted:
 		return w.blocks, w.err
 	case <-ctx.Done():
-		c.leave(w)
+		c.leave(w, ctx.Err())
 		return nil, ctx.Err()
 	}
 }
 
-// leave takes back a wait, or what it was granted meanwhile.
-func (c *Cache) leave(w *waiter) {
+// leave takes back a wait, or what it was granted meanwhile, because its context has ended with err. If its time was over, it keeps its place, unless the line is so long that this is worth little.
+func (c *Cache) leave(w *waiter, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for i, other := range c.waiting {
-		if other == w {
-			c.waiting = append(c.waiting[:i], c.waiting[i+1:]...)
-			break
+	if i := slices.Index(c.waiting, w); i >= 0 {
+		if w.away = !errors.Is(err, context.Canceled) && len(c.waiting) <= c.blocksMax; w.away {
+			return
 		}
+		c.waiting = slices.Delete(c.waiting, i, i+1)
 	}
-	for _, b := range w.blocks {
+	c.giveUp(w.blocks, err)
+	c.grant() // for those who stood behind it
+}
+
+// abandon is giveUp for a reader whose flight failed, or whose context ended, with err.
+func (c *Cache) abandon(blocks []*block, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.giveUp(blocks, err)
+	c.grant()
+}
+
+// giveUp unpins the blocks of a reader that does without them because of err. If its time was over, it will come again: then they are kept like those of which that is expected anyway.
+func (c *Cache) giveUp(blocks []*block, err error) {
+	for _, b := range blocks {
+		if errors.Is(err, context.DeadlineExceeded) && !b.ahead && !b.dead {
+			c.markAhead(b)
+		}
 		c.unpin(b)
 	}
-	c.grant() // for those who stood behind it
 }
 
 // grant serves those who wait, in their order, as far as memory goes. Whoever frees memory calls it.
@@ -171,9 +198,13 @@ func (c *Cache) grant() {
 		if blocks == nil {
 			return
 		}
+		c.waiting = c.waiting[1:]
+		if w.away {
+			c.giveUp(blocks, context.DeadlineExceeded)
+			continue
+		}
 		w.blocks = blocks
 		close(w.granted)
-		c.waiting = c.waiting[1:]
 	}
 }
 
@@ -264,7 +295,7 @@ func (c *Cache) aheadAvailable() int {
 // cache, and each reader as much as is left of that for the others: one alone gets half of the half, n get a part in n+1 each, and nobody needs to know how many
 // there are.
 func (c *Cache) aheadRoom(own int) int {
-	for b := c.unread.first; b != nil && c.pushed-b.pushed > uint64(c.blocksMax)*staleTurns; b = c.unread.first {
+	for b := c.unread.first; b != nil && time.Since(b.since) > staleTime; b = c.unread.first {
 		c.forget(b) // whoever wanted it has gone
 	}
 	return (c.blocksMax/2 - c.ahead - own) / 2
@@ -325,8 +356,9 @@ func (c *Cache) unpin(b *block) {
 	case b.dead:
 		c.free = append(c.free, b.buffer)
 	default:
-		c.pushed++
-		b.pushed = c.pushed
+		if b.ahead {
+			b.since = time.Now()
+		}
 		c.listOf(b).push(b)
 	}
 }

@@ -16,6 +16,8 @@
 // has come for yet take half of the cache at most, never push each other out, and go last: were it otherwise, many readers side by side would have everything
 // fetched several times. They share that half without being counted: each has no more fetched than is left for all others.
 //
+// A reader may have little time, and come again. What it wanted is begun all the same, and counts as fetched ahead from when its time is over; if it stood in line for memory, it keeps its place.
+//
 // A reader gets the blocks themselves ([Span]), pinned until it releases them; only blocks that nobody has pinned are
 // evicted, the least recently used first. Buffers are reused for ever, as fresh memory costs more than a copy. There are
 // never more than fit into [Config.BytesMax]: when all are pinned, readers wait in the order in which they came.
@@ -30,6 +32,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/varve-io/varve/objectstore"
 )
@@ -52,9 +55,9 @@ const GetBytesDefault = 4 << 20
 const (
 	defaultBlockBytes = 1 << 20
 
-	prefetchesMax = 6  // flights of Prefetch, in line or in the air; more are dropped
-	aheadPieces   = 4  // pieces that are fetched ahead of one reader at most
-	staleTurns    = 16 // how many times as many blocks as the cache has become idle until nobody is expected to come for one
+	prefetchesMax = 6                // flights of Prefetch, in line or in the air; more are dropped
+	aheadPieces   = 4                // pieces that are fetched ahead of one reader at most
+	staleTime     = 30 * time.Second // after it nobody is expected to come any more for what was fetched ahead
 )
 
 // ErrBusy says that TryRead would have to wait until another reader releases its span.
@@ -76,7 +79,6 @@ type Cache struct {
 	idle       list     // ready and not pinned, the least recently used first
 	unread     list     // the same, of blocks that nobody has come for yet
 	ahead      int      // blocks that nobody has come for yet, under way or unread
-	pushed     uint64   // blocks that became idle
 	free       [][]byte // buffers without a block
 	buffers    int      // that were ever made
 	waiting    []*waiter
@@ -181,7 +183,8 @@ type Object struct {
 // for callers that hold another span.
 //
 // Errors are those of the source with their kinds, the context's own, and [objectstore.ErrDenied] for a range that passes
-// the object's end or does not fit into the cache. A failure is not remembered: the next Read asks again.
+// the object's end or does not fit into the cache. A failure is not remembered: the next Read asks again. If the context's time is over, which it may be from the start, what is missing was begun, or is in
+// line for memory, for the next Read of the same.
 func (c *Cache) Read(ctx context.Context, o Object, off, n int64) (*Span, error) {
 	return c.read(ctx, o, off, n, 0, true)
 }
@@ -198,7 +201,7 @@ func (c *Cache) ReadOn(ctx context.Context, o Object, off, n, behind int64, wait
 }
 
 func (c *Cache) read(ctx context.Context, o Object, off, n, behind int64, wait bool) (*Span, error) {
-	if err := ctx.Err(); err != nil {
+	if err := ctx.Err(); errors.Is(err, context.Canceled) {
 		return nil, fmt.Errorf("read %s: %w", o.Name, err)
 	}
 	if off < 0 || n < 0 || off > o.Size || n > o.Size-off {
@@ -217,11 +220,10 @@ func (c *Cache) read(ctx context.Context, o Object, off, n, behind int64, wait b
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", o.Name, err)
 	}
-	c.Prefetch(o, off+n, behind, c.AheadBytes())
-	span := &Span{cache: c, blocks: blocks}
+	span := &Span{cache: c, blocks: blocks, ahead: c.Prefetch(o, off+n, behind, c.AheadBytes(), 0)}
 	for _, b := range blocks {
 		if err := b.flight.wait(ctx); err != nil {
-			span.Release()
+			c.abandon(blocks, err)
 			return nil, fmt.Errorf("read %s: %w", o.Name, err)
 		}
 	}
@@ -231,12 +233,13 @@ func (c *Cache) read(ctx context.Context, o Object, off, n, behind int64, wait b
 
 // Prefetch says that a reader is expected to want n bytes from offset off on, in their order, and returns at once. It begins to fetch what is missing of the first of them: ahead
 // bytes, and on to the end of the piece, so that a reader who comes nearer by little and little has whole pieces fetched. It is a hint: the part that lies in the object counts, and what
-// would have to wait for memory or for other prefetches, or would leave others too little, is dropped.
-func (c *Cache) Prefetch(o Object, off, n, ahead int64) {
+// would have to wait for memory or for other prefetches, or would leave others too little, is dropped. own is how many blocks are there for this reader already, which earlier calls have returned, since it goes
+// on from one object to the next; Prefetch returns how many there are then.
+func (c *Cache) Prefetch(o Object, off, n, ahead int64, own int) int {
 	end := min(off+n, o.Size)
 	off = max(off, 0)
 	if end <= off || ahead <= 0 {
-		return
+		return own
 	}
 	first, last := off/c.blockSize, (end-1)/c.blockSize
 	reach := (off + ahead - 1) / c.blockSize
@@ -244,7 +247,6 @@ func (c *Cache) Prefetch(o Object, off, n, ahead int64) {
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	own := 0 // blocks that are there for this reader
 	for index := first; index <= last; index++ {
 		if b := c.blocks[o.key(index)]; b != nil {
 			if b.ahead {
@@ -257,7 +259,7 @@ func (c *Cache) Prefetch(o Object, off, n, ahead int64) {
 		// A part of a piece is better than nothing, but no reason for a GET while there is something to read.
 		if c.closed || len(c.waiting) > 0 || c.prefetches == prefetchesMax || count <= 0 || count < gap && own > 0 {
 			c.stats.PrefetchesDropped++
-			return
+			return own
 		}
 		c.prefetches++
 		c.stats.Prefetches++
@@ -267,6 +269,7 @@ func (c *Cache) Prefetch(o Object, off, n, ahead int64) {
 		own += count
 		index += int64(count) - 1
 	}
+	return own
 }
 
 // Drop forgets the object, so that the next Read asks the source again: for a reader that found its checksum wrong, and

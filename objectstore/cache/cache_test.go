@@ -320,15 +320,15 @@ func TestWaiterLeaves(t *testing.T) {
 
 func TestPrefetch(t *testing.T) {
 	f := newFixture(t, 40)
-	f.cache.Prefetch(f.object, 25, 1000, 1000) // blocks 2 to 9, in pieces of three: 2, 3-5, 6-8 and 9
+	f.cache.Prefetch(f.object, 25, 1000, 1000, 0) // blocks 2 to 9, in pieces of three: 2, 3-5, 6-8 and 9
 	f.read(t, 20, 75).Release()
 	stats := f.cache.Stats()
 	if stats.Prefetches != 4 || stats.Gets != 4 || stats.Misses != 0 || stats.GetBytes != 75 || stats.PrefetchesDropped != 0 {
 		t.Errorf("counters are %+v, want four GETs, all of prefetches", stats)
 	}
-	f.cache.Prefetch(f.object, 20, 75, 75)
-	f.cache.Prefetch(f.object, 95, 10, 10)
-	f.cache.Prefetch(f.object, -5, 5, 5)
+	f.cache.Prefetch(f.object, 20, 75, 75, 0)
+	f.cache.Prefetch(f.object, 95, 10, 10, 0)
+	f.cache.Prefetch(f.object, -5, 5, 5, 0)
 	if again := f.cache.Stats(); again.Prefetches != 4 {
 		t.Errorf("counters are %+v, want no more prefetches of what is there or not in the object", again)
 	}
@@ -338,7 +338,7 @@ func TestPrefetchIsDropped(t *testing.T) {
 	t.Run("without memory", func(t *testing.T) {
 		f := newFixture(t, 4)
 		held := f.read(t, 0, 30)
-		f.cache.Prefetch(f.object, 30, 20, 20)
+		f.cache.Prefetch(f.object, 30, 20, 20, 0)
 		f.read(t, 30, 10).Release()
 		held.Release()
 		if stats := f.cache.Stats(); stats.Prefetches != 1 || stats.PrefetchesDropped != 1 || stats.Evictions != 0 {
@@ -350,7 +350,7 @@ func TestPrefetchIsDropped(t *testing.T) {
 		defer gate.Open()
 		f := newFixture(t, 10, fault.Rule{Op: fault.Get, Times: fault.Always, Gate: gate})
 		for off := int64(0); off < 90; off += 20 { // blocks 0, 2, 4, 6, 8
-			f.cache.Prefetch(f.object, off, 10, 10)
+			f.cache.Prefetch(f.object, off, 10, 10, 0)
 		}
 		if stats := f.cache.Stats(); stats.Prefetches != 4 || stats.PrefetchesDropped != 1 {
 			t.Errorf("counters are %+v, want four prefetches and one dropped", stats)
@@ -389,7 +389,7 @@ func TestClose(t *testing.T) {
 	if _, err := f.cache.Read(t.Context(), f.object, 0, 10); !errors.Is(err, objectstore.ErrUnavailable) {
 		t.Errorf("read of a closed cache: %v, want %v", err, objectstore.ErrUnavailable)
 	}
-	f.cache.Prefetch(f.object, 0, 95, 95)
+	f.cache.Prefetch(f.object, 0, 95, 95, 0)
 }
 
 func TestConfig(t *testing.T) {
@@ -420,7 +420,7 @@ func TestManyReaders(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				switch random.IntN(8) {
 				case 0:
-					f.cache.Prefetch(o, off, n, n)
+					f.cache.Prefetch(o, off, n, n, 0)
 				case 1:
 					f.cache.Drop(o)
 				case 2:

@@ -256,7 +256,7 @@ func TestPrefetchAsksHomes(t *testing.T) { synctest.Test(t, testPrefetchAsksHome
 func testPrefetchAsksHomes(t *testing.T) {
 	w := newWorld(t, 2, 8<<20, 64<<20)
 	for node := int32(1); node <= 2; node++ {
-		w.agents[node-1].cache.Prefetch(w.object, 0, 8<<20, 8<<20)
+		w.agents[node-1].cache.Prefetch(w.object, 0, 8<<20, 8<<20, 0)
 		w.read(node, 0, 8<<20).Release()
 	}
 	w.wantGets(map[string]int{"a 0+4194304": 1, "a 4194304+4194304": 1})

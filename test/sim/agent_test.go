@@ -122,6 +122,7 @@ func (a *agent) follow() error {
 	a.follower = lead.NewFollower(lead.FollowerConfig{
 		Index: a.index, Tails: index.NewTails(), Footers: a.footers, Log: discard,
 		Known: func([16]byte) bool { return true }, Merged: func(coordinator.ShardID) int64 { return 0 }, Leads: func(coordinator.ShardID) bool { return false }, Dropped: func(coordinator.Topic) {},
+		CatchUp: func(context.Context) error { return nil },
 	})
 	a.view = coordinator.NewView(a.kv, coordinator.ViewConfig{OnCommit: a.follower.OnCommit, OnTopic: a.follower.OnTopic, Log: discard})
 	a.ledger = ledger.New(a.kv, func(coordinator.ShardID) {})
