@@ -329,7 +329,7 @@ func TestRestore(t *testing.T) {
 	} else {
 		next.members[0].ended <- err
 	}
-	report, err := next.restore(t, rebuild.Options{AcceptLoss: true})
+	report, err := next.restore(t, rebuild.Options{DisksLost: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -337,7 +337,7 @@ func TestRestore(t *testing.T) {
 		t.Errorf("restored copy %d with %d newer commits and open logs %v", report.Copy.Number, report.Adopted, report.Open)
 	}
 	next.check(t)
-	if _, err := next.restore(t, rebuild.Options{AcceptLoss: true}); !errors.Is(err, rebuild.ErrCurrent) {
+	if _, err := next.restore(t, rebuild.Options{DisksLost: true}); !errors.Is(err, rebuild.ErrCurrent) {
 		t.Errorf("restoring again: %v", err)
 	}
 	next.startAll(t)
@@ -491,7 +491,7 @@ func TestRestoreFromAnyCopy(t *testing.T) {
 			c.forgetCopies(t, all[len(all)-1-dropped].ID.Number)
 
 			next := c.again(t, memkv.New(memkv.Config{ClusterID: 2, Start: time.Now()}), true)
-			if _, err := next.restore(t, rebuild.Options{AcceptLoss: true}); err != nil {
+			if _, err := next.restore(t, rebuild.Options{DisksLost: true}); err != nil {
 				t.Fatal(err)
 			}
 			committed, restored := c.ends(t, "t"), next.ends(t, "t")

@@ -24,17 +24,19 @@ var (
 	// ErrAgents says that agents are registered in the etcd that is to be written.
 	ErrAgents = errors.New("agents are registered: end them, and wait some seconds until their leases have ended")
 	// ErrMissing says that not all that was committed, or acknowledged, can be restored.
-	ErrMissing = errors.New("not all can be restored; --accept-loss goes on without it")
+	ErrMissing = errors.New("not all can be restored; --accept-missing goes on without what is missing")
 )
 
 // Options say how to restore.
 type Options struct {
 	// Repair has an etcd that was set back written anew; else one that has the cluster is left alone.
 	Repair bool
-	// AcceptLoss is an operator's word that what agents' disks have is lost, and that what is missing in the bucket may be: WAL logs end where they were flushed.
-	AcceptLoss bool
-	Secret     []byte // by which agents will know each other
-	Log        *slog.Logger
+	// DisksLost is an operator's word that agents' disks are gone: WAL logs end where they were flushed.
+	DisksLost bool
+	// AcceptMissing is an operator's word that what is missing in the bucket is lost, and what disks have of logs of which it says too little.
+	AcceptMissing bool
+	Secret        []byte // by which agents will know each other
+	Log           *slog.Logger
 }
 
 // Report is what was restored, or would be.
@@ -83,14 +85,19 @@ func Restore(ctx context.Context, kv coordinator.KV, store objectstore.Store, o 
 		return nil, err
 	}
 	plan := NewPlan(found)
-	r := &rebuilder{state: state, found: found, plan: plan, listed: listed, lost: o.AcceptLoss}
+	r := &rebuilder{state: state, found: found, plan: plan, listed: listed, lost: o.DisksLost}
 	next, err := r.outcome()
 	if err != nil {
 		return nil, err
 	}
 	report := &Report{
 		Cluster: found.Cluster.ID, Copy: state.ID, CopiedAt: time.UnixMilli(state.CreatedMs), Commits: len(plan.Commits), Adopted: plan.Adopted, Topics: len(plan.Topics),
-		Missing: slices.Concat(plan.Missing, r.unknown()), Notes: slices.Concat(notes, more, plan.Notes),
+		Missing: plan.Missing, Notes: slices.Concat(notes, more, plan.Notes),
+	}
+	if unknown := r.unknown(); o.DisksLost {
+		report.Notes = append(report.Notes, unknown...)
+	} else {
+		report.Missing = append(report.Missing, unknown...)
 	}
 	for _, l := range r.walLogs() {
 		if !l.Closed {
@@ -101,7 +108,7 @@ func Restore(ctx context.Context, kv coordinator.KV, store objectstore.Store, o 
 		report.Notes = append(report.Notes, fmt.Sprintf("copy %d is not whole: copy %d is the newest that is", newest.Number, state.ID.Number))
 		next.set(coordinator.KeyNextCopy, int64(newest.Number)+copiesAhead)
 	}
-	if len(report.Missing) > 0 && !o.AcceptLoss {
+	if len(report.Missing) > 0 && !o.AcceptMissing {
 		return report, ErrMissing
 	}
 	next.cluster.Secret = o.Secret

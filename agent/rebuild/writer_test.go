@@ -11,6 +11,7 @@ import (
 
 	"github.com/varve-io/varve/coordinator"
 	kvmem "github.com/varve-io/varve/coordinator/mem"
+	"github.com/varve-io/varve/objectstore"
 )
 
 // restore restores the lab's bucket into an etcd.
@@ -112,5 +113,67 @@ func restoreInDoubt(t *testing.T) {
 				t.Errorf("transaction %d %s: etcd has %d keys, want %d", skip, name, len(got), len(want))
 			}
 		}
+	}
+}
+
+// TestAccept: that disks are gone, and that something is missing in the bucket, are two words, and neither stands for the other.
+func TestAccept(t *testing.T) {
+	for name, of := range map[string]struct {
+		lost, unknown bool // the object of the copy's commit is not there; a log was opened after the copy
+		options       Options
+		want          error
+		closed        bool
+		missing       int
+	}{
+		"disks that are there":                      {options: Options{}},
+		"disks that are gone":                       {options: Options{DisksLost: true}, closed: true},
+		"nothing is missing":                        {options: Options{AcceptMissing: true}},
+		"a commit is missing":                       {lost: true, want: ErrMissing, missing: 1},
+		"a commit is missing, and disks are gone":   {lost: true, options: Options{DisksLost: true}, want: ErrMissing, missing: 1},
+		"a commit that is missing is accepted":      {lost: true, options: Options{AcceptMissing: true}, missing: 1},
+		"both":                                      {lost: true, options: Options{DisksLost: true, AcceptMissing: true}, closed: true, missing: 1},
+		"a log nobody knows":                        {unknown: true, want: ErrMissing, missing: 1},
+		"a log nobody knows, and disks are gone":    {unknown: true, options: Options{DisksLost: true}, closed: true},
+		"a log nobody knows is accepted as missing": {unknown: true, options: Options{AcceptMissing: true}, missing: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			l.write(coordinator.KeyTopic(orders.Name), orders)
+			l.write(coordinator.KeyLog(1), coordinator.Log{ID: 1, Fence: 1, Commits: 1})
+			footer, object := segmentOf(t, "1/1/1/0", part{next: 10, epoch: 1})
+			commit := commitOf(footer)
+			l.write(coordinator.KeyCommit(1, 1), commit.Encode())
+			l.step(l.copier())
+			put := func(name string, object []byte) {
+				if err := l.store.Put(t.Context(), name, objectstore.Bytes(object)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !of.lost {
+				put(commit.Object, object)
+			}
+			if of.unknown {
+				footer, object := segmentOf(t, "2/1/1/0", part{first: 10, next: 20, epoch: 2})
+				put(footer.Header.ID.Name(), object)
+			}
+			kv := kvmem.New(kvmem.Config{})
+			report, err := l.restore(kv, of.options)
+			if !errors.Is(err, of.want) || len(report.Missing) != of.missing {
+				t.Fatalf("restored with %v, and %q missing, want %v and %d", err, report.Missing, of.want, of.missing)
+			}
+			if err != nil {
+				if got := values(t, kv); len(got) > 0 {
+					t.Errorf("etcd has %q", got)
+				}
+				return
+			}
+			item, _, err := kv.Get(t.Context(), coordinator.KeyLog(1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if log, err := coordinator.Decode[coordinator.Log](item); err != nil || log.Closed != of.closed {
+				t.Errorf("the log is %+v, %v; want it closed: %t", log, err, of.closed)
+			}
+		})
 	}
 }
