@@ -507,3 +507,56 @@ func TestRestoreFromAnyCopy(t *testing.T) {
 		})
 	}
 }
+
+// copyAs replaces what copies say: etcd as it is now, but for what change makes of it.
+func (c *cluster) copyAs(t *testing.T, change func(kv *memkv.Store)) {
+	t.Helper()
+	kv := snapshot(t, c.kv)
+	change(kv)
+	of := c.copies(t)[0].ID.Cluster
+	copier := rebuild.NewCopier(time.Minute, rebuild.CopierDeps{
+		KV: kv, Store: c.bucket, Cluster: of, Elected: func() bool { return true }, Agents: func() []coordinator.Agent { return nil }, Now: c.now,
+		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	})
+	if err := copier.Step(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// edit changes keys as no agent would.
+func edit(t *testing.T, kv *memkv.Store, ops ...coordinator.Op) {
+	t.Helper()
+	if _, err := kv.Txn(t.Context(), nil, ops); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRestoreUnowned: shards got their leaders after the copy was made. Nobody leads them before all that their leaders acknowledged is recovered.
+func TestRestoreUnowned(t *testing.T) {
+	c := newCluster(t, func(cfg *agent.Config) {
+		copying(cfg)
+		cfg.Flush.AgeMax = time.Hour // what is acknowledged is on disks alone
+	}, "a", "b", "c")
+	const partitions = 12
+	c.create(t, "t", partitions)
+	c.produce(t, "t", partitions, 0, 20, "")
+	c.awaitCopy(t)
+	c.killAll()
+	c.copyAs(t, func(kv *memkv.Store) {
+		edit(t, kv, coordinator.Op{Key: coordinator.PrefixShards, Delete: true, Prefix: true}, coordinator.Op{Key: coordinator.PrefixWrites, Delete: true, Prefix: true})
+	})
+
+	next := c.again(t, memkv.New(memkv.Config{ClusterID: 2, Start: time.Now()}), false)
+	report, err := next.restore(t, rebuild.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(report.Open) != 3 {
+		t.Errorf("logs %v are to be recovered, want 3", report.Open)
+	}
+	next.startAll(t)
+	next.produce(t, "t", partitions, 20, 30, "")
+	reader := next.client(t, kgo.ConsumeTopics("t"))
+	expect(t, reader, make([]int64, partitions), 30)
+	next.check(t)
+}
