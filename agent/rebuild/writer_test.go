@@ -12,6 +12,7 @@ import (
 	"github.com/varve-io/varve/coordinator"
 	kvmem "github.com/varve-io/varve/coordinator/mem"
 	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/objectstore/manifest"
 )
 
 // restore restores the lab's bucket into an etcd.
@@ -175,5 +176,73 @@ func TestAccept(t *testing.T) {
 				t.Errorf("the log is %+v, %v; want it closed: %t", log, err, of.closed)
 			}
 		})
+	}
+}
+
+// read decodes a key of an etcd.
+func read[T any](t *testing.T, kv coordinator.KV, key string) T {
+	t.Helper()
+	item, _, err := kv.Get(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := coordinator.Decode[T](item)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// TestNumbers: what is given out after a restore is far above all that the copy and the bucket show, as what was given out since the copy was made shows only in part.
+func TestNumbers(t *testing.T) {
+	l := newLab(t)
+	l.write(coordinator.KeyTopic(orders.Name), orders)
+	l.write(coordinator.KeyNextLog, 9)
+	l.write(coordinator.KeyNextPID, 5000)
+	l.write(coordinator.KeyLog(7), coordinator.Log{ID: 7, Fence: 3})
+	l.write(coordinator.KeyShard(0), coordinator.Shard{Owner: 7, Epoch: 50})
+	l.write(coordinator.KeyShard(1), coordinator.Shard{Owner: 7, Epoch: 1})
+	c := l.copier()
+	l.step(c)
+	l.write(coordinator.KeyGroup("g"), []byte("{}"))
+	l.now = l.now.Add(CopyPause)
+	l.step(c)
+	newest := l.copies()[1].ID.Number
+	put := func(name string, object []byte) {
+		t.Helper()
+		if err := l.store.Delete(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.store.Put(t.Context(), name, objectstore.Bytes(object)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(l.copies()[1].Pages[0].Name, []byte("broken off"))
+	put(manifest.Name(1, 60, 1), []byte("broken off"))
+	for _, name := range []string{"7/1/8/0", "12/1/1/0"} {
+		footer, object := segmentOf(t, name, part{next: 10, epoch: 70})
+		put(footer.Header.ID.Name(), object)
+	}
+	kv := kvmem.New(kvmem.Config{})
+	if _, err := l.restore(kv, Options{DisksLost: true}); err != nil {
+		t.Fatal(err)
+	}
+	flushedOf := shardOf(0)
+	for what, of := range map[string]struct{ got, above int64 }{
+		"the next log":                {read[int64](t, kv, coordinator.KeyNextLog), 12},
+		"the number of old logs":      {int64(read[coordinator.Cluster](t, kv, coordinator.KeyCluster).Restored), 12},
+		"the next producer id":        {read[int64](t, kv, coordinator.KeyNextPID), 5000},
+		"the next copy":               {read[int64](t, kv, coordinator.KeyNextCopy), int64(newest)},
+		"the fence of log 7":          {int64(read[coordinator.Log](t, kv, coordinator.KeyLog(7)).Fence), 8},
+		"shard 0, of the copy":        {int64(read[coordinator.Shard](t, kv, coordinator.KeyShard(0)).Epoch), 50},
+		"shard 1, of a manifest":      {int64(read[coordinator.Shard](t, kv, coordinator.KeyShard(1)).Epoch), 60},
+		"a shard of what was flushed": {int64(read[coordinator.Shard](t, kv, coordinator.KeyShard(flushedOf)).Epoch), 70},
+	} {
+		if of.got <= of.above+10_000 {
+			t.Errorf("%s is %d, want far above %d", what, of.got, of.above)
+		}
+	}
+	if cluster, next := read[coordinator.Cluster](t, kv, coordinator.KeyCluster), read[int64](t, kv, coordinator.KeyNextLog); int64(cluster.Restored) > next {
+		t.Errorf("logs below %s are old, the next is %d", cluster.Restored, next)
 	}
 }
