@@ -336,22 +336,24 @@ that finds etcd lost or set back does not start by itself.
 Consumer offsets, topics, their configs and transactions are as of the copy, of which there
 is one a minute. Open transactions are aborted, and transactional producers fenced.
 
-Agents that have their disks recover from them what was acknowledged and not flushed. If the
-disks are gone, give --accept-loss; it also goes on where something is missing in the bucket.
-If something is missing, the exit status is 1, and without --accept-loss etcd is as it was.`,
+Agents that have their disks recover from them what was acknowledged and not flushed, before
+anything is served. If the disks are gone, give --disks-lost: then WAL logs end where they were
+flushed. If something that was committed is missing in the bucket, the exit status is 1, and
+etcd is as it was, unless --accept-missing says to go on without it.`,
 		Example: `  varve restore --etcd http://127.0.0.1:2379 --bucket 's3://lake/varve?region=eu-central-1'
   varve restore --etcd http://127.0.0.1:2379 --bucket file:///lake --repair`,
 		Args: noArgs,
 	}
 	reader := config.Bind(config.Restore, cmd.Flags())
 	repair := cmd.Flags().Bool("repair", false, "bring an etcd up to date that was set back")
-	loss := cmd.Flags().Bool("accept-loss", false, "the disks of the agents are gone: end their WAL logs where they were flushed; and go on without what is missing in the bucket")
+	lost := cmd.Flags().Bool("disks-lost", false, "the agents' disks are gone: end their WAL logs where they were flushed")
+	missing := cmd.Flags().Bool("accept-missing", false, "go on without what is missing in the bucket")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := reader.Read(os.LookupEnv, os.ReadFile)
 		if err != nil {
 			return err
 		}
-		return restore(cmd.Context(), cfg, cmd.OutOrStdout(), *repair, *loss)
+		return restore(cmd.Context(), cfg, cmd.OutOrStdout(), *repair, *lost, *missing)
 	}
 	return cmd
 }

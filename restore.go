@@ -16,7 +16,7 @@ import (
 )
 
 // restore builds a cluster's etcd anew from its bucket, and prints what it found.
-func restore(ctx context.Context, cfg config.Config, out io.Writer, repair, acceptLoss bool) error {
+func restore(ctx context.Context, cfg config.Config, out io.Writer, repair, disksLost, acceptMissing bool) error {
 	store, err := bucket.OpenURL(ctx, cfg.Bucket)
 	if err != nil {
 		return &config.Error{Place: cfg.Place("bucket"), Err: err}
@@ -29,7 +29,7 @@ func restore(ctx context.Context, cfg config.Config, out io.Writer, repair, acce
 	secret := make([]byte, 32)
 	_, _ = rand.Read(secret) // never fails
 	report, err := rebuild.Restore(ctx, kv, store, rebuild.Options{
-		Repair: repair, AcceptLoss: acceptLoss, Secret: secret, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Repair: repair, DisksLost: disksLost, AcceptMissing: acceptMissing, Secret: secret, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	if report != nil {
 		if printErr := report.Write(out); printErr != nil && err == nil {

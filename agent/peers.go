@@ -34,6 +34,8 @@ type PeerStore interface {
 	wal.Sealer
 	// Create begins a segment whose first entry will be first, as [disk.Store.Create] does.
 	Create(ctx context.Context, id wal.SegmentID, fence wal.Fence, first wal.EntryID) (wal.Store, error)
+	// Segments lists what the store holds.
+	Segments() ([]disk.SegmentInfo, error)
 	// Close ends all connections.
 	Close()
 }
@@ -147,6 +149,18 @@ func (s *stores) sealer(id string) wal.Sealer {
 		return nil
 	}
 	return p
+}
+
+// segments lists what a store holds.
+func (s *stores) segments(id string) ([]disk.SegmentInfo, error) {
+	if id == s.own.Identity().String() {
+		return s.own.Segments(), nil
+	}
+	p, err := s.peer(id)
+	if err != nil {
+		return nil, err
+	}
+	return p.Segments()
 }
 
 // create begins a segment on a store.

@@ -295,7 +295,7 @@ func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.Segmen
 			err = a.acceptLoss(ctx, *l)
 		case !isAlone(*l, store):
 			continue
-		case !holds(held, *l):
+		case l.ID >= a.cluster.Restored && !holds(held, *l):
 			// Before it is claimed: it may have a writer that lives, on the disk that this one is a copy of.
 			return fmt.Errorf("WAL log %s is to be on this disk alone, which does not have it: the disk has lost it, or is another one's copy", l.ID)
 		default:
@@ -335,7 +335,7 @@ func (a *Agent) acceptLoss(ctx context.Context, l coordinator.Log) error {
 	if slices.ContainsFunc(a.view.Agents(), func(m coordinator.Agent) bool { return m.Log == l.ID }) {
 		return fmt.Errorf("WAL log %s is not lost: its agent, node %d, lives", l.ID, l.Node)
 	}
-	if recovery.Recoverable(l, a.stores.reach) {
+	if l.ID < a.cluster.Restored || recovery.Recoverable(l, a.stores.reach) {
 		return a.recovery().RunDamaged(ctx, l.ID, a.deps.Disk)
 	}
 	return a.recovery().Abandon(ctx, l.ID)

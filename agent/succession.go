@@ -116,12 +116,8 @@ func (s *succession) step(ctx context.Context) (time.Duration, error) {
 			}
 			continue
 		}
-		if !recovery.Recoverable(ab.record, s.a.stores.reach) || s.lacks(ab.record) {
-			if !ab.said {
-				ab.said = true
-				s.a.log.Warn("too few stores are there to recover a WAL log", "log", id, "of", ab.record.Node, "segments", ab.record.Segments,
-					"flushed", ab.record.Flushed, "hint", "if its disks are lost for good, start an agent with --accept-loss and this log's number")
-			}
+		if old := id < s.a.cluster.Restored; !old && (!recovery.Recoverable(ab.record, s.a.stores.reach) || s.lacks(ab.record)) {
+			s.tooFew(ab, nil)
 			continue // the members tell when a store comes back
 		}
 		ab.running = true
@@ -135,6 +131,16 @@ func (s *succession) step(ctx context.Context) (time.Duration, error) {
 		})
 	}
 	return wait, nil
+}
+
+// tooFew says, once, that a log cannot be recovered from the stores that are there.
+func (s *succession) tooFew(ab *absence, err error) {
+	if ab.said {
+		return
+	}
+	ab.said = true
+	s.a.log.Warn("too few stores are there to recover a WAL log", "log", ab.record.ID, "of", ab.record.Node, "segments", ab.record.Segments,
+		"flushed", ab.record.Flushed, "err", err, "hint", "if its disks are lost for good, start an agent with --accept-loss and this log's number")
 }
 
 // lacks reports whether a log lies on this agent's disk alone, and the disk does not have it: to claim it would help nobody.
@@ -232,6 +238,8 @@ func (s *succession) end(r result) error {
 		return nil
 	case errors.Is(r.err, coordinator.ErrFenced):
 		s.a.log.Info("another agent recovers the WAL log", "log", r.log)
+	case errors.Is(r.err, recovery.ErrLacking):
+		s.tooFew(ab, r.err)
 	default:
 		if damage, ok := errors.AsType[*frame.CorruptError](r.err); ok && isAlone(ab.record, s.a.deps.Disk.Identity().String()) { // no other store can help
 			return fmt.Errorf("recover WAL log %s: %w", r.log, damage)
@@ -245,6 +253,6 @@ func (s *succession) end(r result) error {
 // recovery returns a recoverer that reaches the stores which this agent reaches.
 func (a *Agent) recovery() *recovery.Recovery {
 	return &recovery.Recovery{
-		KV: a.deps.KV, Store: a.deps.Store, WAL: a.stores.sealer, Cluster: a.clusterID, Claimer: a.id, Now: a.deps.Now, Log: a.log,
+		KV: a.deps.KV, Store: a.deps.Store, WAL: a.stores.sealer, Restored: a.cluster.Restored, Segments: a.stores.segments, Cluster: a.clusterID, Claimer: a.id, Now: a.deps.Now, Log: a.log,
 	}
 }

@@ -52,6 +52,7 @@ const (
 	KeyNextPID      = "next/producer"
 	KeyNextCopy     = "next/copy"
 	KeyPastLog      = "logs/past"
+	KeyRestore      = "restore"
 )
 
 // ErrFenced: another writer has taken over the guard; whatever this writer believed to own, it does not.

@@ -84,6 +84,16 @@ func (l *Logs) Closed(id LogID) bool {
 	return id < l.mark
 }
 
+// Old returns the logs that are open and from before the coordinator's state was last rebuilt.
+func (l *Logs) Old(c Cluster) (all []LogID) {
+	for i := range l.Records {
+		if r := &l.Records[i]; r.ID < c.Restored && !r.Closed {
+			all = append(all, r.ID)
+		}
+	}
+	return all
+}
+
 // Forget deletes the records of closed logs, and raises the mark above them in the same transactions. It fails, with nothing said about which were deleted, if
 // somebody else does the same, or changes a record; whoever wants to try again lists anew.
 func (l *Logs) Forget(ctx context.Context, kv KV, ids []LogID) error {

@@ -8,13 +8,16 @@ import (
 	"github.com/varve-io/varve/protocol"
 )
 
-// Cluster is fixed when the cluster is created, but for Generation.
+// Cluster is fixed when the cluster is created, but for what changes when the coordinator's state is rebuilt.
 type Cluster struct {
 	ID         string `json:"id"`         // a random UUID, base64url as Kafka prints one
 	Shards     uint32 `json:"shards"`     // number of shards, 1 to 4,096
 	Generation uint32 `json:"generation"` // grows when the coordinator's state is rebuilt from the bucket
 	CreatedMs  int64  `json:"created_ms"` // Unix milliseconds
 	Secret     []byte `json:"secret"`     // by which its agents know each other
+	// Restored is the number below which WAL logs are from before the coordinator's state was last rebuilt; 0 if it never was. While one of them is open no shard gets a leader: the
+	// state may be older than they are, so that any of them may have a shard's newest records.
+	Restored LogID `json:"restored,omitempty"`
 }
 
 // Agent is a live agent's registration.

@@ -70,6 +70,7 @@ type Controller struct {
 	balancer placement.Balancer
 	rates    map[coordinator.ShardID]int64 // bytes per second of shards, as their owners told last
 	rated    time.Time                     // when rates were read
+	old      []coordinator.LogID           // that are from before a restore, and open, as far as that was said
 	history  history
 }
 
@@ -120,7 +121,7 @@ func (c *Controller) step(ctx context.Context) (time.Duration, error) {
 		c.deps.Logger.Info("controller of the cluster", "elected", elected, "controller", holder.Node)
 	}
 	if !elected {
-		c.balancer, c.rates, c.rated, c.history = placement.Balancer{}, nil, time.Time{}, history{}
+		c.balancer, c.rates, c.rated, c.old, c.history = placement.Balancer{}, nil, time.Time{}, nil, history{}
 		return 0, nil
 	}
 	return c.plan(ctx, revision)
@@ -153,6 +154,13 @@ func (c *Controller) plan(ctx context.Context, revision int64) (time.Duration, e
 	if err != nil {
 		return 0, err
 	}
+	if old := logs.Old(c.deps.View.Cluster()); c.waits(old) {
+		moved := int64(0)
+		for _, id := range old {
+			moved = max(moved, logs.Revision(id))
+		}
+		return c.absentWait(moved), nil
+	}
 	if err := c.readLoads(ctx); err != nil {
 		return 0, err
 	}
@@ -167,7 +175,7 @@ func (c *Controller) plan(ctx context.Context, revision int64) (time.Duration, e
 		assign = append(assign, lead.Assignment{Shard: coordinator.ShardID(m.Shard), From: coordinator.LogID(m.From), To: to, Node: now.nodes[to]})
 	}
 	if len(assign) > 0 {
-		if err := lead.Assign(ctx, c.deps.KV, c.deps.View.Cluster().Shards, assign); err != nil {
+		if err := lead.Assign(ctx, c.deps.KV, c.deps.View.Cluster(), assign); err != nil {
 			return 0, err
 		}
 	}
@@ -182,6 +190,16 @@ func (c *Controller) plan(ctx context.Context, revision int64) (time.Duration, e
 		wait = loadPause
 	}
 	return wait, nil
+}
+
+// waits reports whether logs from before a restore keep all shards from getting a leader, and says so when they become other ones.
+func (c *Controller) waits(old []coordinator.LogID) bool {
+	if !slices.Equal(old, c.old) && len(old) > 0 {
+		c.deps.Logger.Warn("no shard gets a leader until the WAL logs from before the restore are recovered", "logs", old,
+			"hint", "if what a log has cannot be had any more, start an agent with --accept-loss and its number")
+	}
+	c.old = old
+	return len(old) > 0
 }
 
 // readLoads reads what agents tell of the load of their shards, from time to time. A shard whose owner has not measured it yet keeps the load that it had.

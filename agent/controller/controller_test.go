@@ -307,6 +307,26 @@ func TestPlan(t *testing.T) {
 	})
 }
 
+// TestRestored: no shard moves while a log from before a restore is open.
+func TestRestored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put(coordinator.KeyCluster, coordinator.Cluster{Shards: shards, Restored: 5})
+		w.log(coordinator.Log{ID: 3})
+		w.log(coordinator.Log{ID: 4})
+		w.register(7, coordinator.AgentServing)
+		w.run(7)
+		for _, id := range []coordinator.LogID{3, 4} {
+			time.Sleep(time.Minute)
+			w.wants("0:8", "")
+			w.log(coordinator.Log{ID: id, Closed: true})
+		}
+		time.Sleep(2 * restPause)
+		synctest.Wait()
+		w.wants("7:8", "")
+	})
+}
+
 // TestOwnerEnds: an agent is still registered when its log is closed, which nobody tells: one that drained and had shards still, and one whose log was claimed.
 func TestOwnerEnds(t *testing.T) {
 	for name, end := range map[string]func(w *world){

@@ -23,10 +23,13 @@ type Assignment struct {
 // acknowledged and not flushed would be missing in what a new leader starts from.
 var ErrLed = errors.New("shard is led")
 
+// ErrOld: WAL logs are open that are from before the coordinator's state was rebuilt. Who led a shard last is not known for certain, nor so whose log has its newest records.
+var ErrOld = errors.New("WAL logs from before the restore are still to be recovered")
+
 // Assign carries assignments out, each under a new epoch, and takes back wishes about these shards. It fails with [ErrLed] if a shard has an owner whose log is
-// not closed, and with coordinator.ErrFenced if somebody changes a shard at the same time: then some may be assigned, and a new plan is due.
-func Assign(ctx context.Context, kv coordinator.KV, shards uint32, all []Assignment) error {
-	records, writes, revision, err := readShards(ctx, kv, shards)
+// not closed, with [ErrOld] while that is said of any log, and with coordinator.ErrFenced if somebody changes a shard at the same time: then some may be assigned, and a new plan is due.
+func Assign(ctx context.Context, kv coordinator.KV, cluster coordinator.Cluster, all []Assignment) error {
+	records, writes, revision, err := readShards(ctx, kv, cluster.Shards)
 	if err != nil {
 		return err
 	}
@@ -34,6 +37,9 @@ func Assign(ctx context.Context, kv coordinator.KV, shards uint32, all []Assignm
 	logs, err := coordinator.ListLogs(ctx, kv, revision)
 	if err != nil {
 		return err
+	}
+	if old := logs.Old(cluster); len(old) > 0 { // none is opened any more, so that what is seen stays true
+		return fmt.Errorf("assign %d shards: %w: %v", len(all), ErrOld, old)
 	}
 	for _, a := range all {
 		if owner := records[a.Shard].Owner; owner != a.From || owner != 0 && !logs.Closed(owner) {

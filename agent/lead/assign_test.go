@@ -10,6 +10,8 @@ import (
 	"github.com/varve-io/varve/coordinator/mem"
 )
 
+var cluster = coordinator.Cluster{Shards: 200}
+
 // put writes a record as it is.
 func put(t *testing.T, kv *mem.Store, key string, value any) {
 	t.Helper()
@@ -51,7 +53,7 @@ func TestAssign(t *testing.T) {
 	kv := mem.New(mem.Config{})
 	put(t, kv, coordinator.KeyLog(1), coordinator.Log{ID: 1, Fence: 1})
 	put(t, kv, coordinator.KeyLog(2), coordinator.Log{ID: 2, Fence: 1})
-	if err := lead.Assign(t.Context(), kv, 200, all(200, 0, 1)); err != nil {
+	if err := lead.Assign(t.Context(), kv, cluster, all(200, 0, 1)); err != nil {
 		t.Fatal(err)
 	}
 	wants(t, kv, 1, 200, 1)
@@ -65,7 +67,7 @@ func TestAssign(t *testing.T) {
 		"of another owner":           all(200, 3, 2),
 		"that never had one, it did": all(200, 0, 2),
 	} {
-		if err := lead.Assign(t.Context(), kv, 200, plan); !errors.Is(err, lead.ErrLed) {
+		if err := lead.Assign(t.Context(), kv, cluster, plan); !errors.Is(err, lead.ErrLed) {
 			t.Errorf("assign shards whose log is %s: %v, want ErrLed", name, err)
 		}
 	}
@@ -73,7 +75,7 @@ func TestAssign(t *testing.T) {
 		t.Fatalf("log 2 has %d shards, %v", len(given), err)
 	}
 	put(t, kv, coordinator.KeyLog(1), coordinator.Log{ID: 1, Fence: 2, Closed: true})
-	if err := lead.Assign(t.Context(), kv, 200, all(200, 1, 2)); err != nil {
+	if err := lead.Assign(t.Context(), kv, cluster, all(200, 1, 2)); err != nil {
 		t.Fatal(err)
 	}
 	if given := wants(t, kv, 2, 200, 2); given[7].Shard.Manifest != "m" {
@@ -81,6 +83,31 @@ func TestAssign(t *testing.T) {
 	}
 	if move, _, err := kv.Get(t.Context(), coordinator.KeyMove(7)); err != nil || move.ModRevision != 0 {
 		t.Errorf("the wish about shard 7 still stands: %s, %v", move.Value, err)
+	}
+}
+
+// TestAssignAfterRestore: while a log from before the restore is open no shard gets a leader, be its own last owner's log closed, or nobody's.
+func TestAssignAfterRestore(t *testing.T) {
+	kv := mem.New(mem.Config{})
+	restored := coordinator.Cluster{Shards: 200, Restored: 100}
+	put(t, kv, coordinator.KeyLog(1), coordinator.Log{ID: 1, Fence: 1, Closed: true})
+	put(t, kv, coordinator.KeyLog(2), coordinator.Log{ID: 2, Fence: 1})
+	put(t, kv, coordinator.KeyLog(100), coordinator.Log{ID: 100, Fence: 1})
+	for id := range coordinator.ShardID(100) {
+		put(t, kv, coordinator.KeyShard(id), coordinator.Shard{Owner: 1, Node: 11, Epoch: 7})
+	}
+	plan := append(all(100, 1, 100), all(200, 0, 100)[100:]...)
+	for n, a := range plan {
+		if err := lead.Assign(t.Context(), kv, restored, []lead.Assignment{a}); !errors.Is(err, lead.ErrOld) {
+			t.Fatalf("assign shard %d while an old log is open: %v, want ErrOld", n, err)
+		}
+	}
+	put(t, kv, coordinator.KeyLog(2), coordinator.Log{ID: 2, Fence: 2, Closed: true})
+	if err := lead.Assign(t.Context(), kv, restored, plan); err != nil {
+		t.Fatal(err)
+	}
+	if given, _, err := lead.GivenTo(t.Context(), kv, 200, 100); err != nil || len(given) != 200 {
+		t.Errorf("log 100 has %d shards, %v", len(given), err)
 	}
 }
 
@@ -102,11 +129,11 @@ func (k *lateKV) Txn(ctx context.Context, compares []coordinator.Compare, ops []
 func TestAssignRace(t *testing.T) {
 	kv := mem.New(mem.Config{})
 	late := &lateKV{Store: kv, before: func() {
-		if err := lead.Assign(t.Context(), kv, 200, []lead.Assignment{{Shard: 3, To: 5, Node: 15}}); err != nil {
+		if err := lead.Assign(t.Context(), kv, cluster, []lead.Assignment{{Shard: 3, To: 5, Node: 15}}); err != nil {
 			t.Fatal(err)
 		}
 	}}
-	if err := lead.Assign(t.Context(), late, 200, all(10, 0, 2)); !errors.Is(err, coordinator.ErrFenced) {
+	if err := lead.Assign(t.Context(), late, cluster, all(10, 0, 2)); !errors.Is(err, coordinator.ErrFenced) {
 		t.Errorf("assign what another one assigns: %v, want ErrFenced", err)
 	}
 	wants(t, kv, 5, 1, 1)
@@ -114,11 +141,11 @@ func TestAssignRace(t *testing.T) {
 	// The same thing twice is once.
 	kv = mem.New(mem.Config{})
 	late = &lateKV{Store: kv, before: func() {
-		if err := lead.Assign(t.Context(), kv, 200, all(10, 0, 2)); err != nil {
+		if err := lead.Assign(t.Context(), kv, cluster, all(10, 0, 2)); err != nil {
 			t.Fatal(err)
 		}
 	}}
-	if err := lead.Assign(t.Context(), late, 200, all(10, 0, 2)); err != nil {
+	if err := lead.Assign(t.Context(), late, cluster, all(10, 0, 2)); err != nil {
 		t.Errorf("assign what another one assigns alike: %v", err)
 	}
 	wants(t, kv, 2, 10, 1)
@@ -129,7 +156,7 @@ func TestAssignInDoubt(t *testing.T) {
 	for name, kind := range map[string]mem.FaultKind{"applied": mem.UnknownApplied, "late": mem.UnknownLate, "lost": mem.UnknownLost} {
 		kv := mem.New(mem.Config{})
 		kv.Inject(mem.Fault{Call: mem.CallTxn, Kind: kind})
-		if err := lead.Assign(t.Context(), kv, 200, all(10, 0, 2)); err != nil {
+		if err := lead.Assign(t.Context(), kv, cluster, all(10, 0, 2)); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		kv.Settle()

@@ -35,6 +35,13 @@ func shardOf(n int32) coordinator.ShardID { return orders.ShardOf(n, shards) }
 // flushed returns a segment of level 0. Its name is log/commit/fence/attempt.
 func flushed(t *testing.T, name string, parts ...part) *segment.Footer {
 	t.Helper()
+	footer, _ := segmentOf(t, name, parts...)
+	return footer
+}
+
+// segmentOf returns its bytes too.
+func segmentOf(t *testing.T, name string, parts ...part) (*segment.Footer, []byte) {
+	t.Helper()
 	var id segment.ID
 	if _, err := fmt.Sscanf(name, "%d/%d/%d/%d", &id.Log, &id.Commit, &id.Fence, &id.Attempt); err != nil {
 		t.Fatalf("%s: %v", name, err)
@@ -58,11 +65,11 @@ func flushed(t *testing.T, name string, parts ...part) *segment.Footer {
 			t.Fatal(err)
 		}
 	}
-	_, footer, err := b.Finish(segment.Header{ID: id, FirstEntry: int64(id.Commit), LastEntry: int64(id.Commit)})
+	object, footer, err := b.Finish(segment.Header{ID: id, Cluster: cluster, FirstEntry: int64(id.Commit), LastEntry: int64(id.Commit)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return footer
+	return footer, slices.Concat(object...)
 }
 
 // end is the end of the merged part of a partition of orders.

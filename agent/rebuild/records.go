@@ -93,6 +93,7 @@ func (r *rebuilder) outcome() (*outcome, error) {
 	}
 	next[coordinator.KeyNextLog] = max(next[coordinator.KeyNextLog], int64(r.listed.log)+1) + logsAhead
 	next[coordinator.KeyNextPID] = max(next[coordinator.KeyNextPID], int64(r.producers)+1) + producersAhead
+	o.cluster.Restored = coordinator.LogID(next[coordinator.KeyNextLog])
 	next[coordinator.KeyNextCopy] = int64(r.state.ID.Number) + copiesAhead
 	for key, n := range next {
 		put(key, n)

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/backup"
@@ -22,17 +24,19 @@ var (
 	// ErrAgents says that agents are registered in the etcd that is to be written.
 	ErrAgents = errors.New("agents are registered: end them, and wait some seconds until their leases have ended")
 	// ErrMissing says that not all that was committed, or acknowledged, can be restored.
-	ErrMissing = errors.New("not all can be restored; --accept-loss goes on without it")
+	ErrMissing = errors.New("not all can be restored; --accept-missing goes on without what is missing")
 )
 
 // Options say how to restore.
 type Options struct {
 	// Repair has an etcd that was set back written anew; else one that has the cluster is left alone.
 	Repair bool
-	// AcceptLoss is an operator's word that what agents' disks have is lost, and that what is missing in the bucket may be: WAL logs end where they were flushed.
-	AcceptLoss bool
-	Secret     []byte // by which agents will know each other
-	Log        *slog.Logger
+	// DisksLost is an operator's word that agents' disks are gone: WAL logs end where they were flushed.
+	DisksLost bool
+	// AcceptMissing is an operator's word that what is missing in the bucket is lost, and what disks have of logs of which it says too little.
+	AcceptMissing bool
+	Secret        []byte // by which agents will know each other
+	Log           *slog.Logger
 }
 
 // Report is what was restored, or would be.
@@ -81,14 +85,19 @@ func Restore(ctx context.Context, kv coordinator.KV, store objectstore.Store, o 
 		return nil, err
 	}
 	plan := NewPlan(found)
-	r := &rebuilder{state: state, found: found, plan: plan, listed: listed, lost: o.AcceptLoss}
+	r := &rebuilder{state: state, found: found, plan: plan, listed: listed, lost: o.DisksLost}
 	next, err := r.outcome()
 	if err != nil {
 		return nil, err
 	}
 	report := &Report{
 		Cluster: found.Cluster.ID, Copy: state.ID, CopiedAt: time.UnixMilli(state.CreatedMs), Commits: len(plan.Commits), Adopted: plan.Adopted, Topics: len(plan.Topics),
-		Missing: slices.Concat(plan.Missing, r.unknown()), Notes: slices.Concat(notes, more, plan.Notes),
+		Missing: plan.Missing, Notes: slices.Concat(notes, more, plan.Notes),
+	}
+	if unknown := r.unknown(); o.DisksLost {
+		report.Notes = append(report.Notes, unknown...)
+	} else {
+		report.Missing = append(report.Missing, unknown...)
 	}
 	for _, l := range r.walLogs() {
 		if !l.Closed {
@@ -99,7 +108,7 @@ func Restore(ctx context.Context, kv coordinator.KV, store objectstore.Store, o 
 		report.Notes = append(report.Notes, fmt.Sprintf("copy %d is not whole: copy %d is the newest that is", newest.Number, state.ID.Number))
 		next.set(coordinator.KeyNextCopy, int64(newest.Number)+copiesAhead)
 	}
-	if len(report.Missing) > 0 && !o.AcceptLoss {
+	if len(report.Missing) > 0 && !o.AcceptMissing {
 		return report, ErrMissing
 	}
 	next.cluster.Secret = o.Secret
@@ -118,28 +127,29 @@ func (r *rebuilder) unknown() []string {
 	return all
 }
 
-// leftover is what etcd has before it is written: what its keys begin with, and one of them, the cluster's record if that is there.
+// leftover is what etcd has before it is written: what its keys begin with, and the revisions of the cluster's record and of a restore's mark; 0 for none.
 type leftover struct {
-	key      coordinator.Item
-	prefixes []string
+	cluster, restore int64
+	prefixes         []string
 }
 
-// target makes sure that etcd may be written, and returns what it has; nil for nothing.
-func target(ctx context.Context, kv coordinator.KV, copies []Copy, o Options) (present *leftover, err error) {
+// target makes sure that etcd may be written, and returns what it has.
+func target(ctx context.Context, kv coordinator.KV, copies []Copy, o Options) (present leftover, err error) {
 	if len(copies) == 0 {
-		return nil, ErrNoCopy
+		return present, ErrNoCopy
 	}
 	items, _, err := kv.List(ctx, "", 0)
 	if err != nil {
-		return nil, fmt.Errorf("look what etcd has: %w", err)
+		return present, fmt.Errorf("look what etcd has: %w", err)
 	}
 	agents := 0
 	for i := range items {
-		if present == nil {
-			present = new(leftover)
-		}
-		if present.key.Key == "" || items[i].Key == coordinator.KeyCluster {
-			present.key = items[i]
+		switch items[i].Key {
+		case coordinator.KeyCluster:
+			present.cluster = items[i].ModRevision
+		case coordinator.KeyRestore:
+			present.restore = items[i].ModRevision
+			continue
 		}
 		top, _, _ := strings.Cut(items[i].Key, "/")
 		if n := len(present.prefixes); n == 0 || present.prefixes[n-1] != top+"/" {
@@ -150,15 +160,15 @@ func target(ctx context.Context, kv coordinator.KV, copies []Copy, o Options) (p
 		}
 	}
 	if agents > 0 {
-		return nil, fmt.Errorf("%d %w", agents, ErrAgents)
+		return present, fmt.Errorf("%d %w", agents, ErrAgents)
 	}
 	switch err := Compare(ctx, kv, copies); {
 	case err == nil:
-		return nil, ErrCurrent
+		return present, ErrCurrent
 	case errors.Is(err, ErrLost), errors.Is(err, ErrSetBack) && o.Repair:
 		return present, nil
 	default:
-		return nil, err
+		return present, err
 	}
 }
 
@@ -174,21 +184,21 @@ func (o *outcome) set(key string, value any) {
 type writer struct {
 	kv  coordinator.KV
 	log *slog.Logger
+	// mine is the condition for all that is written: that there is no cluster yet, and no restore has begun since this one. What applies late, when that is not so, changes nothing.
+	mine []coordinator.Compare
 }
 
 // txnBytes is about what one transaction writes.
 const txnBytes = coordinator.TxnBytesMax / 2
 
-func (w *writer) write(ctx context.Context, present *leftover, plan *Plan, o *outcome) error {
-	if present != nil {
-		if err := w.clear(ctx, present); err != nil {
-			return err
-		}
+func (w *writer) write(ctx context.Context, present leftover, plan *Plan, o *outcome) error {
+	if err := w.begin(ctx, present); err != nil {
+		return err
 	}
 	var ops []coordinator.Op
 	bytes := 0
 	flush := func() error {
-		_, err := w.txn(ctx, unborn, ops)
+		_, err := w.txn(ctx, w.mine, ops)
 		ops, bytes = nil, 0
 		return err
 	}
@@ -225,17 +235,18 @@ func (w *writer) write(ctx context.Context, present *leftover, plan *Plan, o *ou
 			return err
 		}
 	}
-	_, err = w.txn(ctx, unborn, []coordinator.Op{{Key: coordinator.KeyCluster, Value: coordinator.Encode(o.cluster)}})
+	_, err = w.txn(ctx, w.mine, []coordinator.Op{{Key: coordinator.KeyCluster, Value: coordinator.Encode(o.cluster)}, {Key: coordinator.KeyRestore, Delete: true}})
 	return err
 }
 
-// clear deletes what there is. What is sent again, and applies late, must not delete what is written next: the key is another one then.
-func (w *writer) clear(ctx context.Context, present *leftover) error {
-	var ops []coordinator.Op
+// begin deletes what there is, and leaves a mark. One of several restores that begin at once gets through; one that begins later ends those before it, which may have been broken off.
+func (w *writer) begin(ctx context.Context, present leftover) error {
+	ops := []coordinator.Op{{Key: coordinator.KeyRestore, Value: coordinator.Encode(uuid.NewString())}}
 	for _, prefix := range present.prefixes {
 		ops = append(ops, coordinator.Op{Key: prefix, Delete: true, Prefix: true})
 	}
-	_, err := w.txn(ctx, []coordinator.Compare{{Key: present.key.Key, Revision: present.key.ModRevision}}, ops)
+	revision, err := w.txn(ctx, []coordinator.Compare{{Key: coordinator.KeyCluster, Revision: present.cluster}, {Key: coordinator.KeyRestore, Revision: present.restore}}, ops)
+	w.mine = []coordinator.Compare{{Key: coordinator.KeyCluster}, {Key: coordinator.KeyRestore, Revision: revision}}
 	return err
 }
 
@@ -245,7 +256,7 @@ func (w *writer) commits(ctx context.Context, plan *Plan) (map[int64]int64, erro
 	for i := range plan.Commits {
 		c := &plan.Commits[i]
 		key := coordinator.KeyCommit(c.Log, c.Number)
-		res, err := w.txn(ctx, append([]coordinator.Compare{{Key: key}}, unborn...), []coordinator.Op{{Key: key, Value: c.Encode()}})
+		res, err := w.txn(ctx, append([]coordinator.Compare{{Key: key}}, w.mine...), []coordinator.Op{{Key: key, Value: c.Encode()}})
 		if err != nil {
 			return nil, err
 		}
@@ -255,10 +266,7 @@ func (w *writer) commits(ctx context.Context, plan *Plan) (map[int64]int64, erro
 }
 
 // errBegun says that somebody else writes the same etcd.
-var errBegun = errors.New("somebody else has created the cluster, or restores it")
-
-// unborn is the condition for all that is written: that there is no cluster yet. What applies late, when there is one, changes nothing.
-var unborn = []coordinator.Compare{{Key: coordinator.KeyCluster}}
+var errBegun = errors.New("somebody else has created the cluster, or restores it too: this restore is void")
 
 // txn writes until the outcome is certain, and returns the revision that wrote it.
 func (w *writer) txn(ctx context.Context, compares []coordinator.Compare, ops []coordinator.Op) (revision int64, err error) {

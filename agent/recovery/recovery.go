@@ -31,13 +31,16 @@ import (
 
 // Recovery is a recoverer of logs.
 type Recovery struct {
-	KV      coordinator.KV
-	Store   objectstore.Store
-	WAL     func(store string) wal.Sealer // a store of that name; nil if it is out of reach
-	Cluster [16]byte
-	Claimer coordinator.LogID // incarnation that recovers
-	Now     func() time.Time
-	Log     *slog.Logger
+	KV    coordinator.KV
+	Store objectstore.Store
+	WAL   func(store string) wal.Sealer // a store of that name; nil if it is out of reach
+	// Restored is the number below which logs are from before the coordinator's state was rebuilt ([coordinator.Cluster]); Segments lists what the store of that name holds, or says why it cannot be asked.
+	Restored coordinator.LogID
+	Segments func(store string) ([]disk.SegmentInfo, error)
+	Cluster  [16]byte
+	Claimer  coordinator.LogID // incarnation that recovers
+	Now      func() time.Time
+	Log      *slog.Logger
 }
 
 // Recoverable reports whether stores in reach may suffice to seal the log's open segment, and to read those that were rolled away.
@@ -60,8 +63,24 @@ func sizeOf(s coordinator.WALSegment) quorum.Size {
 	return quorum.Size{Copies: len(s.Stores), Quorum: s.Quorum}
 }
 
-// Run recovers one log, unless it is closed by now.
-func (r *Recovery) Run(ctx context.Context, id coordinator.LogID) error {
+// Run recovers one log, unless it is closed by now. Of one from before a restore the error may be [ErrLacking].
+func (r *Recovery) Run(ctx context.Context, id coordinator.LogID) error { return r.run(ctx, id, false) }
+
+// run recovers a log. lossy is an operator's word that of one from before a restore what is on no store in reach may be given up.
+func (r *Recovery) run(ctx context.Context, id coordinator.LogID, lossy bool) error {
+	if id < r.Restored && !lossy { // before it is claimed, which would be for nothing
+		record, _, err := r.read(ctx, id)
+		if err != nil || record.Closed {
+			return err
+		}
+		o, err := r.search(ctx, record)
+		if err != nil {
+			return err
+		}
+		if err := o.whole(); err != nil {
+			return err
+		}
+	}
 	record, revision, err := r.claim(ctx, id)
 	if err != nil {
 		return err
@@ -69,11 +88,20 @@ func (r *Recovery) Run(ctx context.Context, id coordinator.LogID) error {
 	if record.Closed {
 		return nil
 	}
-	sealed, err := r.seal(record)
+	var sealed []*wal.Sealed
+	if id < r.Restored {
+		sealed, err = r.sealOld(ctx, record, lossy)
+	} else {
+		sealed, err = r.seal(record)
+	}
 	if err != nil {
 		return err
 	}
-	r.Log.Info("recovering WAL log", "log", id, "flushed", record.Flushed, "last", sealed[len(sealed)-1].Last)
+	last := wal.EntryID(record.Flushed)
+	if n := len(sealed); n > 0 {
+		last = max(last, sealed[n-1].Last)
+	}
+	r.Log.Info("recovering WAL log", "log", id, "flushed", record.Flushed, "last", last)
 	w := flush.NewWriter(flush.WriterConfig{
 		KV: r.KV, Store: r.Store, Cluster: r.Cluster, Record: record, Revision: revision, Now: r.Now, Log: r.Log,
 	})
@@ -91,18 +119,22 @@ func (r *Recovery) Run(ctx context.Context, id coordinator.LogID) error {
 	return nil
 }
 
-// RunDamaged recovers a log of which an operator has said that what cannot be read may be given up: it ends before the first entry that is damaged.
+// RunDamaged recovers a log of which an operator has said that what cannot be read may be given up: it ends before the first entry that is damaged, or, from before a restore, on no store in reach.
 func (r *Recovery) RunDamaged(ctx context.Context, id coordinator.LogID, d *disk.Store) error {
 	err := r.Run(ctx, id)
 	damage, ok := errors.AsType[*frame.CorruptError](err)
-	if !ok {
+	switch {
+	case ok:
+		r.Log.Error("loss accepted: the WAL log ends before its damage", "log", id, "from", damage.First, "to", damage.Last, "damage", damage.Reason)
+		if err := d.AcceptLoss(damage.Segment, damage.First); err != nil {
+			return err
+		}
+	case errors.Is(err, ErrLacking):
+		r.Log.Error("loss accepted: the WAL log ends with what is in reach", "log", id, "err", err)
+	default:
 		return err
 	}
-	r.Log.Error("loss accepted: the WAL log ends before its damage", "log", id, "from", damage.First, "to", damage.Last, "damage", damage.Reason)
-	if err := d.AcceptLoss(damage.Segment, damage.First); err != nil {
-		return err
-	}
-	return r.Run(ctx, id)
+	return r.run(ctx, id, true)
 }
 
 // Abandon closes a log whose disk is gone, by an operator's word: whatever it held beyond its flushed position is lost.
@@ -119,9 +151,25 @@ func (r *Recovery) Abandon(ctx context.Context, id coordinator.LogID) error {
 
 // claim raises the log's fence in etcd. From then on only this recoverer can commit to it, until another claims it.
 func (r *Recovery) claim(ctx context.Context, id coordinator.LogID) (coordinator.Log, int64, error) {
-	var record coordinator.Log
-	var guard coordinator.Guard
-	err := retry.Coordinator(ctx, r.Log, "read WAL log record", func(ctx context.Context) error {
+	record, revision, err := r.read(ctx, id)
+	if err != nil || record.Closed {
+		return record, 0, err
+	}
+	record.Fence++
+	record.Claimer = r.Claimer
+	guard := coordinator.Guard{Key: coordinator.KeyLog(id), Revision: revision, Next: coordinator.Encode(record)}
+	err = coordinator.Insist(ctx, r.KV, []*coordinator.Guard{&guard}, nil, func(err error) {
+		r.Log.Error("waiting for room in etcd", "to", "claim a WAL log", "log", id, "err", err)
+	})
+	if err != nil {
+		return record, 0, fmt.Errorf("claim WAL log %s: %w", id, err)
+	}
+	return record, guard.Revision, nil
+}
+
+// read reads a log's record, and the revision that wrote it.
+func (r *Recovery) read(ctx context.Context, id coordinator.LogID) (record coordinator.Log, revision int64, err error) {
+	err = retry.Coordinator(ctx, r.Log, "read WAL log record", func(ctx context.Context) error {
 		item, _, err := r.KV.Get(ctx, coordinator.KeyLog(id))
 		if err != nil {
 			return err
@@ -130,23 +178,11 @@ func (r *Recovery) claim(ctx context.Context, id coordinator.LogID) (coordinator
 			record = coordinator.Log{ID: id, Closed: true}
 			return nil
 		}
-		guard = coordinator.Guard{Key: item.Key, Revision: item.ModRevision}
+		revision = item.ModRevision
 		record, err = coordinator.Decode[coordinator.Log](item)
 		return err
 	})
-	if err != nil || record.Closed {
-		return record, 0, err
-	}
-	record.Fence++
-	record.Claimer = r.Claimer
-	guard.Next = coordinator.Encode(record)
-	err = coordinator.Insist(ctx, r.KV, []*coordinator.Guard{&guard}, nil, func(err error) {
-		r.Log.Error("waiting for room in etcd", "to", "claim a WAL log", "log", id, "err", err)
-	})
-	if err != nil {
-		return record, 0, fmt.Errorf("claim WAL log %s: %w", id, err)
-	}
-	return record, guard.Revision, nil
+	return record, revision, err
 }
 
 // seal fences the log's open segment on its stores, and finds those that were rolled away and are not flushed. The open one comes last.

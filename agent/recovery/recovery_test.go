@@ -31,6 +31,7 @@ type world struct {
 	bucket *mem.Store
 	stores map[string]*disk.Store
 	record coordinator.Log
+	open   []*disk.Appender
 }
 
 func newWorld(t *testing.T) *world {
@@ -74,6 +75,7 @@ func (w *world) write(t *testing.T, store string, s coordinator.WALSegment, last
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.open = append(w.open, a)
 	for entry := s.First; entry <= last; entry++ {
 		b := batch.NewBuilder(batch.None)
 		b.BaseOffset, b.LeaderEpoch = protocol.Offset(entry-1), 1

@@ -208,9 +208,13 @@ func (m *maker) agents() {
 }
 
 func (m *maker) logs() {
+	var old []string
 	for _, l := range slices.SortedFunc(slices.Values(m.records.Logs), func(x, y coordinator.Log) int { return cmp.Compare(x.ID, y.ID) }) {
 		if l.Closed {
 			continue
+		}
+		if l.ID < m.records.Cluster.Restored {
+			old = append(old, l.ID.String())
 		}
 		owner := m.living[l.ID]
 		row := Log{ID: l.ID.String(), Node: l.Node, Living: owner != nil, Flushed: l.Flushed, Commits: l.Commits, Segments: []Segment{}}
@@ -225,6 +229,9 @@ func (m *maker) logs() {
 		}
 		m.report.Logs = append(m.report.Logs, row)
 		m.checkLog(row)
+	}
+	if len(old) > 0 {
+		m.problem("no shard gets a leader until the WAL logs from before etcd was restored are recovered: %s", strings.Join(old, ", "))
 	}
 }
 

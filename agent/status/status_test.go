@@ -83,6 +83,10 @@ func TestProblems(t *testing.T) {
 			r.Logs[2].Claimer, r.Shards[4], r.Shards[5] = 7, r.Shards[0], r.Shards[0]
 			r.Agents[2].Log = 10
 		}, []string{log3 + "has no agent, and nobody recovers it yet"}},
+		{"a log from before a restore", func(r *status.Records) {
+			r.Cluster.Restored, r.Logs[2].Claimer, r.Shards[4], r.Shards[5] = 4, 1, r.Shards[0], r.Shards[0]
+			r.Agents[2].Log, r.Logs = 10, r.Logs[2:]
+		}, []string{log3 + "is being recovered by node 1", "no shard gets a leader until the WAL logs from before etcd was restored are recovered: 0000000000000003"}},
 		{"fewer copies", func(r *status.Records) { r.Logs[0].Segments[0].Stores = []string{"s1", "s2"} }, []string{log1 + "is on 2 stores that live, want 3"}},
 		{"fewer than the quorum", func(r *status.Records) { r.Logs[0].Segments[0].Stores = []string{"s1", "s7", "s8"} }, []string{
 			log1 + "is on 1 stores that live, fewer than its ack quorum of 2: nothing is acknowledged",

@@ -140,9 +140,9 @@ func TestRestore(t *testing.T) {
 	c.etcd = "http://" + etcd.Address
 	disks = folders(t)
 	c.refused(t, disks[0], "etcd has lost the cluster")
-	c.run(t, 0, "restore", "--accept-loss")
+	c.run(t, 0, "restore", "--disks-lost")
 	c.run(t, 0, "fsck", "--deep")
-	c.run(t, 1, "restore", "--accept-loss") // there is nothing to restore
+	c.run(t, 1, "restore", "--disks-lost") // there is nothing to restore
 	c.begin(t, disks)
 	raw.client = connect(t, c.kafka[0])
 	w.produce(t, 600)

@@ -263,7 +263,7 @@ func (a *agent) assignAll(ctx context.Context) error {
 		plan[id].From = s.Owner
 	}
 	plan = slices.DeleteFunc(plan, func(p lead.Assignment) bool { return p.From == a.id })
-	return lead.Assign(ctx, a.kv, a.w.cluster.Shards, plan)
+	return lead.Assign(ctx, a.kv, a.w.cluster, plan)
 }
 
 // lead claims the shards and restores their partitions.

@@ -183,6 +183,15 @@ func (r *remote) Read(id wal.SegmentID, from wal.EntryID, visit func(wal.EntryID
 	return nil
 }
 
+// Segments implements product.PeerStore.
+func (r *remote) Segments() (all []disk.SegmentInfo, err error) {
+	_, err = r.ask(r.from.c.ctx, "list segments", timeoutMax, func(to *node) error {
+		all = to.store.Load().Segments()
+		return nil
+	})
+	return all, err
+}
+
 // Close implements product.PeerStore.
 func (r *remote) Close() {}
 

@@ -1,0 +1,200 @@
+package recovery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/varve-io/varve/agent/retry"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/wal"
+	"github.com/varve-io/varve/wal/disk"
+	"github.com/varve-io/varve/wal/quorum"
+)
+
+// ErrLacking: of a log from before a restore, the stores in reach may not hold all that was acknowledged.
+var ErrLacking = errors.New("stores that are away may hold more of the WAL log")
+
+// old is what stores hold of a log from before the coordinator's state was rebuilt. The record may be older than the log: segments may have followed the one that it has as open, on other ensembles, and the
+// log may have been closed. So the stores are asked. Entries are numbered through all segments, and one writer wrote them, so that each copy of an entry is as good as another: what is recovered is the union.
+type old struct {
+	record coordinator.Log
+	writer string                       // its store, which is in each of its ensembles
+	held   map[string][]wal.SegmentID   // by stores that have answered
+	away   []string                     // stores of the cluster that have not
+	errs   []error                      // why
+	copies map[wal.SegmentID][]heldCopy // that are sealed
+}
+
+// heldCopy is one store's copy of a segment.
+type heldCopy struct {
+	store  string
+	answer quorum.Answer
+}
+
+// search asks all stores that ever joined what they hold of a log.
+func (r *Recovery) search(ctx context.Context, record coordinator.Log) (*old, error) {
+	o := &old{record: record, held: make(map[string][]wal.SegmentID), copies: make(map[wal.SegmentID][]heldCopy)}
+	names := make(map[string]bool)
+	err := retry.Coordinator(ctx, r.Log, "list WAL stores", func(ctx context.Context) error {
+		items, _, err := r.KV.List(ctx, coordinator.PrefixStores, 0)
+		for _, it := range items {
+			node, err := coordinator.Decode[int32](it)
+			if err != nil {
+				return err
+			}
+			name := strings.TrimPrefix(it.Key, coordinator.PrefixStores)
+			if names[name] = true; node == record.Node {
+				o.writer = name
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		infos, err := r.Segments(name)
+		if err != nil {
+			o.lose(name, err)
+			continue
+		}
+		o.held[name] = nil
+		for _, info := range infos {
+			if info.ID.Log == wal.LogID(record.ID) {
+				o.held[name] = append(o.held[name], info.ID)
+			}
+		}
+	}
+	return o, nil
+}
+
+// lose takes a store for one that is away.
+func (o *old) lose(store string, err error) {
+	delete(o.held, store)
+	o.away, o.errs = append(o.away, store), append(o.errs, fmt.Errorf("store %s: %w", store, err))
+}
+
+// listed is the segment that the record has as open; zero if it has none.
+func (o *old) listed() (open coordinator.WALSegment) {
+	if n := len(o.record.Segments); n > 0 {
+		open = o.record.Segments[n-1]
+	}
+	return open
+}
+
+// whole says why the stores that have answered may not hold every entry that was acknowledged; nil if they do. An entry is on as many stores as the quorum says, so that fewer that are away cannot hide one. If
+// more are, the writer's store tells which segments there were, and each of its last two that may have been open needs as many answers as a seal: that the last one follows the other is not certain, since
+// a roll that is broken off leaves a segment too.
+func (o *old) whole() error {
+	listed := o.listed()
+	if len(o.away) < max(listed.Quorum, 1) {
+		return nil
+	}
+	segments, ok := o.held[o.writer]
+	ok = ok && listed.Quorum > 0
+	last := slices.DeleteFunc(slices.Clone(segments), func(id wal.SegmentID) bool { return id.Number <= listed.Number })
+	for _, id := range last[max(0, len(last)-2):] {
+		n := 0
+		for _, held := range o.held {
+			if slices.Contains(held, id) {
+				n++
+			}
+		}
+		ok = ok && n >= listed.Quorum // of at most 2 quorum - 1
+	}
+	if len(last) < 2 {
+		n := 0
+		for _, store := range listed.Stores {
+			if _, answered := o.held[store]; answered {
+				n++
+			}
+		}
+		ok = ok && n >= sizeOf(listed).SealAnswers()
+	}
+	if !ok {
+		return fmt.Errorf("recover WAL log %s: %w: %w", o.record.ID, ErrLacking, errors.Join(o.errs...))
+	}
+	return nil
+}
+
+// sealOld fences a log from before a restore on all stores that hold something of it, and finds what they have beyond its flushed position.
+func (r *Recovery) sealOld(ctx context.Context, record coordinator.Log, lossy bool) ([]*wal.Sealed, error) {
+	o, err := r.search(ctx, record)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.seal(r); err != nil {
+		return nil, err
+	}
+	if !lossy {
+		if err := o.whole(); err != nil {
+			return nil, err
+		}
+	}
+	return o.union(r, lossy)
+}
+
+// seal seals all copies in favour of the record's fence.
+func (o *old) seal(r *Recovery) error {
+	for _, store := range slices.Sorted(maps.Keys(o.held)) {
+		for _, id := range o.held[store] {
+			var answer quorum.Answer
+			err := error(errNowhere)
+			if s := r.WAL(store); s != nil {
+				answer, err = s.Seal(id, wal.Fence(o.record.Fence))
+			}
+			switch {
+			case err == nil:
+				o.copies[id] = append(o.copies[id], heldCopy{store, answer})
+				continue
+			case errors.Is(err, disk.ErrFenced):
+				return fmt.Errorf("recover WAL log %s: %w", o.record.ID, err)
+			}
+			o.lose(store, err)
+			break
+		}
+	}
+	return nil
+}
+
+var errNowhere = errors.New("it is out of reach")
+
+// union returns what is beyond the flushed position, as segments to read one after the other, each as far as it is new. It fails if entries are nowhere before one that is known to have been durable.
+func (o *old) union(r *Recovery, lossy bool) ([]*wal.Sealed, error) {
+	durable := wal.EntryID(max(o.listed().First, 1)) - 1
+	for _, copies := range o.copies {
+		for _, c := range copies {
+			durable = max(durable, c.answer.First-1) // a segment begins behind what is durable, and what is trimmed was
+		}
+	}
+	var all []*wal.Sealed
+	next := wal.EntryID(o.record.Flushed + 1)
+	for {
+		var from wal.SegmentID
+		var best heldCopy
+		for id, copies := range o.copies {
+			for _, c := range copies {
+				if c.answer.First <= next && c.answer.Last >= max(next, best.answer.Last+1) {
+					from, best = id, c
+				}
+			}
+		}
+		if best.store == "" {
+			break
+		}
+		sealed, err := wal.Past(from, wal.Fence(o.record.Fence), best.answer.Last, []wal.Sealer{r.WAL(best.store)})
+		if err != nil {
+			return nil, fmt.Errorf("recover WAL log %s: %w", o.record.ID, err)
+		}
+		all = append(all, sealed)
+		next = best.answer.Last + 1
+	}
+	if next <= durable && !lossy {
+		return nil, fmt.Errorf("recover WAL log %s: %w: entries %d to %d, which were durable, are on none in reach", o.record.ID, ErrLacking, next, durable)
+	}
+	return all, nil
+}

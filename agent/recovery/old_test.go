@@ -1,0 +1,162 @@
+package recovery_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/varve-io/varve/agent/recovery"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/wal"
+	"github.com/varve-io/varve/wal/disk"
+)
+
+// newOldWorld is a world whose record is a copy's from before the log rolled: it has the first segment alone, as the open one. Disks beside a to d joined once, and are gone.
+func newOldWorld(t *testing.T, gone int) *world {
+	t.Helper()
+	w := newWorld(t)
+	first := w.record.Segments[0]
+	first.Last = -1
+	w.record.Segments = []coordinator.WALSegment{first}
+	put(t, w.kv, coordinator.KeyLog(5), w.record)
+	for node, name := range []string{"a", "b", "c", "d"} {
+		put(t, w.kv, coordinator.PrefixStores+name, node+1)
+	}
+	for n := range gone {
+		put(t, w.kv, fmt.Sprint(coordinator.PrefixStores, "gone", n), n+5)
+	}
+	return w
+}
+
+// old returns a recoverer after a restore.
+func (w *world) old(reach ...string) *recovery.Recovery {
+	r := w.recoverer(100, reach...)
+	r.Restored = 100
+	r.Segments = func(store string) ([]disk.SegmentInfo, error) {
+		if !slices.Contains(reach, store) {
+			return nil, errors.New("away")
+		}
+		return w.stores[store].Segments(), nil
+	}
+	return r
+}
+
+// drop drops a segment from all stores.
+func (w *world) drop(t *testing.T, number uint32) {
+	t.Helper()
+	for _, a := range w.open {
+		_ = a.Close()
+	}
+	for _, s := range w.stores {
+		if err := s.Drop(wal.SegmentID{Log: 5, Number: number}); err != nil && !errors.Is(err, disk.ErrUnknown) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// flushed has the record say how far the log is flushed.
+func (w *world) flushed(t *testing.T, entry int64) {
+	t.Helper()
+	w.record.Flushed = entry
+	put(t, w.kv, coordinator.KeyLog(5), w.record)
+}
+
+// ends returns the first and the next offset of what was committed, and whether the log is closed.
+func (w *world) ends(t *testing.T) string {
+	t.Helper()
+	items, _, err := w.kv.List(t.Context(), coordinator.PrefixCommits, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := "nothing"
+	for i, it := range items {
+		c, err := coordinator.DecodeCommit(it.Value)
+		if err != nil || len(items) > 1 || len(c.Partitions) != 1 {
+			t.Fatalf("commit %d of %d: %+v, %v", i, len(items), c, err)
+		}
+		text = fmt.Sprintf("%d-%d", c.Partitions[0].FirstOffset, c.Partitions[0].NextOffset)
+	}
+	if logs := list(t, w.kv); !logs.Closed(5) {
+		text += ", open"
+	}
+	return text
+}
+
+// TestRolledSinceCopy recovers a log that rolled twice, or was closed, since the copy was made from which etcd was restored: whatever was acknowledged is recovered, or the log stays open.
+func TestRolledSinceCopy(t *testing.T) {
+	four := []string{"a", "b", "c", "d"}
+	for name, test := range map[string]struct {
+		change func(t *testing.T, w *world)
+		gone   int
+		reach  []string
+		want   string
+		lossy  string // if an operator accepts the loss; empty: as want
+	}{
+		"all":                      {reach: four, want: "0-12"},
+		"without its writer":       {reach: []string{"b", "c", "d"}, want: "0-12"},
+		"without b":                {reach: []string{"a", "c", "d"}, want: "0-12"},
+		"without c":                {reach: []string{"a", "b", "d"}, want: "0-12"},
+		"without d":                {reach: []string{"a", "b", "c"}, want: "0-12"},
+		"what b and c had rolled":  {reach: []string{"a", "d"}, want: "0-12"},
+		"one of the open":          {reach: []string{"a", "b"}, want: "nothing, open", lossy: "0-12"},
+		"without two, its writer":  {reach: []string{"c", "d"}, want: "nothing, open", lossy: "0-12"},
+		"nobody":                   {want: "nothing, open", lossy: "nothing"},
+		"one store":                {reach: []string{"b"}, want: "nothing, open", lossy: "0-3"},
+		"disks that are long gone": {gone: 5, reach: four, want: "0-12"},
+		"disks that are long gone, and the writer": {gone: 5, reach: []string{"b", "c", "d"}, want: "nothing, open", lossy: "0-12"},
+		"flushed": {reach: four, want: "8-12", change: func(t *testing.T, w *world) {
+			w.flushed(t, 8)
+			w.drop(t, 1)
+			w.drop(t, 3)
+		}},
+		"flushed within a segment": {reach: four, want: "6-12", change: func(t *testing.T, w *world) { w.flushed(t, 6) }},
+		"closed": {reach: four, want: "nothing", change: func(t *testing.T, w *world) {
+			w.flushed(t, 12)
+			for _, number := range []uint32{1, 3, 4} {
+				w.drop(t, number)
+			}
+		}},
+		"closed, and not yet dropped": {reach: four, want: "nothing", change: func(t *testing.T, w *world) { w.flushed(t, 12) }},
+		"closed, its ensemble away": {reach: []string{"d"}, want: "nothing, open", lossy: "nothing", change: func(t *testing.T, w *world) {
+			w.flushed(t, 12)
+			for _, number := range []uint32{1, 3, 4} {
+				w.drop(t, number)
+			}
+		}},
+		"something is nowhere": {reach: four, want: "nothing, open", lossy: "0-4", change: func(t *testing.T, w *world) { w.drop(t, 3) }},
+		"a roll came to nothing": {reach: four, want: "0-12", change: func(t *testing.T, w *world) {
+			w.write(t, "d", coordinator.WALSegment{Number: 5, First: 11}, 11) // and the log went on without it
+		}},
+		"a roll came to nothing at the end": {reach: four, want: "0-12", change: func(t *testing.T, w *world) {
+			w.write(t, "b", coordinator.WALSegment{Number: 5, First: 13}, 12)
+		}},
+		"a record without segments": {reach: four[:3], want: "nothing, open", lossy: "0-12", change: func(t *testing.T, w *world) {
+			w.record.Segments = nil
+			w.flushed(t, 0)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newOldWorld(t, test.gone)
+			if test.change != nil {
+				test.change(t, w)
+			}
+			err := w.old(test.reach...).Run(t.Context(), 5)
+			if lacking := errors.Is(err, recovery.ErrLacking); lacking != (test.lossy != "") || err != nil && !lacking {
+				t.Errorf("recovered with %v", err)
+			}
+			if got := w.ends(t); got != test.want {
+				t.Errorf("committed %s, want %s", got, test.want)
+			}
+			if test.lossy == "" {
+				return
+			}
+			if err := w.old(test.reach...).RunDamaged(t.Context(), 5, w.stores["a"]); err != nil {
+				t.Fatal(err)
+			}
+			if got := w.ends(t); got != test.lossy {
+				t.Errorf("with the loss accepted, committed %s, want %s", got, test.lossy)
+			}
+		})
+	}
+}
