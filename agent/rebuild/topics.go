@@ -39,9 +39,9 @@ func (s *seen) after(other *seen) bool {
 }
 
 // newer reports whether a manifest is newer than the one that the copy names: else what it lacks may have come since.
-func (p *planner) newer(shard coordinator.ShardID) bool {
-	m := p.Manifests[shard]
-	return m != nil && m.Name() > p.Shards[shard].Manifest
+func (f *Found) newer(shard coordinator.ShardID) bool {
+	m := f.Manifests[shard]
+	return m != nil && m.Name() > f.Shards[shard].Manifest
 }
 
 // seen gathers what the bucket shows of topics.
