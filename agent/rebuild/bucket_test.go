@@ -2,6 +2,7 @@ package rebuild
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/varve-io/varve/coordinator"
@@ -77,13 +78,21 @@ func TestNewest(t *testing.T) {
 // TestFooters: segments that may be newer than the copy and are damaged are told, and one of an unknown version is an error, be it of the copy or newer.
 func TestFooters(t *testing.T) {
 	store := mem.New()
-	write := func(name string, back int) Commit {
+	write := func(log, number uint64, back int) Commit {
 		t.Helper()
-		b, footer := object(t, name, part{next: 10, epoch: 1})
-		if back != sound {
-			back = len(b) - back
+		var b segment.Builder
+		if err := b.Add(segment.Key{Topic: orders.ID}, orders.Name, stepBatch(t, "b0", 0)); err != nil {
+			t.Fatal(err)
 		}
-		keep(t, store, footer.Header.ID.Name(), b, back)
+		parts, footer, err := b.Finish(segment.Header{ID: segment.ID{Log: log, Fence: 1, Commit: number}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		object := slices.Concat(parts...)
+		if back != sound {
+			back = len(object) - back
+		}
+		keep(t, store, footer.Header.ID.Name(), object, back)
 		return Commit{Commit: commitOf(footer)}
 	}
 	const version, inside = 12, 40 // from the end
@@ -96,9 +105,9 @@ func TestFooters(t *testing.T) {
 		notes, err := l.footers(t.Context(), store, f, [16]byte{})
 		return f, notes, err
 	}
-	copied := write("1/1/1/0", inside)
-	write("1/2/1/0", sound)
-	write("1/3/1/0", inside)
+	copied := write(1, 1, inside)
+	write(1, 2, sound)
+	write(1, 3, inside)
 	f, notes, err := footers(copied)
 	if err != nil {
 		t.Fatal(err)
@@ -106,14 +115,14 @@ func TestFooters(t *testing.T) {
 	if len(f.Segments) != 1 || f.Commits[0].Footer != nil || len(f.Damaged) != 1 || len(notes) != 0 {
 		t.Errorf("%d newer segments, the copy's %+v, damaged: %q, notes: %q", len(f.Segments), f.Commits[0].Footer, f.Damaged, notes)
 	}
-	other := write("2/1/1/0", version)
+	other := write(2, 1, version)
 	if _, _, err := footers(copied); err != nil {
 		t.Errorf("with one of an unknown version that nobody needs: %v", err)
 	}
 	if _, _, err := footers(copied, other); !errors.Is(err, segment.ErrVersion) {
 		t.Errorf("with one of an unknown version in the copy: %v", err)
 	}
-	write("1/4/1/0", version)
+	write(1, 4, version)
 	if _, _, err := footers(copied); !errors.Is(err, segment.ErrVersion) {
 		t.Errorf("with one of an unknown version that may be newer: %v", err)
 	}

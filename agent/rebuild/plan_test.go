@@ -36,13 +36,6 @@ func shardOf(n int32) coordinator.ShardID { return orders.ShardOf(n, shards) }
 // flushed returns a segment of level 0. Its name is log/commit/fence/attempt.
 func flushed(t *testing.T, name string, parts ...part) *segment.Footer {
 	t.Helper()
-	_, footer := object(t, name, parts...)
-	return footer
-}
-
-// object returns a segment as it is in the bucket.
-func object(t *testing.T, name string, parts ...part) ([]byte, *segment.Footer) {
-	t.Helper()
 	var id segment.ID
 	if _, err := fmt.Sscanf(name, "%d/%d/%d/%d", &id.Log, &id.Commit, &id.Fence, &id.Attempt); err != nil {
 		t.Fatalf("%s: %v", name, err)
@@ -69,11 +62,11 @@ func object(t *testing.T, name string, parts ...part) ([]byte, *segment.Footer) 
 			t.Fatal(err)
 		}
 	}
-	bytes, footer, err := b.Finish(segment.Header{ID: id, FirstEntry: int64(id.Commit), LastEntry: int64(id.Commit)})
+	_, footer, err := b.Finish(segment.Header{ID: id, FirstEntry: int64(id.Commit), LastEntry: int64(id.Commit)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return slices.Concat(bytes...), footer
+	return footer
 }
 
 // end is the end of the merged part of a partition of orders.
