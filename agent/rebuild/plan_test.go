@@ -211,6 +211,13 @@ func TestPlan(t *testing.T) {
 			damaged: []string{"segments/1/2"},
 			want:    []string{"1/1"}, ends: [2]protocol.Offset{10}, missing: 1,
 		},
+		"what is damaged may be what a topic lacks": {
+			newer:    true,
+			merged:   []end{{1, 0, 0}},
+			damaged:  []string{"segments/1/1"},
+			segments: map[string][]part{"1/2/1/0": one(10, 20, 1)},
+			missing:  1, notes: 1,
+		},
 		"the manifests in force are not whole": {
 			older:  true,
 			merged: []end{{0, 10, 1}, {1, 10, 1}},

@@ -138,8 +138,11 @@ func (p *planner) replaces(id protocol.TopicID, s *seen, old protocol.TopicID, w
 	return false
 }
 
-// deleted reports whether a topic of the copy was deleted since.
+// deleted reports whether a topic of the copy was deleted since. While something is missing nothing shows that: it may be what commits lack.
 func (p *planner) deleted(s *seen) bool {
+	if len(p.plan.Missing) > 0 {
+		return false
+	}
 	for id, low := range s.lowest {
 		if low == 0 || !p.newer(s.shards[id]) {
 			continue
