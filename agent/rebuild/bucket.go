@@ -129,72 +129,93 @@ func list(ctx context.Context, store objectstore.Store) (*listing, error) {
 	return l, nil
 }
 
+// errDamaged says that an object is not what was written, errUseless that it is sound and of no use.
+var (
+	errDamaged = errors.New("damaged")
+	errUseless = errors.New("passed over")
+)
+
+// serious returns what is wrong with more than an object.
+func serious(err error) error {
+	if errors.Is(err, errDamaged) || errors.Is(err, errUseless) {
+		return nil
+	}
+	return err
+}
+
 // newest reads of each shard the newest manifest that is sound and all of whose segments are in the bucket. One that was written and never installed is as good: what it says is true.
-func (l *listing) newest(ctx context.Context, store objectstore.Store, cluster [16]byte) (map[coordinator.ShardID]*manifest.Manifest, []string, error) {
+func (l *listing) newest(ctx context.Context, store objectstore.Store, f *Found, cluster [16]byte) (notes []string, err error) {
 	shards := slices.Sorted(maps.Keys(l.manifests))
-	found, notes := make([]*manifest.Manifest, len(shards)), make([][]string, len(shards))
+	found, passed := make([]*manifest.Manifest, len(shards)), make([][]error, len(shards))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(readsAtOnce)
 	for i, shard := range shards {
-		g.Go(func() error {
+		g.Go(func() (err error) {
 			for _, name := range slices.Backward(l.manifests[shard]) {
-				m, why, err := l.manifest(ctx, store, name, cluster)
-				if err != nil {
+				found[i], err = l.manifest(ctx, store, name, cluster)
+				if err == nil || serious(err) != nil {
 					return err
 				}
-				if why == "" {
-					found[i] = m
-					return nil
-				}
-				notes[i] = append(notes[i], fmt.Sprintf("%s is passed over: %s", name, why))
+				passed[i] = append(passed[i], err)
 			}
 			return nil
 		})
 	}
 	if err := g.Wait(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	all := make(map[coordinator.ShardID]*manifest.Manifest)
+	f.Manifests = make(map[coordinator.ShardID]*manifest.Manifest)
 	for i, shard := range shards {
 		if found[i] != nil {
-			all[coordinator.ShardID(shard)] = found[i]
+			f.Manifests[coordinator.ShardID(shard)] = found[i]
 		}
+		notes = append(notes, f.damaged(passed[i])...)
 	}
-	return all, slices.Concat(notes...), nil
+	return notes, nil
 }
 
-// manifest reads a manifest; why says what is wrong with it.
-func (l *listing) manifest(ctx context.Context, store objectstore.Store, name string, cluster [16]byte) (m *manifest.Manifest, why string, err error) {
+// damaged takes in objects that are damaged; what is wrong with others it returns as notes.
+func (f *Found) damaged(passed []error) (notes []string) {
+	for _, err := range passed {
+		if errors.Is(err, errDamaged) {
+			f.Damaged = append(f.Damaged, err.Error())
+		} else {
+			notes = append(notes, err.Error())
+		}
+	}
+	return notes
+}
+
+// manifest reads a manifest. Errors that say what is wrong with it wrap [errDamaged] or [errUseless].
+func (l *listing) manifest(ctx context.Context, store objectstore.Store, name string, cluster [16]byte) (*manifest.Manifest, error) {
 	size := l.objects[name]
 	if size > manifest.BytesMax {
-		return nil, fmt.Sprintf("%d bytes", size), nil
+		return nil, fmt.Errorf("%s: %w: %d bytes", name, errDamaged, size)
 	}
 	b, err := get(ctx, store, name, 0, size)
-	switch {
-	case errors.Is(err, objectstore.ErrNotFound):
-		return nil, "it is gone", nil
-	case err != nil:
-		return nil, "", err
+	if err != nil {
+		return nil, absent(err)
 	}
-	if m, err = manifest.Parse(b); err != nil {
-		return nil, err.Error(), nil //nolint:nilerr // told by why
+	m, err := manifest.Parse(b)
+	if err != nil {
+		return nil, unread(name, err)
 	}
 	if m.Name() != name || m.Cluster != cluster {
-		return nil, fmt.Sprintf("it is %s of cluster %s", m.Name(), protocol.TopicID(m.Cluster)), nil
+		return nil, fmt.Errorf("%s: %w: it is %s of cluster %s", name, errUseless, m.Name(), protocol.TopicID(m.Cluster))
 	}
 	for i := range m.Segments {
 		if of := m.Segments[i].Name(m.Shard); l.objects[of] != m.Segments[i].Size {
-			return nil, fmt.Sprintf("%s is not there, or not of %d bytes", of, m.Segments[i].Size), nil
+			return nil, fmt.Errorf("%s: %w: %s is not there, or not of %d bytes", name, errUseless, of, m.Segments[i].Size)
 		}
 	}
-	return m, "", nil
+	return m, nil
 }
 
-// footer reads the footer of a flushed segment; it is nil if that is gone, damaged, or another cluster's.
+// footer reads the footer of a flushed segment. Errors that say what is wrong with it wrap [errDamaged] or [errUseless].
 func (l *listing) footer(ctx context.Context, store objectstore.Store, name string, cluster [16]byte) (*segment.Footer, error) {
 	size := l.objects[name]
 	if size < segment.TrailerSize {
-		return nil, nil
+		return nil, fmt.Errorf("%s: %w: %d bytes", name, errDamaged, size)
 	}
 	tail := min(size, footerTail)
 	b, err := get(ctx, store, name, size-tail, tail)
@@ -203,7 +224,7 @@ func (l *listing) footer(ctx context.Context, store objectstore.Store, name stri
 	}
 	pos, err := segment.ParseTrailer(b, size)
 	if err != nil {
-		return nil, nil //nolint:nilerr // damaged
+		return nil, unread(name, err)
 	}
 	if from := size - tail; pos < from {
 		if b, err = get(ctx, store, name, pos, size-pos); err != nil {
@@ -213,8 +234,11 @@ func (l *listing) footer(ctx context.Context, store objectstore.Store, name stri
 		b = b[pos-from:]
 	}
 	f, err := segment.ParseFooter(b)
-	if err != nil || f.Header.ID.Name() != name || f.Header.Cluster != cluster || f.ObjectSize != size {
-		return nil, nil //nolint:nilerr // damaged
+	if err != nil {
+		return nil, unread(name, err)
+	}
+	if f.Header.ID.Name() != name || f.Header.Cluster != cluster {
+		return nil, fmt.Errorf("%s: %w: it is %s of cluster %s", name, errUseless, f.Header.ID.Name(), protocol.TopicID(f.Header.Cluster))
 	}
 	return f, nil
 }
@@ -222,12 +246,20 @@ func (l *listing) footer(ctx context.Context, store objectstore.Store, name stri
 // footerTail is how much of a segment's end is read to find its footer.
 const footerTail = 64 << 10
 
-// absent takes an object that is gone for none.
+// absent takes an object that is gone for one of no use.
 func absent(err error) error {
 	if errors.Is(err, objectstore.ErrNotFound) {
-		return nil
+		return fmt.Errorf("%w: %w", errUseless, err)
 	}
 	return err
+}
+
+// unread tells an object that is damaged from one of a version that only a newer build reads.
+func unread(name string, err error) error {
+	if errors.Is(err, segment.ErrCorrupt) || errors.Is(err, manifest.ErrCorrupt) {
+		return fmt.Errorf("%s: %w: %w", name, errDamaged, err)
+	}
+	return fmt.Errorf("read %s: %w", name, err)
 }
 
 // footers reads the footers of the copy's commits, and of the segments that may have been committed since, into what was found.
@@ -239,13 +271,14 @@ func (l *listing) footers(ctx context.Context, store objectstore.Store, f *Found
 		}
 	}
 	slices.Sort(fresh)
-	found := make([]*segment.Footer, len(fresh))
+	found, passed := make([]*segment.Footer, len(fresh)), make([]error, len(fresh))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(readsAtOnce)
 	for i, name := range fresh {
 		g.Go(func() (err error) {
 			found[i], err = l.footer(ctx, store, name, cluster)
-			return err
+			passed[i] = err
+			return serious(err)
 		})
 	}
 	for i := range f.Commits {
@@ -255,7 +288,7 @@ func (l *listing) footers(ctx context.Context, store objectstore.Store, f *Found
 			if c.Footer != nil && c.InFooter {
 				c.Partitions = flush.CommitPartitions(c.Footer)
 			}
-			return err
+			return serious(err)
 		})
 	}
 	if err := g.Wait(); err != nil {
@@ -263,7 +296,7 @@ func (l *listing) footers(ctx context.Context, store objectstore.Store, f *Found
 	}
 	for i, footer := range found {
 		if footer == nil {
-			notes = append(notes, fmt.Sprintf("%s is damaged, and passed over", fresh[i]))
+			notes = append(notes, f.damaged(passed[i:i+1])...)
 			continue
 		}
 		f.Segments = append(f.Segments, Segment{footer})

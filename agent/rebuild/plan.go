@@ -27,6 +27,8 @@ type Found struct {
 	Manifests map[coordinator.ShardID]*manifest.Manifest
 	// Segments are those of level 0 that may have been committed after the copy was made ([Found.MayBeNew]).
 	Segments []Segment
+	// Damaged tells of manifests that are newer than those in Manifests, and segments that may have been committed after the copy was made, that nobody can read.
+	Damaged []string
 }
 
 // Segment is a segment of level 0 in the bucket.
@@ -98,10 +100,28 @@ func NewPlan(f *Found) *Plan {
 			}
 		}
 	}
+	p.damage()
 	p.settleTopics()
 	p.known()
 	p.adopt(p.candidates())
 	return p.plan
+}
+
+// damage tells of what the bucket should have.
+func (p *planner) damage() {
+	for _, why := range p.Damaged {
+		p.missing("%s: it may be newer than the copy", why)
+	}
+	for _, id := range slices.Sorted(maps.Keys(p.Shards)) {
+		installed, m := p.Shards[id].Manifest, p.Manifests[id]
+		switch {
+		case installed == "" || m != nil && m.Name() >= installed:
+		case m == nil:
+			p.missing("all that was merged of shard %d: %s was in force, and neither it nor another is whole", id, installed)
+		default:
+			p.missing("what was merged of shard %d after %s: %s was in force, and is not whole", id, m.Name(), installed)
+		}
+	}
 }
 
 // section is what is said of a partition in a segment.
@@ -143,7 +163,8 @@ const (
 	foreign   kind = iota // of a topic that does not exist
 	merged                // in the shard's manifest
 	continues             // follows what is known
-	broken                // neither
+	early                 // what comes before it is not known
+	broken                // contradicts what is known: it was never committed
 )
 
 func (p *planner) kind(s section) kind {
@@ -154,29 +175,32 @@ func (p *planner) kind(s section) kind {
 		return foreign
 	case s.next <= end:
 		return merged
-	case s.first == end && s.low >= p.epochs[s.id]:
-		return continues
+	case s.first < end || s.low < p.epochs[s.id]:
+		return broken
+	case s.first > end:
+		return early
 	}
-	return broken
+	return continues
 }
 
-// look tells how a segment stands: whether all of its sections are merged, or of topics that are gone, and by shards that it has something of whether that is merged. bad is a section that fits nowhere.
+// look tells how a segment stands: whether all of its sections are merged, or of topics that are gone, and by shards that it has something of whether that is merged. bad is a section that is early, or broken if one
+// is.
 func (p *planner) look(all []section) (over bool, shards map[coordinator.ShardID]bool, bad *section) {
 	over, shards = true, make(map[coordinator.ShardID]bool)
 	for i, s := range all {
 		k := p.kind(s)
-		if k == broken {
-			return false, nil, &all[i]
-		}
 		if k == foreign {
 			continue
+		}
+		if k == broken || k == early && bad == nil {
+			bad = &all[i]
 		}
 		if was, seen := shards[s.shard]; !seen || was {
 			shards[s.shard] = k == merged
 		}
 		over = over && k == merged
 	}
-	return over, shards, nil
+	return over, shards, bad
 }
 
 // take makes a commit part of the plan.
@@ -322,8 +346,8 @@ func (p *planner) adopt(byLog map[coordinator.LogID][]candidate) {
 			for len(byLog[log]) > 0 {
 				c := byLog[log][0]
 				over, shards, bad := p.look(c.all)
-				if rest := claimed(byLog[log]); bad != nil && len(rest) > 0 {
-					byLog[log], progress = rest, true
+				if rest := claimed(byLog[log]); bad != nil && p.kind(*bad) == broken && len(rest) > 0 {
+					byLog[log], progress = rest, true // a rival was committed, and is merged
 					continue
 				}
 				if bad != nil || p.late(shards) || patient && !over && p.behind(shards, waiting) {
@@ -350,6 +374,8 @@ func (p *planner) adopt(byLog map[coordinator.LogID][]candidate) {
 			patient = true
 		case patient:
 			patient = false // what others wait for was never committed
+		case p.skip(logs, byLog):
+			patient = true
 		default:
 			p.leftOver(logs, byLog)
 			return
@@ -364,6 +390,23 @@ func claimed(all []candidate) []candidate {
 		return nil
 	}
 	return all[at:]
+}
+
+// skip leaves out what a log has of its owner, where what comes before it is not there and the log was claimed later. It reports whether there was such a log.
+func (p *planner) skip(logs []coordinator.LogID, byLog map[coordinator.LogID][]candidate) bool {
+	for _, log := range logs {
+		all := byLog[log]
+		if len(all) == 0 {
+			continue
+		}
+		_, _, bad := p.look(all[0].all)
+		if rest := claimed(all); bad != nil && len(rest) > 0 {
+			p.missing("%d segments of log %s, from %s on: they or others in their place were committed, and what comes before them is not in the bucket", len(all)-len(rest), log, all[0].segment.Header.ID.Name())
+			byLog[log] = rest
+			return true
+		}
+	}
+	return false
 }
 
 // behind reports whether a commit has to wait: of a shard of which it has something that is not merged, another has something that is.

@@ -18,6 +18,7 @@ import (
 var (
 	orders = coordinator.Topic{ID: protocol.TopicID{1}, Name: "orders", Partitions: 2}
 	gone   = protocol.TopicID{2}
+	anew   = protocol.TopicID{3} // another topic named orders
 )
 
 const shards = 2
@@ -49,8 +50,11 @@ func segmentOf(t *testing.T, name string, parts ...part) (*segment.Footer, []byt
 	var b segment.Builder
 	for _, p := range parts {
 		topic, text := orders.ID, orders.Name
-		if !p.topic.IsZero() {
-			topic, text = p.topic, "other"
+		switch p.topic {
+		case gone:
+			topic, text = gone, "other"
+		case anew:
+			topic = anew
 		}
 		records := batch.NewBuilder(batch.None)
 		records.BaseOffset, records.LeaderEpoch = p.first, p.epoch
@@ -86,6 +90,8 @@ type planCase struct {
 	merged   []end             // by manifests
 	epochs   map[int32]int32   // of the copy's shards, by partitions
 	newer    bool              // manifests are newer than the copy
+	older    bool              // manifests are older than the copy
+	damaged  []string          // what cannot be read
 	segments map[string][]part
 
 	want    []string // commits: log/number
@@ -97,6 +103,9 @@ type planCase struct {
 	notes   int
 
 	partitions int32 // of orders, if they are more
+
+	gone bool               // orders is no more
+	anew [2]protocol.Offset // ends of the topic that has its name
 }
 
 func TestPlan(t *testing.T) {
@@ -105,6 +114,9 @@ func TestPlan(t *testing.T) {
 	}
 	both := func(first, next protocol.Offset) []part {
 		return []part{{partition: 0, first: first, next: next, epoch: 1}, {partition: 1, first: first, next: next, epoch: 1}}
+	}
+	again := func(first, next protocol.Offset) []part {
+		return []part{{partition: 0, first: first, next: next, epoch: 1, topic: anew}}
 	}
 	for name, c := range map[string]planCase{
 		"nothing since": {
@@ -193,6 +205,62 @@ func TestPlan(t *testing.T) {
 			lost:   []string{"1/1/1/0"},
 			want:   nil, missing: 2,
 		},
+		"what comes before it is another log's": {
+			segments: map[string][]part{"5/1/1/0": one(0, 10, 1), "3/1/1/0": one(10, 20, 2), "3/2/2/0": one(20, 30, 2)},
+			want:     []string{"5/1", "3/1", "3/2"}, adopted: 3, ends: [2]protocol.Offset{30},
+		},
+		"what comes before it is gone, and the log was claimed": {
+			segments: map[string][]part{"1/1/1/0": one(10, 20, 1), "1/2/2/0": {{partition: 1, next: 5, epoch: 1}}},
+			want:     []string{"1/2"}, adopted: 1, ends: [2]protocol.Offset{0, 5}, missing: 1,
+		},
+		"what is damaged may be newer": {
+			copied:  map[string][]part{"1/1/1/0": one(0, 10, 1)},
+			damaged: []string{"segments/1/2"},
+			want:    []string{"1/1"}, ends: [2]protocol.Offset{10}, missing: 1,
+		},
+		"what is damaged may be what a topic lacks": {
+			newer:    true,
+			merged:   []end{{1, 0, 0}},
+			damaged:  []string{"segments/1/1"},
+			segments: map[string][]part{"1/2/1/0": one(10, 20, 1)},
+			missing:  1, notes: 1,
+		},
+		"the manifests in force are not whole": {
+			older:  true,
+			merged: []end{{0, 10, 1}, {1, 10, 1}},
+			ends:   [2]protocol.Offset{10, 10}, missing: 2,
+		},
+		"a manifest that is not the one in force says nothing of topics": {
+			older:    true,
+			merged:   []end{{1, 0, 0}},
+			segments: map[string][]part{"1/2/1/0": one(10, 20, 1)},
+			missing:  2, notes: 1, partitions: 2,
+		},
+		"a topic was deleted and created anew": {
+			copied:   map[string][]part{"1/1/1/0": one(0, 10, 1)},
+			segments: map[string][]part{"1/2/1/0": one(10, 12, 1), "1/3/1/0": again(0, 5), "2/1/1/0": {{partition: 1, next: 7, epoch: 1, topic: anew}}},
+			want:     []string{"1/3", "2/1"}, left: 1, adopted: 2, notes: 2, gone: true, anew: [2]protocol.Offset{5, 7},
+		},
+		"a topic that had no records was deleted and created anew": {
+			segments: map[string][]part{"1/1/1/0": again(0, 5)},
+			want:     []string{"1/1"}, adopted: 1, notes: 2, gone: true, anew: [2]protocol.Offset{5},
+		},
+		"a topic was deleted, as manifests tell, and created anew": {
+			newer:    true,
+			merged:   []end{{1, 0, 0}},
+			segments: map[string][]part{"1/2/1/0": one(10, 20, 1), "2/1/1/0": again(0, 5)},
+			want:     []string{"2/1"}, adopted: 1, notes: 2, gone: true, anew: [2]protocol.Offset{5},
+		},
+		"a topic's predecessor has records in the log before it": {
+			copied:   map[string][]part{"1/3/1/0": one(0, 10, 1)},
+			segments: map[string][]part{"1/4/1/0": one(10, 20, 1), "2/1/1/0": again(0, 5), "2/2/1/0": {{partition: 1, next: 7, epoch: 1}}},
+			want:     []string{"1/3", "1/4", "2/2"}, adopted: 2, ends: [2]protocol.Offset{20, 7},
+		},
+		"which of two topics of a name is the newer is not known": {
+			copied:   map[string][]part{"1/1/1/0": one(0, 10, 1)},
+			segments: map[string][]part{"2/1/1/0": again(0, 5)},
+			want:     []string{"1/1"}, ends: [2]protocol.Offset{10}, missing: 1,
+		},
 		"a topic was created since": {
 			segments: map[string][]part{"1/1/1/0": {{partition: 0, next: 5, epoch: 1, topic: gone}}},
 			want:     []string{"1/1"}, adopted: 1, notes: 1,
@@ -213,7 +281,7 @@ func TestPlan(t *testing.T) {
 			newer:    true,
 			merged:   []end{{1, 0, 0}}, // the shard of partition 0 has a manifest without it
 			segments: map[string][]part{"1/2/1/0": one(10, 20, 1)},
-			notes:    1,
+			notes:    1, gone: true,
 		},
 	} {
 		t.Run(name, func(t *testing.T) { c.run(t) })
@@ -223,7 +291,7 @@ func TestPlan(t *testing.T) {
 func (c planCase) run(t *testing.T) {
 	f := &Found{
 		Topics: map[protocol.TopicID]coordinator.Topic{orders.ID: orders}, Shards: make(map[coordinator.ShardID]coordinator.Shard),
-		Manifests: make(map[coordinator.ShardID]*manifest.Manifest),
+		Manifests: make(map[coordinator.ShardID]*manifest.Manifest), Damaged: c.damaged,
 	}
 	for n, epoch := range c.epochs {
 		f.Shards[shardOf(n)] = coordinator.Shard{Epoch: epoch}
@@ -238,8 +306,12 @@ func (c planCase) run(t *testing.T) {
 		if len(c.merged) > 0 {
 			f.Manifests[shardOf(n)] = m
 		}
-		if s := f.Shards[shardOf(n)]; !c.newer {
-			s.Manifest = m.Name()
+		if s := f.Shards[shardOf(n)]; len(c.merged) > 0 && !c.newer {
+			installed := *m
+			if c.older {
+				installed.Generation++
+			}
+			s.Manifest = installed.Name()
 			f.Shards[shardOf(n)] = s
 		}
 	}
@@ -271,12 +343,21 @@ func (c planCase) run(t *testing.T) {
 		if end := p.Ends[partition.ID{Topic: orders.ID, Partition: n}]; end != c.ends[n] {
 			t.Errorf("partition %d ends at %d, want %d", n, end, c.ends[n])
 		}
+		if end := p.Ends[partition.ID{Topic: anew, Partition: n}]; end != c.anew[n] {
+			t.Errorf("partition %d of the topic created anew ends at %d, want %d", n, end, c.anew[n])
+		}
 		if upTo := revisions[p.Merged[shardOf(n)]]; upTo != c.upTo[n] {
 			t.Errorf("the shard of partition %d has merged up to %q, want %q", n, upTo, c.upTo[n])
 		}
 	}
 	if got := p.Topics[orders.ID].Partitions; c.partitions > 0 && got != c.partitions {
 		t.Errorf("%d partitions, want %d", got, c.partitions)
+	}
+	if _, ok := p.Topics[orders.ID]; c.gone == ok {
+		t.Errorf("orders is there: %t", ok)
+	}
+	if _, ok := p.Topics[anew]; ok != (c.anew[0] > 0) {
+		t.Errorf("the topic created anew is there: %t", ok)
 	}
 	if len(p.Missing) != c.missing || len(p.Notes) != c.notes {
 		t.Errorf("missing: %q, notes: %q; want %d and %d", p.Missing, p.Notes, c.missing, c.notes)

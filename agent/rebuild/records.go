@@ -24,9 +24,6 @@ const (
 	copiesAhead    = 1 << 16
 )
 
-// lastEpoch is the highest epoch of a transactional producer: whoever has an id at that epoch gets another id, and all epochs of the old one are fenced.
-const lastEpoch protocol.ProducerEpoch = 32766
-
 // outcome is what becomes of the coordinator's keys.
 type outcome struct {
 	items   []backup.Item // all but commits, shards and the cluster
@@ -43,7 +40,8 @@ type rebuilder struct {
 	lost   bool // what agents' disks have is lost: logs end as they are, and offsets beyond the end of partitions begin there
 
 	logs      map[partition.ID]*partition.Log
-	producers protocol.ProducerID // the highest that was seen
+	marks     map[producerAt]int64 // when the newest marker of a producer was written at the latest, Unix milliseconds
+	producers protocol.ProducerID  // the highest that was seen
 }
 
 // outcome decides.
@@ -58,6 +56,7 @@ func (r *rebuilder) outcome() (*outcome, error) {
 	}
 	next := map[string]int64{coordinator.KeyNextNode: 1, coordinator.KeyNextLog: 1, coordinator.KeyNextPID: 1}
 	txns := make(map[string]txn.Snapshot)
+	deleted := r.deleted()
 	for _, it := range r.state.Items {
 		item := coordinator.Item{Key: it.Key, Value: it.Value, ModRevision: it.Revision}
 		var err error
@@ -69,6 +68,7 @@ func (r *rebuilder) outcome() (*outcome, error) {
 		case strings.HasPrefix(it.Key, coordinator.PrefixLogs) && it.Key != coordinator.KeyPastLog:
 		case strings.HasPrefix(it.Key, coordinator.PrefixTxns):
 			txns[it.Key], err = coordinator.Decode[txn.Snapshot](item)
+		case deleted[offsetsTopic(it.Key)]:
 		case strings.HasPrefix(it.Key, coordinator.PrefixOffsets) && r.lost:
 			var block coordinator.GroupOffsets
 			if block, err = r.offsets(item); err == nil {
@@ -87,14 +87,14 @@ func (r *rebuilder) outcome() (*outcome, error) {
 	for _, l := range r.walLogs() {
 		put(coordinator.KeyLog(l.ID), l)
 	}
-	r.transactions(txns)
-	for key, s := range txns {
-		put(key, s)
-	}
 	next[coordinator.KeyNextLog] = max(next[coordinator.KeyNextLog], int64(r.listed.log)+1) + logsAhead
 	next[coordinator.KeyNextPID] = max(next[coordinator.KeyNextPID], int64(r.producers)+1) + producersAhead
 	o.cluster.Restored = coordinator.LogID(next[coordinator.KeyNextLog])
 	next[coordinator.KeyNextCopy] = int64(r.state.ID.Number) + copiesAhead
+	next[coordinator.KeyNextPID] = int64(r.transactions(txns, protocol.ProducerID(next[coordinator.KeyNextPID])))
+	for key, s := range txns {
+		put(key, s)
+	}
 	for key, n := range next {
 		put(key, n)
 	}
@@ -104,13 +104,15 @@ func (r *rebuilder) outcome() (*outcome, error) {
 
 // replay rebuilds the partitions' states, from manifests and then footers, for what is known of producers.
 func (r *rebuilder) replay() error {
-	r.logs = make(map[partition.ID]*partition.Log)
-	for _, m := range r.found.Manifests {
+	r.logs, r.marks = make(map[partition.ID]*partition.Log), make(map[producerAt]int64)
+	for shard, m := range r.found.Manifests {
 		for i := range m.Partitions {
 			p := &m.Partitions[i]
 			l := partition.New(m.Epoch)
+			id := partition.ID{Topic: p.Topic, Partition: p.Partition}
 			l.RestoreSnapshot(upkeep.SnapshotOf(p))
-			r.logs[partition.ID{Topic: p.Topic, Partition: p.Partition}] = l
+			r.logs[id] = l
+			r.marked(p, id, r.found.newer(shard))
 		}
 	}
 	for _, c := range r.plan.Commits {
@@ -141,6 +143,11 @@ func (r *rebuilder) apply(s *segment.Section, createdMs int64) error {
 	}
 	if s.NextOffset <= l.End() {
 		return nil
+	}
+	for b, err := range s.All() {
+		if err == nil && b.Flags&segment.FlagControl != 0 {
+			r.marks[producerAt{b.ProducerID, id}] = b.MaxTimestamp
+		}
 	}
 	return upkeep.Apply(l, s, createdMs)
 }
@@ -195,6 +202,29 @@ func (r *rebuilder) walLogs() []coordinator.Log {
 	return records
 }
 
+// deleted returns the names of topics that were deleted since, or are others now.
+func (r *rebuilder) deleted() map[string]bool {
+	names := make(map[string]bool)
+	for id, t := range r.found.Topics {
+		if _, ok := r.plan.Topics[id]; !ok {
+			names[t.Name] = true
+		}
+	}
+	return names
+}
+
+// offsetsTopic returns the topic of which a key has a group's offsets; of others nothing.
+func offsetsTopic(key string) string {
+	if !strings.HasPrefix(key, coordinator.PrefixOffsets) {
+		return ""
+	}
+	_, topic, _, err := coordinator.ParseKeyOffsets(key)
+	if err != nil {
+		return ""
+	}
+	return topic
+}
+
 // offsets returns a group's offsets, none of which is beyond the end of its partition: what was there is lost, and others will get its offsets.
 func (r *rebuilder) offsets(item coordinator.Item) (coordinator.GroupOffsets, error) {
 	_, topic, _, err := coordinator.ParseKeyOffsets(item.Key)
@@ -217,70 +247,4 @@ func (r *rebuilder) offsets(item coordinator.Item) (coordinator.GroupOffsets, er
 		}
 	}
 	return block, nil
-}
-
-// open is what partitions have of a producer.
-type open struct {
-	epoch      protocol.ProducerEpoch
-	partitions []txn.Partition // with an open transaction
-}
-
-// transactions decides what becomes of transactional ids. Which transactions were begun or decided after the copy was made nobody knows: those that are open are aborted, but for one that the copy has
-// decided to commit. Each id gets a new producer id when its producer comes back, whose old ones are fenced.
-func (r *rebuilder) transactions(all map[string]txn.Snapshot) {
-	producers := make(map[protocol.ProducerID]*open)
-	for id, l := range r.logs {
-		if _, ok := r.plan.Topics[id.Topic]; !ok {
-			continue
-		}
-		for _, p := range l.Snapshot().Producers {
-			o := producers[p.ID]
-			if o == nil {
-				o = new(open)
-				producers[p.ID] = o
-			}
-			o.epoch = max(o.epoch, p.Epoch)
-			if p.TxnFirst != protocol.NoOffset {
-				o.partitions = append(o.partitions, txn.Partition{Topic: id.Topic, Partition: id.Partition})
-			}
-		}
-	}
-	for _, key := range slices.Sorted(maps.Keys(all)) {
-		s := all[key]
-		o := producers[s.ProducerID]
-		if o == nil {
-			o = new(open)
-		}
-		delete(producers, s.ProducerID)
-		if s.State == txn.PrepareCommit && o.epoch <= s.Epoch {
-			continue
-		}
-		all[key] = aborted(s, o.partitions)
-	}
-	for id, o := range producers {
-		if len(o.partitions) == 0 {
-			continue
-		}
-		name := fmt.Sprintf("varve-restore-%d", id) // whose it was nobody knows
-		all[coordinator.KeyTxn(coordinator.ShardOfName(name, r.found.Cluster.Shards), name)] = aborted(txn.Snapshot{
-			Format: 1, ProducerID: id, TimeoutMs: 60_000, StartedMs: -1, UpdatedMs: r.state.CreatedMs,
-		}, o.partitions)
-	}
-}
-
-// aborted returns a transactional id whose transaction is aborted, in these partitions too, and whose producer is fenced.
-func aborted(s txn.Snapshot, partitions []txn.Partition) txn.Snapshot {
-	switch s.State {
-	case txn.Ongoing, txn.PrepareCommit, txn.PrepareAbort:
-		s.Partitions = s.Partitions.Union(txn.NewSet(partitions...))
-	default:
-		s.Partitions = txn.NewSet(partitions...)
-	}
-	s.State = txn.Empty
-	if len(s.Partitions) > 0 {
-		s.State = txn.PrepareAbort
-	}
-	s.Epoch, s.Version2 = max(s.Epoch, lastEpoch), false
-	s.LastProducerID, s.LastEpoch, s.NextProducerID = protocol.NoProducerID, protocol.NoProducerEpoch, protocol.NoProducerID
-	return s
 }

@@ -75,11 +75,10 @@ func Restore(ctx context.Context, kv coordinator.KV, store objectstore.Store, o 
 	if err != nil {
 		return nil, err
 	}
-	manifests, notes, err := listed.newest(ctx, store, state.ID.Cluster)
+	notes, err := listed.newest(ctx, store, found, state.ID.Cluster)
 	if err != nil {
 		return nil, err
 	}
-	found.Manifests = manifests
 	more, err := listed.footers(ctx, store, found, state.ID.Cluster)
 	if err != nil {
 		return nil, err

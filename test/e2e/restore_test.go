@@ -11,6 +11,11 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/varve-io/varve/agent/rebuild"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/coordinator/backup"
+	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/objectstore/bucket"
 	"github.com/varve-io/varve/test/servers"
 )
 
@@ -43,28 +48,62 @@ func (c *trio) kill(t *testing.T) {
 	}
 }
 
-// copied begins the agents anew, and so a controller, who copies etcd to the bucket.
+// copied begins the agents anew, and so a controller, who copies etcd to the bucket, and waits for a copy that has the WAL logs of them all.
 func (c *trio) copied(t *testing.T, folders []string) {
 	t.Helper()
-	newest := func() string {
-		names, err := filepath.Glob(filepath.Join(strings.TrimPrefix(c.bucket, "file://"), "copies", "*"))
+	store, err := bucket.Open(t.Context(), c.bucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	newest := func() (last rebuild.Copy) {
+		all, err := rebuild.Copies(t.Context(), store)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(names) == 0 {
-			return ""
+		if n := len(all); n > 0 {
+			last = all[n-1]
 		}
-		return names[len(names)-1]
+		return last
 	}
 	c.drain(t)
-	before := newest()
+	before := newest().ID.Number
 	c.begin(t, folders)
-	for end := time.Now().Add(time.Minute); newest() == before; {
-		if time.Now().After(end) {
-			t.Fatal("no copy of etcd in the bucket after a minute")
+	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		if last := newest(); last.ID.Number > before && openLogs(t, store, last) == len(c.agents) {
+			return
 		}
-		time.Sleep(50 * time.Millisecond)
+		if time.Now().After(end) {
+			t.Fatalf("no copy of etcd in the bucket that has the logs of all agents after %v", patience)
+		}
 	}
+}
+
+// openLogs counts the WAL logs that are open as a copy has them.
+func openLogs(t *testing.T, store objectstore.Store, last rebuild.Copy) (n int) {
+	t.Helper()
+	for _, page := range last.Pages {
+		b := make([]byte, page.Size)
+		if err := store.Get(t.Context(), page.Name, 0, b); err != nil {
+			t.Fatal(err)
+		}
+		parsed, err := backup.Parse(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, it := range parsed.Items {
+			if !strings.HasPrefix(it.Key, coordinator.PrefixLogs) || it.Key == coordinator.KeyPastLog {
+				continue
+			}
+			log, err := coordinator.Decode[coordinator.Log](coordinator.Item{Key: it.Key, Value: it.Value})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !log.Closed {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // refused wants an agent to end because of etcd.
@@ -189,6 +228,40 @@ func TestRestore(t *testing.T) {
 	raw.want(t, 9, 9)
 	raw.want(t, 12, 12)
 	c.complete(t, 3000)
+	c.run(t, 0, "fsck", "--deep")
+	c.drain(t)
+}
+
+// TestRestoreFromMinIO loses etcd alone, at the same moment as all agents end: what was flushed comes back from a bucket in MinIO, and what was not from the agents' disks.
+func TestRestoreFromMinIO(t *testing.T) {
+	t.Setenv("AWS_ACCESS_KEY_ID", servers.AccessKey)
+	t.Setenv("AWS_SECRET_ACCESS_KEY", servers.SecretKey)
+	etcd := servers.Etcd(t, servers.EtcdOptions{})
+	minio := servers.MinIO(t, servers.StoreOptions{Buckets: []string{"lake"}})
+	c := trio{cluster: cluster{etcd: "http://" + etcd.Address, bucket: "minio://" + minio.Address + "/lake/varve?secure=false", name: "minio"}}
+	for range 3 {
+		c.kafka, c.peers, c.http = append(c.kafka, freeAddress(t)), append(c.peers, freeAddress(t)), append(c.http, freeAddress(t))
+	}
+	disks := folders(t)
+	c.begin(t, disks)
+	createTopic(t, c.kafka[0], "lake", spread)
+	w := newSpreader(t, c.kafka)
+	w.produce(t, 600)
+	w.flush(t)
+	c.copied(t, disks)
+	w.produce(t, 600) // after the copy
+	w.flush(t)
+	c.kill(t)
+	etcd.Kill()
+
+	c.etcd = "http://" + servers.Etcd(t, servers.EtcdOptions{}).Address
+	c.refused(t, disks[0], "etcd has lost the cluster")
+	c.run(t, 0, "restore")
+	c.run(t, 0, "fsck", "--deep")
+	c.begin(t, disks)
+	w.produce(t, 600)
+	w.flush(t)
+	c.complete(t, 1800)
 	c.run(t, 0, "fsck", "--deep")
 	c.drain(t)
 }

@@ -1,0 +1,62 @@
+package agent_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/varve-io/varve/agent"
+	"github.com/varve-io/varve/agent/rebuild"
+	"github.com/varve-io/varve/agent/upkeep"
+	"github.com/varve-io/varve/coordinator"
+	memkv "github.com/varve-io/varve/coordinator/mem"
+)
+
+// TestRestoreRecreated loses etcd after a topic was deleted and created anew, which no copy has: the agents' logs show which one came later.
+func TestRestoreRecreated(t *testing.T) {
+	c := newCluster(t, func(cfg *agent.Config) {
+		copying(cfg)
+		cfg.Merge = upkeep.MergeConfig{DataBytes: 1 << 30, CommitsMax: 1 << 20, KeyBytesMax: 1 << 30, AgeMax: time.Hour}
+	}, "a", "b", "c")
+	const partitions = 12 // each agent leads some of both
+	c.create(t, "t", partitions)
+	c.produce(t, "t", partitions, 0, 20, "")
+	c.awaitFlushed(t, "t", 20)
+	number := c.awaitCopy(t)
+	if _, err := kadm.NewClient(c.client(t)).DeleteTopic(t.Context(), "t"); err != nil {
+		t.Fatal(err)
+	}
+	c.create(t, "t", partitions)
+	c.produce(t, "t", partitions, 0, 5, "")
+	c.awaitFlushed(t, "t", 5)
+	item, _, err := c.kv.Get(t.Context(), coordinator.KeyTopic("t"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := coordinator.Decode[coordinator.Topic](item)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.killAll()
+	c.forgetCopies(t, number)
+
+	next := c.again(t, memkv.New(memkv.Config{ClusterID: 2, Start: time.Now()}), false)
+	if _, err := next.restore(t, rebuild.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if item, _, err = next.kv.Get(t.Context(), coordinator.KeyTopic("t")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := coordinator.Decode[coordinator.Topic](item); err != nil || got.ID != want.ID || got.Partitions != partitions {
+		t.Errorf("the topic is %+v, %v, want %s with %d partitions", got, err, want.ID, partitions)
+	}
+	next.startAll(t)
+	reader := next.client(t, kgo.ConsumeTopics("t"))
+	at := make([]int64, partitions)
+	expect(t, reader, at, 5)
+	next.produce(t, "t", partitions, 5, 8, "")
+	expect(t, reader, at, 8)
+	next.check(t)
+}
