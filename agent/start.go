@@ -222,24 +222,15 @@ func (a *Agent) servePeers(run context.Context) error {
 	server.Handle(peer.ServiceName, peerStoresMax, walServer.Serve)
 	server.Handle(forwarding, a.cfg.Server.ConnectionsMax, a.server.ServeAgent)
 	server.Handle(blocksService, zone.ConnectionsMax, a.zone.Serve)
+	listener := a.deps.PeerListener
 	a.spawn(run, "serve peers", func(ctx context.Context) error {
-		end := func() { // and wait: connections use the disk, which may be closed when Run has returned
-			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), retry.CallTimeout)
-			defer cancel()
-			if err := server.Close(limited); err != nil {
-				a.log.Warn("end the peers' connections", "err", err)
-			}
-		}
-		ended := make(chan struct{})
-		stop := context.AfterFunc(ctx, func() {
-			defer close(ended)
-			end()
-		})
-		err := server.Serve(a.deps.PeerListener)
-		if stop() {
-			end()
-		} else {
-			<-ended
+		defer context.AfterFunc(ctx, func() { _ = listener.Close() })()
+		err := server.Serve(listener)
+		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), retry.CallTimeout)
+		defer cancel()
+		// And wait: connections use the disk, which may be closed when Run has returned.
+		if err := server.Close(limited); err != nil {
+			a.log.Warn("end the peers' connections", "err", err)
 		}
 		return err
 	})
