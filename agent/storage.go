@@ -44,9 +44,10 @@ func (a *Agent) startUpkeep(run context.Context) {
 	a.spawn(run, "delete garbage", upkeep.NewSweeper(a.cfg.Garbage, upkeep.SweeperDeps{
 		KV: a.deps.KV, View: a.view, Store: a.deps.Store, Manifests: a.manifests, Now: a.deps.Now, Log: a.log, Elected: a.elected,
 	}).Run)
-	a.spawn(run, "copy the coordinator's state", rebuild.NewCopier(a.cfg.CopyPause, rebuild.CopierDeps{
+	a.copier = rebuild.NewCopier(a.cfg.CopyPause, rebuild.CopierDeps{
 		KV: a.deps.KV, Store: a.deps.Store, Cluster: a.clusterID, Elected: a.elected, Agents: a.view.Agents, Now: a.deps.Now, Log: a.log,
-	}).Run)
+	})
+	a.spawn(run, "copy the coordinator's state", a.copier.Run)
 }
 
 // elected reports whether this agent is the cluster's controller.
