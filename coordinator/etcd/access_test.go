@@ -3,8 +3,6 @@ package etcd_test
 import (
 	"context"
 	"errors"
-	"net"
-	"net/url"
 	"testing"
 	"time"
 
@@ -12,7 +10,6 @@ import (
 
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/etcd"
-	"github.com/varve-io/varve/coordinator/etcd/embedded"
 )
 
 func TestConfig(t *testing.T) {
@@ -25,29 +22,14 @@ func TestConfig(t *testing.T) {
 
 // TestEtcdStartsLater tells that a store may be made, and called, before its etcd is there.
 func TestEtcdStartsLater(t *testing.T) {
-	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	endpoint := url.URL{Scheme: "http", Host: listener.Addr().String()}
-	if err := listener.Close(); err != nil {
-		t.Fatal(err)
-	}
-	store := open(t, etcd.Config{Endpoints: []string{endpoint.String()}, Prefix: "/varve/"})
+	p := startProxy(t, "http://127.0.0.1:1") // where nobody listens; a port that was free a moment ago may be taken when etcd starts
+	store := open(t, etcd.Config{Endpoints: []string{p.endpoint()}, Prefix: "/varve/"})
 	early, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := store.ClusterID(early); !errors.Is(err, coordinator.ErrUnavailable) {
 		t.Fatalf("ClusterID without an etcd: %v, want ErrUnavailable", err)
 	}
-	server, err := embedded.Start(t.Context(), embedded.Config{Dir: t.TempDir(), ClientURL: endpoint.String(), UnsafeNoFsync: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := server.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	p.lead(startServer(t).Endpoint())
 	if result, err := store.Txn(t.Context(), nil, []coordinator.Op{{Key: "a"}}); err != nil || !result.Succeeded {
 		t.Errorf("Txn = %+v, %v", result, err)
 	}
