@@ -68,23 +68,25 @@ func TestAuthentication(t *testing.T) {
 		}
 	}
 	ops := []coordinator.Op{{Key: "a"}}
+	patient, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // a password takes a busy machine seconds
+	defer cancel()
 	for _, c := range []struct {
 		username, password string
 		want               bool
 	}{{"root", "secret", true}, {"root", "guess", false}, {"nobody", "secret", false}, {"", "", false}} {
-		store := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, Prefix: "/varve/", Username: c.username, Password: c.password})
-		_, err := store.Txn(t.Context(), nil, ops)
+		store := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, Prefix: "/varve/", DialTimeout: time.Minute, Username: c.username, Password: c.password})
+		_, err := store.Txn(patient, nil, ops)
 		if (err == nil) != c.want || err != nil && !errors.Is(err, coordinator.ErrUnavailable) {
 			t.Errorf("%s:%s: Txn: %v; want success %t", c.username, c.password, err, c.want)
 		}
-		if _, _, err := store.Get(t.Context(), "a"); (err == nil) != c.want {
+		if _, _, err := store.Get(patient, "a"); (err == nil) != c.want {
 			t.Errorf("%s:%s: Get: %v; want success %t", c.username, c.password, err, c.want)
 		}
 	}
 	// A store made before its etcd can be reached authenticates later.
 	absent := open(t, etcd.Config{Endpoints: []string{"http://127.0.0.1:1"}, Prefix: "/varve/", Username: "root", Password: "secret"})
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
+	ctx, end := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer end()
 	if _, err := absent.Txn(ctx, nil, ops); !errors.Is(err, coordinator.ErrUnavailable) {
 		t.Errorf("Txn without an etcd: %v, want ErrUnavailable", err)
 	}
