@@ -164,18 +164,6 @@ func TestGapAtTheEnd(t *testing.T) {
 	}
 }
 
-// TestNobodyLeads has a fetch ask for a partition that cannot be read here, beside one that can: each has its answer.
-func TestNobodyLeads(t *testing.T) {
-	for _, committed := range []bool{false, true} {
-		b := twoSegments(t)
-		r := b.fetch(t, Limits{BytesMin: 1, BytesMax: 1 << 20, Wait: time.Hour, ReadCommitted: committed},
-			Want{Err: protocol.NotLeaderOrFollower.Err(), BytesMax: 1 << 20}, Want{Partition: restored(0, 6, 10), Offset: 6, BytesMax: 1 << 20})
-		if protocol.CodeOf(r.Parts[0].Err) != protocol.NotLeaderOrFollower || r.Parts[1].Err != nil || r.Parts[1].Bytes == 0 {
-			t.Errorf("committed only %v: %v, and %d bytes, %v", committed, r.Parts[0].Err, r.Parts[1].Bytes, r.Parts[1].Err)
-		}
-	}
-}
-
 // TestFairShares holds that a fetch of many cold partitions takes a share of the cache, and that nobody waits for ever when all of it is held.
 func TestFairShares(t *testing.T) {
 	b := newBucket(t, 16*blockBytes)
