@@ -324,14 +324,7 @@ const sweepPause = 10 * time.Second
 // sweepStore frees, at intervals, what the disk holds of logs that are over. It ends the agent if its own log was claimed: an idle one would not notice.
 func (a *Agent) sweepStore(ctx context.Context) error {
 	seen := make(map[wal.SegmentID]time.Time) // segments of logs that are not listed, and since when
-	tick := time.NewTicker(sweepPause)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	return retry.Every(ctx, sweepPause, func() error {
 		held := a.deps.Disk.Segments()
 		var logs coordinator.Logs
 		err := retry.Coordinator(ctx, a.log, "list WAL logs", func(ctx context.Context) (err error) {
@@ -347,10 +340,8 @@ func (a *Agent) sweepStore(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := a.sweepUnlisted(unlisted, seen); err != nil {
-			return err
-		}
-	}
+		return a.sweepUnlisted(unlisted, seen)
+	})
 }
 
 // unlistedMax is how long a segment of a log that is not listed stays: longer than any transaction is under way.
