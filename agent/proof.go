@@ -39,7 +39,7 @@ func (a *Agent) guardQuorum(ctx context.Context) error {
 		}
 		err := a.proveWithin(ctx, proofMax-doubtMax)
 		if err == nil || !a.reachesCoordinator(ctx) || ctx.Err() != nil || a.draining.Load() || !a.dispensable() {
-			return nil
+			return nil //nolint:nilerr // nobody is served better by the end of this agent
 		}
 		a.log.Error("the WAL has no quorum, and other agents are there to take over", "err", err)
 		limited, cancel := context.WithTimeout(ctx, proofMax)

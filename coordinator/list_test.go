@@ -20,8 +20,8 @@ type forgetful struct {
 func (f *forgetful) List(ctx context.Context, prefix string, revision int64) ([]coordinator.Item, int64, error) {
 	items, asOf, err := f.Store.List(ctx, prefix, revision)
 	if f.lists++; f.lists == 1 {
-		put(f.t, f.Store, "b/", "2")
-		put(f.t, f.Store, "a/", "2")
+		put(ctx, f.t, f.Store, "b/", "2")
+		put(ctx, f.t, f.Store, "a/", "2")
 		if err := f.Compact(ctx, asOf+2); err != nil {
 			f.t.Fatal(err)
 		}
@@ -29,9 +29,9 @@ func (f *forgetful) List(ctx context.Context, prefix string, revision int64) ([]
 	return items, asOf, err
 }
 
-func put(t *testing.T, kv coordinator.KV, prefix, value string) {
+func put(ctx context.Context, t *testing.T, kv coordinator.KV, prefix, value string) {
 	t.Helper()
-	if _, err := kv.Txn(t.Context(), nil, []coordinator.Op{{Key: prefix + value, Value: []byte(value)}}); err != nil {
+	if _, err := kv.Txn(ctx, nil, []coordinator.Op{{Key: prefix + value, Value: []byte(value)}}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -39,8 +39,8 @@ func put(t *testing.T, kv coordinator.KV, prefix, value string) {
 // TestListAll: prefixes are read as of one revision, even if the first one is forgotten before all are.
 func TestListAll(t *testing.T) {
 	kv := &forgetful{Store: mem.New(mem.Config{Start: time.Now()}), t: t}
-	put(t, kv, "a/", "1")
-	put(t, kv, "b/", "1")
+	put(t.Context(), t, kv, "a/", "1")
+	put(t.Context(), t, kv, "b/", "1")
 	items, revision, err := coordinator.ListAll(t.Context(), kv, "b/", "a/")
 	if err != nil {
 		t.Fatal(err)
