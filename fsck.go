@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -68,9 +67,6 @@ func openCluster(ctx context.Context, cfg config.Config) (*etcd.Store, objectsto
 	if err != nil {
 		return nil, nil, err
 	}
-	kv, err := etcd.New(etcd.Config{Endpoints: endpoints, Prefix: etcdPrefix(cfg), TLS: new(tls.Config)})
-	if err != nil {
-		return nil, nil, err
-	}
-	return kv, store, nil
+	kv, err := openEtcd(cfg, endpoints)
+	return kv, store, err
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"os"
@@ -10,7 +9,6 @@ import (
 
 	"github.com/varve-io/varve/agent/config"
 	"github.com/varve-io/varve/agent/inspect"
-	"github.com/varve-io/varve/coordinator/etcd"
 	"github.com/varve-io/varve/objectstore/bucket"
 )
 
@@ -55,7 +53,7 @@ func inspectObject(ctx context.Context, p *inspect.Printer, url bucket.URL, name
 }
 
 func inspectKeys(ctx context.Context, p *inspect.Printer, cfg config.Config, key string) error {
-	kv, err := etcd.New(etcd.Config{Endpoints: cfg.Etcd, Prefix: etcdPrefix(cfg), TLS: new(tls.Config)})
+	kv, err := openEtcd(cfg, cfg.Etcd)
 	if err != nil {
 		return err
 	}

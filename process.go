@@ -232,7 +232,7 @@ func (p *process) serve(ctx context.Context) (err error) {
 		}()
 		p.etcd = []string{server.Endpoint()}
 	}
-	kv, err := etcd.New(etcd.Config{Endpoints: p.etcd, Prefix: etcdPrefix(p.cfg), TLS: new(tls.Config)})
+	kv, err := openEtcd(p.cfg, p.etcd)
 	if err != nil {
 		return err
 	}
@@ -252,8 +252,10 @@ func (p *process) serve(ctx context.Context) (err error) {
 	return errors.Join(p.runAgents(ctx, agents), outcome(ctx, nil))
 }
 
-// etcdPrefix is what all keys of the cluster begin with.
-func etcdPrefix(cfg config.Config) string { return "/varve/" + cfg.Cluster + "/" }
+// openEtcd opens the part of an etcd that is the cluster's. It does not connect yet.
+func openEtcd(cfg config.Config, endpoints []string) (*etcd.Store, error) {
+	return etcd.New(etcd.Config{Endpoints: endpoints, Prefix: "/varve/" + cfg.Cluster + "/", TLS: new(tls.Config)})
+}
 
 // outcome is err, unless that only says that ctx ended, or is nil: then it is why ctx ended, and nil if it did not, or because the
 // process was told to end.

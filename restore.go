@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,7 +10,6 @@ import (
 
 	"github.com/varve-io/varve/agent/config"
 	"github.com/varve-io/varve/agent/rebuild"
-	"github.com/varve-io/varve/coordinator/etcd"
 	"github.com/varve-io/varve/objectstore/bucket"
 )
 
@@ -21,7 +19,7 @@ func restore(ctx context.Context, cfg config.Config, out io.Writer, repair, disk
 	if err != nil {
 		return &config.Error{Place: cfg.Place("bucket"), Err: err}
 	}
-	kv, err := etcd.New(etcd.Config{Endpoints: cfg.Etcd, Prefix: etcdPrefix(cfg), TLS: new(tls.Config)})
+	kv, err := openEtcd(cfg, cfg.Etcd)
 	if err != nil {
 		return err
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 
 	"github.com/varve-io/varve/agent/config"
 	"github.com/varve-io/varve/agent/status"
-	"github.com/varve-io/varve/coordinator/etcd"
 	"github.com/varve-io/varve/coordinator/etcd/embedded"
 )
 
@@ -27,7 +25,7 @@ func printStatus(ctx context.Context, cfg config.Config, out io.Writer, machine 
 	if err != nil {
 		return err
 	}
-	kv, err := etcd.New(etcd.Config{Endpoints: endpoints, Prefix: etcdPrefix(cfg), TLS: new(tls.Config)})
+	kv, err := openEtcd(cfg, endpoints)
 	if err != nil {
 		return err
 	}

@@ -156,6 +156,7 @@ type Agent struct {
 	manifests  *upkeep.Manifests
 	merger     *upkeep.Merger
 	cleaner    *upkeep.Cleaner
+	copier     *rebuild.Copier
 	groups     *groups.Coordinator
 	txns       *txns.Coordinator
 	verifier   *txns.Verifier

@@ -227,6 +227,9 @@ func clone(t *testing.T, dir string) string {
 	}
 	for _, e := range entries {
 		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // it was being prepared, and has another name now
+		}
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -206,17 +206,11 @@ const producersMax = 10_000
 
 // expireProducers forgets idempotent producers that were idle for too long.
 func (a *Agent) expireProducers(ctx context.Context) error {
-	tick := time.NewTicker(producerSweep)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
+	return retry.Every(ctx, producerSweep, func() error {
 		before := a.deps.Now().Add(-a.cfg.ProducerIdleMax).UnixMilli()
 		for _, p := range a.partitions.All() {
 			p.ExpireProducers(before, producersMax)
 		}
-	}
+		return nil
+	})
 }

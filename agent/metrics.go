@@ -78,6 +78,8 @@ func (a *Agent) measureUpkeep(i instruments) {
 }
 
 func (a *Agent) measureCoordinator(i instruments) {
+	i.gauge("varve_etcd_copy_age_seconds", "Of the controller: how old the state of etcd is that the bucket has a copy of, or for how long this agent has been the controller and made none; 0 of others.",
+		func() float64 { return a.copier.Age().Seconds() })
 	i.gauge("varve_etcd_db_bytes", "Size of etcd's database on disk, as the member that was asked has it; it does not shrink until it is defragmented.",
 		func() float64 { return float64(a.space.status().SizeBytes) })
 	i.gauge("varve_etcd_db_used_bytes", "How much of etcd's database is in use: keys, and their history of some minutes.",

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
 )
 
@@ -32,20 +33,13 @@ func (a *Agent) proveWithin(ctx context.Context, most time.Duration) error {
 // guardQuorum ends the incarnation when its log has had no quorum for some seconds, in which etcd was there to roll to another ensemble, while so many other agents are
 // registered that they can do without this one: they recover the log. What is durable is flushed before, as far as that goes.
 func (a *Agent) guardQuorum(ctx context.Context) error {
-	tick := time.NewTicker(proofPause)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	return retry.Every(ctx, proofPause, func() error {
 		if a.proveWithin(ctx, doubtMax) == nil || !a.reachesCoordinator(ctx) {
-			continue
+			return nil
 		}
 		err := a.proveWithin(ctx, proofMax-doubtMax)
 		if err == nil || !a.reachesCoordinator(ctx) || ctx.Err() != nil || a.draining.Load() || !a.dispensable() {
-			continue
+			return nil //nolint:nilerr // nobody is served better by the end of this agent
 		}
 		a.log.Error("the WAL has no quorum, and other agents are there to take over", "err", err)
 		limited, cancel := context.WithTimeout(ctx, proofMax)
@@ -54,7 +48,7 @@ func (a *Agent) guardQuorum(ctx context.Context) error {
 		}
 		cancel()
 		return fmt.Errorf("%w: %w", errNoQuorum, err)
-	}
+	})
 }
 
 // reachesCoordinator reports whether etcd answers soon.

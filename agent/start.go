@@ -236,24 +236,15 @@ func (a *Agent) servePeers(run context.Context) error {
 	server.Handle(peer.ServiceName, peerStoresMax, walServer.Serve)
 	server.Handle(forwarding, a.cfg.Server.ConnectionsMax, a.server.ServeAgent)
 	server.Handle(blocksService, zone.ConnectionsMax, a.zone.Serve)
+	listener := a.deps.PeerListener
 	a.spawn(run, "serve peers", func(ctx context.Context) error {
-		end := func() { // and wait: connections use the disk, which may be closed when Run has returned
-			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), retry.CallTimeout)
-			defer cancel()
-			if err := server.Close(limited); err != nil {
-				a.log.Warn("end the peers' connections", "err", err)
-			}
-		}
-		ended := make(chan struct{})
-		stop := context.AfterFunc(ctx, func() {
-			defer close(ended)
-			end()
-		})
-		err := server.Serve(a.deps.PeerListener)
-		if stop() {
-			end()
-		} else {
-			<-ended
+		defer context.AfterFunc(ctx, func() { _ = listener.Close() })()
+		err := server.Serve(listener)
+		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), retry.CallTimeout)
+		defer cancel()
+		// And wait: connections use the disk, which may be closed when Run has returned.
+		if err := server.Close(limited); err != nil {
+			a.log.Warn("end the peers' connections", "err", err)
 		}
 		return err
 	})
@@ -347,14 +338,7 @@ const sweepPause = 10 * time.Second
 // sweepStore frees, at intervals, what the disk holds of logs that are over. It ends the agent if its own log was claimed: an idle one would not notice.
 func (a *Agent) sweepStore(ctx context.Context) error {
 	seen := make(map[wal.SegmentID]time.Time) // segments of logs that are not listed, and since when
-	tick := time.NewTicker(sweepPause)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	return retry.Every(ctx, sweepPause, func() error {
 		held := a.deps.Disk.Segments()
 		var logs coordinator.Logs
 		err := retry.Coordinator(ctx, a.log, "list WAL logs", func(ctx context.Context) (err error) {
@@ -370,10 +354,8 @@ func (a *Agent) sweepStore(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := a.sweepUnlisted(unlisted, seen); err != nil {
-			return err
-		}
-	}
+		return a.sweepUnlisted(unlisted, seen)
+	})
 }
 
 // unlistedMax is how long a segment of a log that is not listed stays: longer than any transaction is under way.

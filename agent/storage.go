@@ -44,9 +44,10 @@ func (a *Agent) startUpkeep(run context.Context) {
 	a.spawn(run, "delete garbage", upkeep.NewSweeper(a.cfg.Garbage, upkeep.SweeperDeps{
 		KV: a.deps.KV, View: a.view, Store: a.deps.Store, Manifests: a.manifests, Now: a.deps.Now, Log: a.log, Elected: a.elected,
 	}).Run)
-	a.spawn(run, "copy the coordinator's state", rebuild.NewCopier(a.cfg.CopyPause, rebuild.CopierDeps{
+	a.copier = rebuild.NewCopier(a.cfg.CopyPause, rebuild.CopierDeps{
 		KV: a.deps.KV, Store: a.deps.Store, Cluster: a.clusterID, Elected: a.elected, Agents: a.view.Agents, Now: a.deps.Now, Log: a.log,
-	}).Run)
+	})
+	a.spawn(run, "copy the coordinator's state", a.copier.Run)
 }
 
 // elected reports whether this agent is the cluster's controller.
@@ -77,20 +78,13 @@ const lineagePause = 5 * time.Second
 
 // watchLineage ends the agent if etcd was set back, to whatever state, or is another cluster's: what the agent knows is newer then than what it would read.
 func (a *Agent) watchLineage(ctx context.Context) error {
-	tick := time.NewTicker(lineagePause)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	return retry.Every(ctx, lineagePause, func() error {
 		seen := a.view.Revision()
 		call, cancel := context.WithTimeout(ctx, retry.CallTimeout)
 		item, revision, err := a.deps.KV.Get(call, coordinator.KeyCluster)
 		cancel()
 		if err != nil {
-			continue // it is away, which others say
+			return nil //nolint:nilerr // it is away, which others say
 		}
 		if revision < seen {
 			return fmt.Errorf("etcd is at revision %d, and was at %d: %w", revision, seen, rebuild.ErrSetBack)
@@ -98,7 +92,8 @@ func (a *Agent) watchLineage(ctx context.Context) error {
 		if cluster, err := coordinator.Decode[coordinator.Cluster](item); item.ModRevision == 0 || err != nil || cluster.ID != a.cluster.ID {
 			return fmt.Errorf("etcd has cluster %q, and had %s: %w", cluster.ID, a.cluster.ID, rebuild.ErrLost)
 		}
-	}
+		return nil
+	})
 }
 
 // limits returns how much of a topic's partitions is kept.

@@ -141,7 +141,7 @@ func TestApply(t *testing.T) {
 // TestApplyWithoutRoom holds that a writer hears of an etcd without room, rather than wait for it in silence, and can go on with the same guard.
 func TestApplyWithoutRoom(t *testing.T) {
 	kv := &scripted{items: make(map[string]coordinator.Item), script: []outcome{full, full}}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	guard := coordinator.Guard{Key: "a", Next: []byte("1")}
 	for range 2 {

@@ -28,7 +28,12 @@ func ListLogs(ctx context.Context, kv KV, revision int64) (Logs, error) {
 	if err != nil {
 		return Logs{}, fmt.Errorf("list WAL logs: %w", err)
 	}
-	l := Logs{AsOf: asOf}
+	return MakeLogs(items, asOf)
+}
+
+// MakeLogs makes them of the items of [PrefixLogs] as of a revision.
+func MakeLogs(items []Item, asOf int64) (l Logs, err error) {
+	l.AsOf = asOf
 	for _, item := range items {
 		if item.Key == KeyPastLog {
 			if l.mark, err = Decode[LogID](item); err != nil {

@@ -3,6 +3,8 @@ package controller
 import (
 	"context"
 	"time"
+
+	"github.com/varve-io/varve/coordinator"
 )
 
 // etcd keeps what every key ever held until it is told to forget. Whoever needs the past has some minutes for it: a watch that
@@ -10,7 +12,7 @@ import (
 const (
 	// historyPause is how often the controller looks how far the coordinator has come, and compacts.
 	historyPause = 15 * time.Second
-	// historyKeep is how much of the past stays, and historyLeast while the coordinator is more than half full: what is written within minutes may be more than its quota.
+	// historyKeep is how much of the past stays, and historyLeast while what is in use is more than half of the quota: what is written within minutes may be more than the rest.
 	historyKeep  = 5 * time.Minute
 	historyLeast = 30 * time.Second
 )
@@ -40,11 +42,7 @@ func (c *Controller) compact(ctx context.Context) {
 		c.deps.Logger.Warn("the size of etcd could not be read; its history stays for now", "err", err)
 		return
 	}
-	keep := historyKeep
-	if st.NoSpace || st.QuotaBytes > 0 && st.SizeBytes > st.QuotaBytes/2 {
-		keep = historyLeast
-	}
-	revision := c.history.due(mark{now, st.Revision}, keep)
+	revision := c.history.due(mark{now, st.Revision}, keep(st))
 	if revision <= c.history.compacted {
 		return
 	}
@@ -53,6 +51,14 @@ func (c *Controller) compact(ctx context.Context) {
 		return
 	}
 	c.history.compacted = revision
+}
+
+// keep is how much of the past stays. The size of the file does not count: it shrinks only when an operator defragments it, and what is free in it is used again.
+func keep(st coordinator.Status) time.Duration {
+	if st.NoSpace || st.QuotaBytes > 0 && st.UsedBytes > st.QuotaBytes/2 {
+		return historyLeast
+	}
+	return historyKeep
 }
 
 // due takes in how far the coordinator has come, and returns the revision whose past may be forgotten: the newest that is old enough; what was compacted if there is none.

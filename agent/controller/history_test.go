@@ -66,6 +66,24 @@ func TestHistory(t *testing.T) {
 	})
 }
 
+// TestKeep: less of the past stays while it needs the room, and not for ever after.
+func TestKeep(t *testing.T) {
+	for name, c := range map[string]struct {
+		st   coordinator.Status
+		want time.Duration
+	}{
+		"empty":          {coordinator.Status{SizeBytes: 20, UsedBytes: 10, QuotaBytes: 100}, historyKeep},
+		"more than half": {coordinator.Status{SizeBytes: 60, UsedBytes: 51, QuotaBytes: 100}, historyLeast},
+		"it was":         {coordinator.Status{SizeBytes: 90, UsedBytes: 10, QuotaBytes: 100}, historyKeep},
+		"no quota known": {coordinator.Status{SizeBytes: 90, UsedBytes: 90}, historyKeep},
+		"no space":       {coordinator.Status{SizeBytes: 100, UsedBytes: 10, QuotaBytes: 100, NoSpace: true}, historyLeast},
+	} {
+		if got := keep(c.st); got != c.want {
+			t.Errorf("%s: %v of the past stay, want %v", name, got, c.want)
+		}
+	}
+}
+
 // TestNoSpace: when etcd has no space, the controller leaves less of its past, though it can plan nothing; then it goes on.
 func TestNoSpace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -1,21 +1,18 @@
 package cost
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/varve-io/varve/agent/display"
 )
 
 // WriteJSON writes the report for machines.
-func (r *Report) WriteJSON(w io.Writer) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(r)
-}
+func (r *Report) WriteJSON(w io.Writer) error { return display.JSON(w, r) }
 
 // WriteTable writes the report for people.
 func (r *Report) WriteTable(w io.Writer) error {
@@ -38,7 +35,7 @@ func (r *Report) WriteTable(w io.Writer) error {
 	line()
 	line("OBJECTS", "COUNT", "BYTES")
 	for _, o := range r.Objects {
-		line(string(o.Kind), number(o.Count), size(o.Bytes))
+		line(string(o.Kind), number(o.Count), display.Bytes(o.Bytes))
 	}
 	line()
 	heads("NODE", "ZONE", "SINCE", "PUT", "GET", "HEAD", "LIST", "DELETE", "PUT BYTES", "GET BYTES", "PRODUCED", "CONSUMED")
@@ -47,8 +44,8 @@ func (r *Report) WriteTable(w io.Writer) error {
 		if a.Told {
 			since = time.Duration(a.Seconds * float64(time.Second)).Round(time.Second).String()
 		}
-		priced(a.Month, append([]string{strconv.Itoa(int(a.Node)), orDash(a.Zone), since},
-			append(a.Requests.cells(), size(a.PutBytes), size(a.GetBytes), size(a.Produced), size(a.Consumed))...)...)
+		priced(a.Month, append([]string{strconv.Itoa(int(a.Node)), display.OrDash(a.Zone), since},
+			append(a.Requests.cells(), display.Bytes(a.PutBytes), display.Bytes(a.GetBytes), display.Bytes(a.Produced), display.Bytes(a.Consumed))...)...)
 	}
 	line()
 	heads("TOPIC", "STORED", "PRODUCED", "CONSUMED", "~PUT", "~GET", "~HEAD", "~LIST", "~DELETE")
@@ -57,10 +54,10 @@ func (r *Report) WriteTable(w io.Writer) error {
 		if topic.Kind != Named {
 			name = "(" + string(topic.Kind) + ")"
 		}
-		priced(topic.Month, append([]string{name, size(topic.Stored), size(topic.Produced), size(topic.Consumed)}, topic.Requests.cells()...)...)
+		priced(topic.Month, append([]string{name, display.Bytes(topic.Stored), display.Bytes(topic.Produced), display.Bytes(topic.Consumed)}, topic.Requests.cells()...)...)
 	}
 	total := &r.Total
-	priced(total.Month, append([]string{"all", size(total.Stored), size(total.Produced), size(total.Consumed)}, total.Requests.cells()...)...)
+	priced(total.Month, append([]string{"all", display.Bytes(total.Stored), display.Bytes(total.Produced), display.Bytes(total.Consumed)}, total.Requests.cells()...)...)
 	line()
 	if total.PerWrittenGiB != nil {
 		line(fmt.Sprintf("%.0f requests for each GiB that was produced", *total.PerWrittenGiB))
@@ -79,23 +76,3 @@ func (r *Requests) cells() []string {
 }
 
 func number(n int64) string { return strconv.FormatInt(n, 10) }
-
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
-// size prints a number of bytes.
-func size(bytes int64) string {
-	switch {
-	case bytes < 1<<10:
-		return strconv.FormatInt(bytes, 10) + " B"
-	case bytes < 1<<20:
-		return fmt.Sprintf("%.1f KiB", float64(bytes)/(1<<10))
-	case bytes < 1<<30:
-		return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20))
-	}
-	return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30))
-}

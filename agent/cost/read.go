@@ -80,20 +80,18 @@ func (r *reader) list(ctx context.Context) error {
 
 // read reads the coordinator, as of one revision.
 func (r *reader) read(ctx context.Context) error {
-	for _, prefix := range []string{coordinator.PrefixMeta, coordinator.PrefixUsage} {
-		items, revision, err := r.kv.List(ctx, prefix, r.Revision)
-		if err != nil {
-			return fmt.Errorf("read %s: %w", prefix, err)
+	items, revision, err := coordinator.ListAll(ctx, r.kv, coordinator.PrefixMeta, coordinator.PrefixUsage)
+	if err != nil {
+		return err
+	}
+	r.Revision = revision
+	for _, item := range items {
+		if err := r.take(item); err != nil {
+			return err
 		}
-		r.Revision = revision
-		for _, item := range items {
-			if err := r.take(item); err != nil {
-				return err
-			}
-		}
-		if r.Cluster.ID == "" {
-			return ErrNoCluster
-		}
+	}
+	if r.Cluster.ID == "" {
+		return ErrNoCluster
 	}
 	return nil
 }

@@ -241,7 +241,7 @@ func TestProduceAgainHoldsOneCopy(t *testing.T) {
 	w.agents[1].lead(w.shard(p), false)
 	req := produceTo(-1, 7, 0, p)
 	req.Topics[0].Partitions[0].Records = append(req.Topics[0].Partitions[0].Records, make([]byte, 16<<20)...)
-	req.TimeoutMillis = 5000
+	req.TimeoutMillis = 60_000 // for it to be sent eight times on a busy machine
 	runtime.GC()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)

@@ -2,13 +2,12 @@ package fsck
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
-	"strconv"
 	"text/tabwriter"
 
+	"github.com/varve-io/varve/agent/display"
 	"github.com/varve-io/varve/coordinator"
 )
 
@@ -115,11 +114,7 @@ func (r *Report) finish(objects map[string]*object) {
 }
 
 // WriteJSON writes the report for machines.
-func (r *Report) WriteJSON(w io.Writer) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(r)
-}
+func (r *Report) WriteJSON(w io.Writer) error { return display.JSON(w, r) }
 
 // WriteTable writes the report for people.
 func (r *Report) WriteTable(w io.Writer) error {
@@ -132,11 +127,11 @@ func (r *Report) WriteTable(w io.Writer) error {
 	line("cluster %s, etcd at revision %d; %s", r.Cluster, r.Revision, depth)
 	line("\nKEYS\tCOUNT\tBYTES")
 	for _, c := range r.Keys {
-		line("%s\t%d\t%s", c.Kind, c.Count, size(c.Bytes))
+		line("%s\t%d\t%s", c.Kind, c.Count, display.Bytes(c.Bytes))
 	}
 	line("\nOBJECTS\tCOUNT\tBYTES")
 	for _, c := range r.Objects {
-		line("%s\t%d\t%s", c.Kind, c.Count, size(c.Bytes))
+		line("%s\t%d\t%s", c.Kind, c.Count, display.Bytes(c.Bytes))
 	}
 	line("")
 	for _, p := range r.Problems {
@@ -153,17 +148,4 @@ func (r *Report) WriteTable(w io.Writer) error {
 		line("all is well")
 	}
 	return t.Flush()
-}
-
-// size prints a number of bytes.
-func size(bytes int64) string {
-	switch {
-	case bytes < 1<<10:
-		return strconv.FormatInt(bytes, 10) + " B"
-	case bytes < 1<<20:
-		return fmt.Sprintf("%.1f KiB", float64(bytes)/(1<<10))
-	case bytes < 1<<30:
-		return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20))
-	}
-	return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30))
 }

@@ -160,25 +160,25 @@ func (c *checker) read(ctx context.Context) error {
 	s := &c.state
 	s.topics, s.shards = make(map[protocol.TopicID]coordinator.Topic), make(map[coordinator.ShardID]shardRecord)
 	s.writes, s.bad = make(map[coordinator.ShardID]coordinator.Write), make(map[commitNumber]bool)
-	for _, prefix := range []string{
+	items, revision, err := coordinator.ListAll(ctx, c.kv,
 		coordinator.PrefixMeta, coordinator.PrefixLogs, coordinator.PrefixUnflushed, coordinator.PrefixLoads, coordinator.PrefixUsage, coordinator.PrefixStores, coordinator.PrefixWrites,
-		coordinator.PrefixGroups, coordinator.PrefixOffsets, coordinator.PrefixPending, coordinator.PrefixTxns, "next/",
-	} {
-		items, revision, err := c.kv.List(ctx, prefix, c.report.Revision)
-		if err != nil {
-			return fmt.Errorf("read %s: %w", prefix, err)
-		}
-		c.report.Revision = revision
-		for _, item := range items {
-			c.key(item)
-		}
-		if s.cluster.ID == "" {
-			return ErrNoCluster
+		coordinator.PrefixGroups, coordinator.PrefixOffsets, coordinator.PrefixPending, coordinator.PrefixTxns, "next/")
+	if err != nil {
+		return err
+	}
+	c.report.Revision = revision
+	var logs []coordinator.Item
+	for _, item := range items {
+		c.key(item)
+		if strings.HasPrefix(item.Key, coordinator.PrefixLogs) {
+			logs = append(logs, item)
 		}
 	}
+	if s.cluster.ID == "" {
+		return ErrNoCluster
+	}
 	c.report.Cluster = s.cluster.ID
-	var err error
-	if s.logs, err = coordinator.ListLogs(ctx, c.kv, c.report.Revision); err != nil {
+	if s.logs, err = coordinator.MakeLogs(logs, revision); err != nil {
 		return err
 	}
 	c.agree()

@@ -8,6 +8,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/group"
 	"github.com/varve-io/varve/protocol"
@@ -16,17 +17,10 @@ import (
 // upkeep looks at intervals after every group that is live, that may have offsets to expire, or whose members
 // nobody has heard of since the agent came to lead it, until ctx ends.
 func (c *Coordinator) upkeep(ctx context.Context) {
-	ticker := time.NewTicker(c.cfg.UpkeepInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
+	_ = retry.Every(ctx, c.cfg.UpkeepInterval, func() error { // its error is ctx's
 		if err := c.completeIndex(ctx); err != nil {
 			c.log.Warn("expire offsets", "error", err)
-			continue
+			return nil
 		}
 		for _, name := range c.dueGroups() {
 			_, _ = call(ctx, c, name, func(o *owner, done func(struct{})) {
@@ -34,7 +28,8 @@ func (c *Coordinator) upkeep(ctx context.Context) {
 				done(struct{}{})
 			}) // a group that cannot be had now is looked after the next time
 		}
-	}
+		return nil
+	})
 }
 
 // dueGroups returns the groups that the upkeep must look after, by name.

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/varve-io/varve/agent/display"
 	"github.com/varve-io/varve/coordinator/backup"
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/manifest"
@@ -186,7 +187,7 @@ func (r *record) cells() []cell {
 		headers[i] = h.Key.String() + "=" + h.Value.String()
 	}
 	return []cell{
-		{"OFFSET", number(r.Offset)}, {"TIME", moment(r.TimestampMs)}, {"KEY", r.Key.String()}, {"HEADERS", orDash(strings.Join(headers, " "))}, {"VALUE", r.Value.String()},
+		{"OFFSET", number(r.Offset)}, {"TIME", moment(r.TimestampMs)}, {"KEY", r.Key.String()}, {"HEADERS", display.OrDash(strings.Join(headers, " "))}, {"VALUE", r.Value.String()},
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode/utf8"
+
+	"github.com/varve-io/varve/agent/display"
 )
 
 // ErrDamaged says that what was printed is damaged; where, and how, was printed too.
@@ -181,7 +183,7 @@ func (c content) String() string {
 	}
 	shown, rest := c, ""
 	if len(c) > shownBytesMax {
-		shown, rest = c[:shownBytesMax], "... of "+size(int64(len(c)))
+		shown, rest = c[:shownBytesMax], "... of "+display.Bytes(int64(len(c)))
 	}
 	if utf8.Valid(c) {
 		return strconv.Quote(strings.ToValidUTF8(string(shown), "")) + rest
@@ -199,13 +201,6 @@ func span[N ~int64 | ~uint64](first, next N) string {
 	return fmt.Sprintf("%d-%d", first, next-1)
 }
 
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
 // moment prints Unix milliseconds, those of records too, which may be any number.
 func moment(ms int64) string {
 	if ms < 0 || ms > maxMs {
@@ -215,16 +210,3 @@ func moment(ms int64) string {
 }
 
 const maxMs = 253_402_300_799_999 // the year 9999 ends
-
-// size prints a number of bytes.
-func size(bytes int64) string {
-	switch {
-	case bytes < 1<<10:
-		return number(bytes) + " B"
-	case bytes < 1<<20:
-		return fmt.Sprintf("%.1f KiB", float64(bytes)/(1<<10))
-	case bytes < 1<<30:
-		return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20))
-	}
-	return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30))
-}

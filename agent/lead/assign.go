@@ -106,16 +106,12 @@ type shard struct {
 // what the previous owner wrote last.
 func readShards(ctx context.Context, kv coordinator.KV, n uint32) (shards []shard, writes []coordinator.Item, revision int64, err error) {
 	shards, writes = make([]shard, n), make([]coordinator.Item, n)
-	items, revision, err := kv.List(ctx, coordinator.PrefixShards, 0)
+	items, revision, err := coordinator.ListAll(ctx, kv, coordinator.PrefixShards, coordinator.PrefixWrites)
 	if err != nil {
-		return nil, nil, 0, fmt.Errorf("read shards: %w", err)
+		return nil, nil, 0, fmt.Errorf("read shards and their guards: %w", err)
 	}
-	guards, _, err := kv.List(ctx, coordinator.PrefixWrites, revision)
-	if err != nil {
-		return nil, nil, 0, fmt.Errorf("read guards of shards: %w", err)
-	}
-	byKey := make(map[string]coordinator.Item, len(items)+len(guards))
-	for _, it := range append(items, guards...) {
+	byKey := make(map[string]coordinator.Item, len(items))
+	for _, it := range items {
 		byKey[it.Key] = it
 	}
 	for id := range n {

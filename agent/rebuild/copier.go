@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/varve-io/varve/coordinator"
@@ -18,6 +19,8 @@ import (
 const (
 	// CopyPause is the time between two copies: what of consumer offsets, topics, configs and transactions came after the newest one, a restore does not have.
 	CopyPause = time.Minute
+	// restFactor is how many times as long as the newest copy took the copier rests at least: all of a large etcd is not read and put all the time.
+	restFactor = 10
 	// copiesKept is how many copies stay in the bucket. What one that is older than the bucket's garbage is long refers to may be gone.
 	copiesKept = 10
 	// copyTimeMax bounds one copy, callTime one request.
@@ -46,8 +49,11 @@ type Copier struct {
 	pause  time.Duration
 	deps   CopierDeps
 	last   time.Time     // when it was this copier's turn; zero if the agent was not the controller
+	took   time.Duration // what the newest copy took
 	agents []incarnation // as of last
 	newest mark          // of the state that was copied last
+
+	asOf atomic.Int64 // as of when the bucket has etcd's state, or since when this copier is to see to it, in Unix nanoseconds; 0 if the agent is not the controller
 }
 
 // incarnation is an agent that is registered: its log is open from when it serves on, and closed before it leaves.
@@ -83,17 +89,27 @@ func (c *Copier) Run(ctx context.Context) error {
 	}
 }
 
+// Age is how old the state of etcd in the bucket is: the time since the newest copy was begun, or since one was found to be as new; of a controller that has made none yet,
+// the time since it became the controller. It is 0 if the agent is not the controller, and may be called concurrently.
+func (c *Copier) Age() time.Duration {
+	if asOf := c.asOf.Load(); asOf != 0 {
+		return c.deps.Now().Sub(time.Unix(0, asOf))
+	}
+	return 0
+}
+
 // Step copies if it is time to. Errors are those of Run; what else goes wrong is told to the log, and tried again at the next turn.
 func (c *Copier) Step(ctx context.Context) error {
 	if !c.deps.Elected() {
-		c.last, c.newest = time.Time{}, mark{}
+		c.last, c.newest, c.took = time.Time{}, mark{}, 0
+		c.asOf.Store(0)
 		return nil
 	}
 	var agents []incarnation
 	for _, a := range c.deps.Agents() {
 		agents = append(agents, incarnation{a.Log, a.State})
 	}
-	pause := c.pause
+	pause := max(c.pause, restFactor*c.took)
 	if !slices.Equal(agents, c.agents) {
 		pause = min(pause, changePause)
 	}
@@ -101,17 +117,21 @@ func (c *Copier) Step(ctx context.Context) error {
 	if now.Sub(c.last) < pause {
 		return nil
 	}
-	c.last = now
+	if c.last.IsZero() {
+		c.asOf.Store(now.UnixNano())
+	}
+	c.last, c.took = now, 0
 	err := c.copy(ctx)
 	switch {
 	case err == nil:
-		c.agents = agents
+		c.agents, c.took = agents, c.deps.Now().Sub(now)
+		c.asOf.Store(now.UnixNano())
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, ErrLost), errors.Is(err, ErrSetBack), errors.Is(err, ErrOther):
 		return err
 	case err != nil:
-		c.deps.Log.Warn("the coordinator's state could not be copied to the bucket; trying again", "in", pause, "err", err)
+		c.deps.Log.Warn("the coordinator's state could not be copied to the bucket; trying again", "in", min(pause, c.pause), "err", err)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package rebuild
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"slices"
@@ -123,6 +124,55 @@ func TestCopier(t *testing.T) {
 	if err := Compare(t.Context(), l.kv, all); err != nil {
 		t.Error(err)
 	}
+}
+
+// slow is a bucket to which each PUT takes a time, or fails.
+type slow struct {
+	objectstore.Store
+	lab  *lab
+	took time.Duration
+	err  error
+}
+
+func (s *slow) Put(ctx context.Context, name string, body objectstore.Body) error {
+	s.lab.now = s.lab.now.Add(s.took)
+	if s.err != nil {
+		return s.err
+	}
+	return s.Store.Put(ctx, name, body)
+}
+
+// TestAge: the time since the bucket has etcd's state is known, and whoever copies rests for ten times as long as that took, but not after a failure.
+func TestAge(t *testing.T) {
+	l := newLab(t)
+	bucket := &slow{Store: l.store, lab: l, took: 12 * time.Second}
+	elected := false
+	c := NewCopier(time.Minute, CopierDeps{
+		KV: l.kv, Store: bucket, Cluster: cluster, Elected: func() bool { return elected }, Agents: func() []coordinator.Agent { return nil }, Now: func() time.Time { return l.now }, Log: slog.New(slog.DiscardHandler),
+	})
+	step := func(what string, after time.Duration, numbers int, age time.Duration) {
+		t.Helper()
+		l.write(coordinator.KeyGroup("g"), []byte(what))
+		l.now = l.now.Add(after)
+		l.step(c)
+		next, err := nextCopy(t.Context(), l.kv)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if given := int(next) - 1; given != numbers || c.Age() != age {
+			t.Errorf("%s: copy %d was begun, the newest is %v old; want %d and %v", what, given, c.Age(), numbers, age)
+		}
+	}
+	step("another is the controller", time.Hour, 0, 0)
+	elected, bucket.err = true, objectstore.ErrUnavailable
+	step("the first copy fails", 0, 1, 12*time.Second)
+	step("the second fails too", 48*time.Second, 2, 72*time.Second)
+	bucket.err = nil
+	step("the third succeeds", 48*time.Second, 3, 12*time.Second)
+	step("it rests", 107*time.Second, 3, 119*time.Second)
+	step("it has rested", time.Second, 4, 12*time.Second)
+	elected = false
+	step("another is the controller again", time.Hour, 4, 0)
 }
 
 // TestCompare: what etcd may be when there are copies in the bucket.

@@ -1,5 +1,5 @@
-// Package retry repeats what an agent asks of etcd and of the bucket while they are away: for as long as it takes, and saying what it
-// waits for.
+// Package retry repeats what an agent asks of etcd and of the bucket while they are away, for as long as it takes, and saying what it
+// waits for; and what it does at intervals.
 package retry
 
 import (
@@ -54,6 +54,23 @@ func Bucket(ctx context.Context, log *slog.Logger, what string, do func() error)
 		}
 		log.Warn("waiting for the bucket", "to", what, "err", err)
 		if err := Pause(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// Every calls do at intervals, the first time after one, until ctx ends or do fails, and returns that error. A call that takes longer than an interval puts the
+// next one off.
+func Every(ctx context.Context, interval time.Duration, do func() error) error {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if err := do(); err != nil {
 			return err
 		}
 	}

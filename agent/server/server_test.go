@@ -44,7 +44,7 @@ func serve(t *testing.T, change func(*Config), h handler) *fixture {
 func start(t *testing.T, change func(*Config)) *fixture {
 	t.Helper()
 	cfg := Defaults()
-	cfg.StallMax, cfg.IdleMax = 200*time.Millisecond, time.Minute
+	cfg.IdleMax = time.Minute
 	if change != nil {
 		change(&cfg)
 	}
@@ -166,7 +166,7 @@ func (l *later) Ready() <-chan struct{} { return l.ready }
 func (l *later) Release()               { *l.released++ }
 
 func TestBadFrames(t *testing.T) {
-	f := serve(t, func(c *Config) { c.FrameBytesMax = 1000 }, echo)
+	f := serve(t, func(c *Config) { c.FrameBytesMax, c.StallMax = 1000, time.Second }, echo)
 	good := f.dial()
 	for name, b := range map[string][]byte{
 		"negative":        {0xff, 0xff, 0xff, 0xff},
@@ -323,7 +323,7 @@ func TestMutes(t *testing.T) {
 	served := 0
 	big := make([]byte, 16<<20) // more than the sockets' buffers hold
 	first := make(chan struct{})
-	f := serve(t, func(c *Config) { c.StallMax = 20 * time.Second }, func(_ context.Context, r *Request) (Answer, error) {
+	f := serve(t, nil, func(_ context.Context, r *Request) (Answer, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		if served++; served == 1 {
@@ -352,7 +352,7 @@ func TestMutes(t *testing.T) {
 // TestSlowReaderEnds holds that a peer that takes nothing is cut off, and its answers released.
 func TestSlowReaderEnds(t *testing.T) {
 	released := make(chan struct{})
-	f := serve(t, nil, func(_ context.Context, r *Request) (Answer, error) {
+	f := serve(t, func(c *Config) { c.StallMax = 200 * time.Millisecond }, func(_ context.Context, r *Request) (Answer, error) {
 		return &tell{Encoded: reply(r.CorrelationID, make([]byte, 16<<20)), released: released}, nil
 	})
 	c := f.dial()
@@ -376,7 +376,7 @@ func (a *tell) Release() { close(a.released) }
 func TestInFlightBytes(t *testing.T) {
 	release := make(chan struct{})
 	entered := make(chan protocol.Key, 10)
-	f := serve(t, func(c *Config) { c.InFlightBytesMax, c.FrameBytesMax = 2000, 2000; c.StallMax = 20 * time.Second },
+	f := serve(t, func(c *Config) { c.InFlightBytesMax, c.FrameBytesMax = 2000, 2000 },
 		func(_ context.Context, r *Request) (Answer, error) {
 			entered <- r.Key
 			if r.Key == protocol.KeyProduce {

@@ -1,21 +1,18 @@
 package status
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/varve-io/varve/agent/display"
 )
 
 // WriteJSON writes the report for machines.
-func (r *Report) WriteJSON(w io.Writer) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(r)
-}
+func (r *Report) WriteJSON(w io.Writer) error { return display.JSON(w, r) }
 
 // WriteTable writes the report for people.
 func (r *Report) WriteTable(w io.Writer) error {
@@ -29,9 +26,9 @@ func (r *Report) WriteTable(w io.Writer) error {
 	for _, a := range r.Agents {
 		unflushed, oldest := "-", "-"
 		if a.UnflushedBytes != nil && a.OldestSeconds != nil {
-			unflushed, oldest = size(*a.UnflushedBytes), age(*a.OldestSeconds)
+			unflushed, oldest = display.Bytes(*a.UnflushedBytes), age(*a.OldestSeconds)
 		}
-		line(node(a.Node), a.State, orDash(a.Zone), strconv.Itoa(a.Shards), rate(a.ProducedBytesPerSecond), rate(a.ConsumedBytesPerSecond), unflushed, oldest, a.Kafka, orDash(a.Peer))
+		line(node(a.Node), a.State, display.OrDash(a.Zone), strconv.Itoa(a.Shards), rate(a.ProducedBytesPerSecond), rate(a.ConsumedBytesPerSecond), unflushed, oldest, a.Kafka, display.OrDash(a.Peer))
 	}
 	line()
 	line("WAL LOG", "NODE", "STATE", "SEGMENT", "ENTRIES", "ON NODES", "ACK QUORUM", "FLUSHED")
@@ -66,9 +63,9 @@ func (r *Report) shards() string {
 func (r *Report) etcd() string {
 	quota := ""
 	if r.Etcd.QuotaBytes > 0 {
-		quota = ", quota " + size(r.Etcd.QuotaBytes)
+		quota = ", quota " + display.Bytes(r.Etcd.QuotaBytes)
 	}
-	return fmt.Sprintf("%s of %s in use%s, revision %d, %s", size(r.Etcd.UsedBytes), size(r.Etcd.SizeBytes), quota, r.Revision, count(r.Etcd.Commits, "commit"))
+	return fmt.Sprintf("%s of %s in use%s, revision %d, %s", display.Bytes(r.Etcd.UsedBytes), display.Bytes(r.Etcd.SizeBytes), quota, r.Revision, count(r.Etcd.Commits, "commit"))
 }
 
 func (l *Log) state() string {
@@ -99,13 +96,6 @@ func node(n int32) string {
 	return strconv.Itoa(int(n))
 }
 
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
 func count(n int, what string) string {
 	if n == 1 {
 		return "1 " + what
@@ -125,18 +115,5 @@ func rate(bytes *int64) string {
 	if bytes == nil {
 		return "-"
 	}
-	return size(*bytes) + "/s"
-}
-
-// size prints a number of bytes.
-func size(bytes int64) string {
-	switch {
-	case bytes < 1<<10:
-		return strconv.FormatInt(bytes, 10) + " B"
-	case bytes < 1<<20:
-		return fmt.Sprintf("%.1f KiB", float64(bytes)/(1<<10))
-	case bytes < 1<<30:
-		return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20))
-	}
-	return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30))
+	return display.Bytes(*bytes) + "/s"
 }

@@ -20,20 +20,19 @@ func Read(ctx context.Context, kv coordinator.KV) (Records, error) {
 		Shards: make(map[coordinator.ShardID]coordinator.Shard), Unflushed: make(map[int32]coordinator.Unflushed),
 		Loads: make(map[int32]coordinator.Load), Nodes: make(map[string]int32),
 	}
-	for _, prefix := range []string{coordinator.PrefixMeta, coordinator.PrefixLogs, coordinator.PrefixUnflushed, coordinator.PrefixLoads, coordinator.PrefixStores} {
-		items, revision, err := kv.List(ctx, prefix, r.Revision)
-		if err != nil {
-			return r, fmt.Errorf("read %s: %w", prefix, err)
+	items, revision, err := coordinator.ListAll(ctx, kv,
+		coordinator.PrefixMeta, coordinator.PrefixLogs, coordinator.PrefixUnflushed, coordinator.PrefixLoads, coordinator.PrefixStores)
+	if err != nil {
+		return r, err
+	}
+	r.Revision = revision
+	for _, item := range items {
+		if err := r.add(item); err != nil {
+			return r, err
 		}
-		r.Revision = revision
-		for _, item := range items {
-			if err := r.add(item); err != nil {
-				return r, err
-			}
-		}
-		if r.Cluster.ID == "" {
-			return r, ErrNoCluster
-		}
+	}
+	if r.Cluster.ID == "" {
+		return r, ErrNoCluster
 	}
 	st, err := kv.Status(ctx)
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/varve-io/varve/agent/display"
 	"github.com/varve-io/varve/coordinator"
 )
 
@@ -140,7 +141,7 @@ func Make(name string, r Records) Report {
 	case r.NoSpace:
 		m.problem("etcd has no space left and refuses writes, until it is defragmented and its alarm disarmed")
 	case r.QuotaBytes > 0 && r.UsedBytes > r.QuotaBytes/10*fullTenths:
-		m.problem("etcd is nearly full: %s of its quota of %s are in use", size(r.UsedBytes), size(r.QuotaBytes))
+		m.problem("etcd is nearly full: %s of its quota of %s are in use", display.Bytes(r.UsedBytes), display.Bytes(r.QuotaBytes))
 	}
 	if len(r.Agents) == 0 {
 		m.problem("no agent is registered")
@@ -196,7 +197,7 @@ func (m *maker) agents() {
 				m.problem("node %d cannot lead %d shards, of which something is damaged or missing in the bucket: %s", a.Node, len(u.Damaged), ranges(u.Damaged))
 			}
 			if oldest > flushLate {
-				m.problem("node %d could not flush for %v: %s wait for the bucket or for etcd", a.Node, oldest.Round(time.Second), size(u.Bytes))
+				m.problem("node %d could not flush for %v: %s wait for the bucket or for etcd", a.Node, oldest.Round(time.Second), display.Bytes(u.Bytes))
 			}
 		}
 		if l, ok := m.records.Loads[a.Node]; ok && l.Log == a.Log {

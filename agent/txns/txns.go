@@ -122,22 +122,16 @@ const upkeepPause = time.Hour
 
 // Run does the upkeep until ctx ends, and then resigns all shards.
 func (c *Coordinator) Run(ctx context.Context) error {
-	tick := time.NewTicker(upkeepPause)
-	defer tick.Stop()
 	defer c.stop()
 	defer func() {
 		for _, s := range c.led() {
 			c.Resign(s.id)
 		}
 	}()
-	for {
-		select {
-		case <-tick.C:
-			c.expire()
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+	return retry.Every(ctx, upkeepPause, func() error {
+		c.expire()
+		return nil
+	})
 }
 
 // led returns the shards that are led, in order.

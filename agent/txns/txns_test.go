@@ -95,7 +95,7 @@ func newWorld(t *testing.T) *world {
 	})
 	w.held = &heldLedger{Ledger: ledger.New(w.kv, func(coordinator.ShardID) {}), wrote: make(chan struct{}, 100)}
 	cfg := txns.DefaultConfig(shards)
-	cfg.WaitMax, cfg.Expiration = 200*time.Millisecond, time.Nanosecond
+	cfg.WaitMax, cfg.Expiration = 2*time.Second, time.Nanosecond
 	w.c = txns.New(cfg, txns.Deps{
 		KV: w.kv, Ledger: w.held, View: w.view, Ask: w.ask, Now: time.Now, Log: log,
 		NextID: func(context.Context) (protocol.ProducerID, error) {

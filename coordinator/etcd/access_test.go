@@ -3,8 +3,6 @@ package etcd_test
 import (
 	"context"
 	"errors"
-	"net"
-	"net/url"
 	"testing"
 	"time"
 
@@ -12,7 +10,6 @@ import (
 
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/etcd"
-	"github.com/varve-io/varve/coordinator/etcd/embedded"
 )
 
 func TestConfig(t *testing.T) {
@@ -25,29 +22,14 @@ func TestConfig(t *testing.T) {
 
 // TestEtcdStartsLater tells that a store may be made, and called, before its etcd is there.
 func TestEtcdStartsLater(t *testing.T) {
-	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	endpoint := url.URL{Scheme: "http", Host: listener.Addr().String()}
-	if err := listener.Close(); err != nil {
-		t.Fatal(err)
-	}
-	store := open(t, etcd.Config{Endpoints: []string{endpoint.String()}, Prefix: "/varve/"})
+	p := startProxy(t, "http://127.0.0.1:1") // where nobody listens; a port that was free a moment ago may be taken when etcd starts
+	store := open(t, etcd.Config{Endpoints: []string{p.endpoint()}, Prefix: "/varve/"})
 	early, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := store.ClusterID(early); !errors.Is(err, coordinator.ErrUnavailable) {
 		t.Fatalf("ClusterID without an etcd: %v, want ErrUnavailable", err)
 	}
-	server, err := embedded.Start(t.Context(), embedded.Config{Dir: t.TempDir(), ClientURL: endpoint.String(), UnsafeNoFsync: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := server.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	p.lead(startServer(t).Endpoint())
 	if result, err := store.Txn(t.Context(), nil, []coordinator.Op{{Key: "a"}}); err != nil || !result.Succeeded {
 		t.Errorf("Txn = %+v, %v", result, err)
 	}
@@ -86,23 +68,25 @@ func TestAuthentication(t *testing.T) {
 		}
 	}
 	ops := []coordinator.Op{{Key: "a"}}
+	patient, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // a password takes a busy machine seconds
+	defer cancel()
 	for _, c := range []struct {
 		username, password string
 		want               bool
 	}{{"root", "secret", true}, {"root", "guess", false}, {"nobody", "secret", false}, {"", "", false}} {
-		store := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, Prefix: "/varve/", Username: c.username, Password: c.password})
-		_, err := store.Txn(t.Context(), nil, ops)
+		store := open(t, etcd.Config{Endpoints: []string{server.Endpoint()}, Prefix: "/varve/", DialTimeout: time.Minute, Username: c.username, Password: c.password})
+		_, err := store.Txn(patient, nil, ops)
 		if (err == nil) != c.want || err != nil && !errors.Is(err, coordinator.ErrUnavailable) {
 			t.Errorf("%s:%s: Txn: %v; want success %t", c.username, c.password, err, c.want)
 		}
-		if _, _, err := store.Get(t.Context(), "a"); (err == nil) != c.want {
+		if _, _, err := store.Get(patient, "a"); (err == nil) != c.want {
 			t.Errorf("%s:%s: Get: %v; want success %t", c.username, c.password, err, c.want)
 		}
 	}
 	// A store made before its etcd can be reached authenticates later.
 	absent := open(t, etcd.Config{Endpoints: []string{"http://127.0.0.1:1"}, Prefix: "/varve/", Username: "root", Password: "secret"})
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
+	ctx, end := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer end()
 	if _, err := absent.Txn(ctx, nil, ops); !errors.Is(err, coordinator.ErrUnavailable) {
 		t.Errorf("Txn without an etcd: %v, want ErrUnavailable", err)
 	}

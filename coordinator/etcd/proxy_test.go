@@ -17,9 +17,9 @@ import (
 // proxy stands between a store and its etcd, and can hold back answers and cut connections.
 type proxy struct {
 	listener net.Listener
-	backend  string
 
 	mu      sync.Mutex
+	backend string
 	release chan struct{} // closed while answers pass
 	conns   map[net.Conn]struct{}
 	closed  bool
@@ -55,7 +55,10 @@ func (p *proxy) accept(ctx context.Context) {
 		if err != nil {
 			return
 		}
-		server, err := new(net.Dialer).DialContext(ctx, "tcp", p.backend)
+		p.mu.Lock()
+		backend := p.backend
+		p.mu.Unlock()
+		server, err := new(net.Dialer).DialContext(ctx, "tcp", backend)
 		if err != nil || !p.keep(client, server) {
 			_ = client.Close()
 			continue
@@ -63,6 +66,13 @@ func (p *proxy) accept(ctx context.Context) {
 		go p.copy(server, client, false)
 		go p.copy(client, server, true)
 	}
+}
+
+// lead has further connections go to another etcd.
+func (p *proxy) lead(endpoint string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.backend = strings.TrimPrefix(endpoint, "http://")
 }
 
 // keep remembers connections for cut, unless the proxy is closed.
@@ -157,7 +167,7 @@ func TestTxnAnswerLost(t *testing.T) {
 			})
 		}()
 		p.hold()
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second) // after which the write must have been seen
 		failed := make(chan error, 1)
 		go func() {
 			_, err := store.Txn(ctx, []coordinator.Compare{{Key: c.name}}, []coordinator.Op{{Key: c.name, Value: []byte("1")}})

@@ -18,8 +18,12 @@ import (
 	"github.com/varve-io/varve/coordinator"
 )
 
-// pageItemsMax is how many items one request of List asks for.
-const pageItemsMax = 512
+const (
+	// pageItemsMax is how many items one request of List asks for.
+	pageItemsMax = 512
+	// pageShrink is what that is divided by when the answer did not come in the time of an attempt: values may be large, and the way to etcd slow.
+	pageShrink = 8
+)
 
 // Get implements [coordinator.KV].
 func (s *Store) Get(ctx context.Context, key string) (coordinator.Item, int64, error) {
@@ -54,8 +58,14 @@ func (s *Store) list(ctx context.Context, prefix string, rev int64) ([]coordinat
 	from := s.cfg.Prefix + prefix
 	end := clientv3.GetPrefixRangeEnd(from)
 	var items []coordinator.Item
+	page := int64(pageItemsMax)
 	for {
-		resp, err := s.read(ctx, clientv3.OpGet(from, clientv3.WithRange(end), clientv3.WithRev(rev), clientv3.WithLimit(pageItemsMax)))
+		resp, err := s.repeat(ctx, func(late bool) clientv3.Op {
+			if late {
+				page = max(page/pageShrink, 1)
+			}
+			return clientv3.OpGet(from, clientv3.WithRange(end), clientv3.WithRev(rev), clientv3.WithLimit(page))
+		})
 		if err != nil {
 			return nil, 0, err
 		}
@@ -128,14 +138,19 @@ func (s *Store) Compact(ctx context.Context, rev int64) error {
 
 // read runs a read until it succeeds, fails for good, or ctx ends.
 func (s *Store) read(ctx context.Context, op clientv3.Op) (*clientv3.GetResponse, error) {
+	return s.repeat(ctx, func(bool) clientv3.Op { return op })
+}
+
+// repeat runs a read as read does, and has each attempt made anew: late says that the one before ran out of its time.
+func (s *Store) repeat(ctx context.Context, op func(late bool) clientv3.Op) (*clientv3.GetResponse, error) {
 	ctx, cancel, client, err := s.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer cancel()
-	for {
+	for late := false; ; {
 		attempt, cancelAttempt := context.WithTimeout(ctx, attemptTimeout)
-		resp, err := client.Do(attempt, op)
+		resp, err := client.Do(attempt, op(late))
 		cancelAttempt()
 		if err == nil {
 			return resp.Get(), nil
@@ -143,6 +158,7 @@ func (s *Store) read(ctx context.Context, op clientv3.Op) (*clientv3.GetResponse
 		if ctx.Err() != nil || !s.transient(err) {
 			return nil, readError(err)
 		}
+		late = errors.Is(attempt.Err(), context.DeadlineExceeded)
 		s.pause(ctx, retryDelay)
 	}
 }

@@ -371,7 +371,8 @@ func (s *Store) Drop(id frame.SegmentID) error {
 }
 
 // retireTrimmed hands the files that nobody needs to the keeper, unless somebody reads them. The order is that of the
-// entries, so that a crash in between leaves the later ones.
+// entries, so that a crash in between leaves the later ones. Once the store closes, files stay where they are: the keeper, who would free them, ends, and
+// Close goes through them without the mutex, while a reader may still come to its end. They are trimmed again after the next start.
 func (s *Store) retireTrimmed(seg *segment) {
 	if seg.readers > 0 || s.closing {
 		return

@@ -294,7 +294,7 @@ func TestDeadline(t *testing.T) {
 		defer close(release)
 		store := open(server.address)
 
-		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second) // in which it must have been sent, or its outcome is known
 		defer cancel()
 		wantKind(t, "put", store.Put(ctx, "a", objectstore.Bytes([]byte{1})), objectstore.ErrUnknownOutcome)
 
