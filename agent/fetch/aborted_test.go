@@ -107,3 +107,12 @@ func TestCompactedMeanwhile(t *testing.T) {
 		}
 	})
 }
+
+// TestRefusedReadCommitted has a reader of committed transactions ask for a partition that is refused.
+func TestRefusedReadCommitted(t *testing.T) {
+	b := newBucket(t, 1<<20)
+	r := b.fetch(t, Limits{BytesMax: 100, ReadCommitted: true}, Want{Err: protocol.UnknownTopicOrPartition.Err()})
+	if protocol.CodeOf(r.Parts[0].Err) != protocol.UnknownTopicOrPartition {
+		t.Errorf("the answer is %v, want that it is not known", r.Parts[0].Err)
+	}
+}

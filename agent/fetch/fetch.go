@@ -171,13 +171,14 @@ func (f *Fetcher) pass(ctx context.Context, r *Result, wants []Want, limits Limi
 	left, coldLeft := limits.BytesMax, f.reader.bytesMax()
 	for i := range wants {
 		w, part := &wants[i], &r.Parts[i]
-		if part.memory, part.from = false, w.Offset; limits.ReadCommitted {
-			part.replaced = f.reader.index.Replaced(w.id())
-		}
+		part.memory, part.from = false, w.Offset
 		limit, again := f.judge(w, part, limits)
 		if !again {
 			ready = true
 			continue
+		}
+		if limits.ReadCommitted {
+			part.replaced = f.reader.index.Replaced(w.id())
 		}
 		ready = ready || w.Followed != nil // there is something, and beyond it nothing comes here
 		if w.Offset >= limit || left <= 0 && (r.Bytes > 0 || len(colds) > 0) {
