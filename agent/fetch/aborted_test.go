@@ -80,6 +80,20 @@ func TestPlainIsCheap(t *testing.T) {
 	}
 }
 
+// TestNotLed holds that a partition that another agent leads, or that is not there, does not keep a reader from others beside it.
+func TestNotLed(t *testing.T) {
+	b := newBucket(t, 1<<20)
+	b.add(t, map[int32][][]byte{0: {raw(t, 0, 10, 1)}})
+	for _, committed := range []bool{false, true} {
+		r := b.fetch(t, Limits{BytesMin: 1, BytesMax: 1 << 20, ReadCommitted: committed},
+			Want{Err: protocol.NotLeaderOrFollower.Err(), BytesMax: 1 << 20}, Want{Partition: restored(0, 0, 1), BytesMax: 1 << 20})
+		if protocol.CodeOf(r.Parts[0].Err) != protocol.NotLeaderOrFollower || r.Parts[1].Err != nil || r.Parts[1].Bytes == 0 {
+			t.Errorf("committed %v: %v, and %d bytes with %v", committed, r.Parts[0].Err, r.Parts[1].Bytes, r.Parts[1].Err)
+		}
+		r.Release()
+	}
+}
+
 // TestCompactedMeanwhile holds that what was read before a compaction is not judged by what it has left: the aborted batch and its marker are gone, and the batch would pass for committed.
 func TestCompactedMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -106,13 +120,4 @@ func TestCompactedMeanwhile(t *testing.T) {
 			t.Errorf("%d bytes up to %d, %+v aborted, %v: want nothing, so that the client asks again", part.Bytes, part.Next, part.Aborted, part.Err)
 		}
 	})
-}
-
-// TestRefusedReadCommitted has a reader of committed transactions ask for a partition that is refused.
-func TestRefusedReadCommitted(t *testing.T) {
-	b := newBucket(t, 1<<20)
-	r := b.fetch(t, Limits{BytesMax: 100, ReadCommitted: true}, Want{Err: protocol.UnknownTopicOrPartition.Err()})
-	if protocol.CodeOf(r.Parts[0].Err) != protocol.UnknownTopicOrPartition {
-		t.Errorf("the answer is %v, want that it is not known", r.Parts[0].Err)
-	}
 }

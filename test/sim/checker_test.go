@@ -28,7 +28,12 @@ type checker struct {
 	shards  map[string]coordinator.Shard     // as last written
 	epochs  [partitions]protocol.LeaderEpoch // of the newest commit
 
-	// Of a compacted topic: what was committed, and how far it was cleaned.
+	// Of a topic with a retention: the batches that were committed, and up to where somebody asked for the deletion of records.
+	retains bool
+	batches [partitions][]committedBatch
+	asked   [partitions]int64
+
+	// Of both those and compacted topics: what was committed. Of the latter: how far it was cleaned.
 	committed [partitions]map[int64]check.Record
 	cleaned   [partitions]protocol.Offset
 }
@@ -115,7 +120,8 @@ func (c *checker) manifest(shard, name string) {
 		if p.End < c.merged[p.Partition] || p.End > c.ends[p.Partition] {
 			c.report("3: %s ends partition %d at %d, merged was %d, committed %d", name, p.Partition, p.End, c.merged[p.Partition], c.ends[p.Partition])
 		}
-		c.merged[p.Partition], c.starts[p.Partition] = p.End, int64(p.LogStartOffset)
+		c.merged[p.Partition] = p.End
+		c.started(p.Partition, int64(p.LogStartOffset))
 		if p.Cleaned < c.cleaned[p.Partition] || p.Cleaned > 0 && !c.w.compacted {
 			c.report("2: %s says that partition %d was cleaned up to %d, it was up to %d", name, p.Partition, p.Cleaned, c.cleaned[p.Partition])
 		}
@@ -209,7 +215,10 @@ func (c *checker) commit(op coordinator.Op) {
 			c.report("4: %s is of leader epoch %d, epoch %d has committed", op.Key, p.LeaderEpoch, c.epochs[p.Partition])
 		}
 		c.ends[p.Partition], c.epochs[p.Partition] = p.NextOffset, p.LeaderEpoch
-		if c.w.compacted {
+		if c.retains {
+			c.count(p.Partition, object[p.Pos:p.Pos+p.Size])
+		}
+		if c.retains || c.w.compacted {
 			c.remember(p.Partition, object[p.Pos:p.Pos+p.Size])
 		}
 	}
@@ -344,6 +353,9 @@ func (c *checker) compare(number int, final []check.Record) {
 	log := &c.w.load.logs[number]
 	start := c.starts[number]
 	final = slices.DeleteFunc(final, func(r check.Record) bool { return r.Offset < start })
+	if c.retains {
+		final, start = append(c.deleted(number, start), final...), 0
+	}
 	if c.w.compacted {
 		final = c.whole(number, final)
 	}

@@ -32,8 +32,10 @@ type cluster struct {
 	asked    []*question    // by other clients
 	ids      map[int64]bool // of producers, that were handed out
 	ageMax   time.Duration  // of what is not flushed
-	starts   int            // of nodes, so far
-	copies   int            // of each log, as agents that start from now on are configured
+	// retention is how often agents look for what is past its topic's retention; 0 for seldom.
+	retention time.Duration
+	starts    int // of nodes, so far
+	copies    int // of each log, as agents that start from now on are configured
 }
 
 // host is a machine: a disk, and the node that runs on it.
@@ -274,6 +276,10 @@ func (c *cluster) trouble() bool {
 		return true
 	case 5:
 		c.askOffset(c.load.committers[c.rng.IntN(len(c.load.committers))])
+		return true
+	}
+	if c.retention > 0 && c.rng.IntN(100) == 0 {
+		c.deleteSome()
 		return true
 	}
 	switch {

@@ -67,6 +67,9 @@
 // In clusters whose topic is compacted (TestCompaction), a record that was committed may be gone, in what readers are shown and in the end, if a later one has its key and both are below where the log was
 // cleaned, as the newest manifest says it. They have no transactions: what compaction does to those is checked in agent/compact, and by agent's TestCompaction.
 //
+// In clusters whose topic has a retention (TestRetention), and whose records are deleted by request too, a log may start later, never earlier, and only as far as somebody asked for or as leaves the bytes
+// that are retained. What was seen of what is deleted is compared with what was committed.
+//
 // Not here: 9, of limits.
 //
 // # Interleavings
@@ -118,7 +121,8 @@
 // code, and want each to be found within some seeds; TestScriptBreakages wants a script to fail without its rule. TestTransactionBreakages does so for transactions: markers are
 // sent before the decision is durable, the high watermark is answered, the list of aborted transactions is left out, offsets are applied when they are sent, a stale epoch is
 // accepted, markers that an old leader was sent count as written, a new coordinator forgets open transactions. TestMergeBreakages has commits leave that are not merged, manifests
-// without producers, or without their open transactions, and segments that are in use taken for garbage; TestCompactionBreakages has a part of what a cleaning made put in place. Not broken, since no boundary lies there: that a marker voids
+// without producers, or without their open transactions, and segments that are in use taken for garbage; TestCompactionBreakages has a part of what a cleaning made put in place, TestRetentionBreakages
+// has logs start too late, or anew. Not broken, since no boundary lies there: that a marker voids
 // a ticket (agent/partition), whose batch the producer's epoch keeps out as well.
 //
 //	go test ./test/sim                       some seconds, always the same seeds

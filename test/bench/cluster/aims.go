@@ -29,7 +29,11 @@ func (r results) outcomes() []report.Outcome {
 	if r.outages != nil {
 		outages.Value, outages.Known = missing(r.outages.kept), true
 	}
-	return append(out, outages)
+	many := report.Outcome{Aim: report.Aim{Text: fmt.Sprintf("etcd under 1 GiB with %d partitions, MiB", r.plan.many), Bound: 1 << 10}, Verb: "%.1f"}
+	if r.scaled != nil {
+		many.Value, many.Known = r.scaled.etcdAfter.file/(1<<20), true
+	}
+	return append(out, outages, many)
 }
 
 // comparisonOutcomes are those beside Apache Kafka.

@@ -105,7 +105,7 @@ func (p plan) awaitSettled(ctx context.Context, n *nodes) error {
 		return err
 	}
 	defer a.close()
-	if _, err := a.create(ctx, p.partitions); err != nil {
+	if err := a.create(ctx, p.partitions); err != nil {
 		return err
 	}
 	_, err = a.settled(ctx, p.partitions)

@@ -59,7 +59,7 @@ func (p plan) perform(ctx context.Context, start starter, partitions int, f func
 			return err
 		}
 		defer a.close()
-		if _, err := a.create(ctx, partitions); err != nil {
+		if err := a.create(ctx, partitions); err != nil {
 			return err
 		}
 		if _, err := a.settled(ctx, partitions); err != nil {

@@ -16,6 +16,8 @@ import (
 const (
 	// settleWithin bounds how long a cluster may take to place leaders.
 	settleWithin = 2 * time.Minute
+	// createWithin bounds how long many topics may take.
+	createWithin = 10 * time.Minute
 	// settledAfter is how long leaders must have stayed where they are to count as settled, and lookEvery how often that is asked.
 	settledAfter = 3 * time.Second
 	lookEvery    = 200 * time.Millisecond
@@ -38,21 +40,25 @@ func newAdmin(n *nodes, topic string) (*admin, error) {
 
 func (a *admin) close() { a.client.Close() }
 
-// create creates the topic and returns how long that took, until each partition had a leader.
-func (a *admin) create(ctx context.Context, partitions int) (time.Duration, error) {
+// create creates the topic and waits until each partition has a leader.
+func (a *admin) create(ctx context.Context, partitions int) error {
+	if _, err := a.kadm.CreateTopic(ctx, int32(partitions), -1, nil, a.topic); err != nil {
+		return fmt.Errorf("create topic %s: %w", a.topic, err)
+	}
+	return a.awaitLeaders(ctx, partitions)
+}
+
+// awaitLeaders waits until each partition of the topic has a leader.
+func (a *admin) awaitLeaders(ctx context.Context, partitions int) error {
 	ctx, cancel := context.WithTimeout(ctx, settleWithin)
 	defer cancel()
-	began := time.Now()
-	if _, err := a.kadm.CreateTopic(ctx, int32(partitions), -1, nil, a.topic); err != nil {
-		return 0, fmt.Errorf("create topic %s: %w", a.topic, err)
-	}
 	for {
 		placed, err := a.leaders(ctx)
 		if err == nil && total(placed) == partitions {
-			return time.Since(began), nil
+			return nil
 		}
 		if pauseErr := pause(ctx, lookEvery/10); pauseErr != nil {
-			return 0, fmt.Errorf("create topic %s: %d of %d partitions have leaders: %w", a.topic, total(placed), partitions, errors.Join(err, pauseErr))
+			return fmt.Errorf("topic %s: %d of %d partitions have leaders: %w", a.topic, total(placed), partitions, errors.Join(err, pauseErr))
 		}
 	}
 }

@@ -12,7 +12,7 @@
 //	drain    an agent with a thousand partitions leaves under load, and comes back
 //	move     a fourth agent joins under load and is given shards, and leaves
 //	outage   a minute without the bucket, and one without etcd
-//	scale    ten thousand partitions
+//	scale    a hundred thousand partitions, a thousand of them in use
 //
 // # What makes the comparison fair
 //

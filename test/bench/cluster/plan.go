@@ -27,8 +27,8 @@ type plan struct {
 	joins      int
 	// outage is how long the bucket and etcd are away, and recovery how long the load runs on after they are back.
 	outage, recovery time.Duration
-	many             int     // partitions of scale
-	manyRateBytes    float64 // of its load
+	many, manyBusy   int     // partitions of scale, and those of them that are in use
+	manyRateBytes    float64 // of the load on those
 }
 
 func newPlan(rounds int, outage time.Duration) plan {
@@ -40,7 +40,7 @@ func newPlan(rounds int, outage time.Duration) plan {
 		rounds: rounds, warmup: throughput, kib: throughput, small: throughput, latency: throughput,
 		rateBytes: 5e6, partitions: 48, steady: 2 * time.Second,
 		kills: 6, drains: 3, drained: 1000, joins: 3, outage: outage, recovery: 15 * time.Second,
-		many: 10_000, manyRateBytes: 2e6,
+		many: 100_000, manyBusy: 1000, manyRateBytes: 2e6,
 	}
 	p.warmup.BytesMax = 1536 << 20
 	p.small.RecordBytes = 100
@@ -59,6 +59,6 @@ func (p plan) smoke() plan {
 	p.partitions, p.steady = 12, time.Second
 	p.kills, p.drains, p.drained, p.joins = 1, 1, 50, 1
 	p.outage, p.recovery = 4*time.Second, 3*time.Second
-	p.many = 300
+	p.many, p.manyBusy = 2100, 100
 	return p
 }

@@ -218,16 +218,26 @@ func (r results) writeScaled(b *strings.Builder) {
 	if m == nil {
 		return
 	}
-	fmt.Fprintf(b, "## %d partitions on three agents\n\n%.1f MB/s of 1 KiB records; waits are of the record that waited longest.\n\n| | |\n| --- | --: |\n", r.plan.many, r.plan.manyRateBytes/1e6)
+	fmt.Fprintf(b, "## %d partitions on three agents, %d of them in use\n\nEach partition has a record; %.1f MB/s of 1 KiB records go to those in use. Waits are of the record that waited longest.\n\n"+
+		"| | |\n| --- | --: |\n", r.plan.many, r.plan.manyBusy, r.plan.manyRateBytes/1e6)
 	mib := func(bytes float64) string { return fmt.Sprintf("%.1f MiB", bytes/(1<<20)) }
 	seconds := func(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }
+	milliseconds := func(d time.Duration) string { return fmt.Sprintf("%.1f ms", 1000*d.Seconds()) }
+	grown := float64(m.memoryAfter.Resident) - float64(m.memoryBefore.Resident)
 	for _, row := range [][2]string{
-		{"creating them in one request, until each has a leader", seconds(m.created)},
-		{"memory of the agent that holds most, before", mib(float64(m.memoryBefore.Resident))},
-		{"memory of the agent that holds most, with all of them in use", mib(float64(m.memoryAfter.Resident))},
+		{
+			fmt.Sprintf("creating them, %d in a topic, until each has a leader", idleTopicPartitions),
+			fmt.Sprintf("%s (%.0f per second)", seconds(m.created), float64(r.plan.many)/m.created.Seconds()),
+		},
+		{"answer to a request for the metadata of all", milliseconds(m.metadata)},
+		{"answer to a request for the metadata of those in use", milliseconds(m.metadataBusy)},
+		{"memory of the agent that holds most, empty", mib(float64(m.memoryBefore.Resident))},
+		{"memory of the agent that holds most, under load", mib(float64(m.memoryAfter.Resident))},
+		{"what it grew by, for each partition of the cluster", fmt.Sprintf("%.1f KiB", grown/float64(r.plan.many)/(1<<10))},
 		{"etcd's database before, in use (file)", mib(m.etcdBefore.used) + " (" + mib(m.etcdBefore.file) + ")"},
-		{"etcd's database with all of them in use, in use (file)", mib(m.etcdAfter.used) + " (" + mib(m.etcdAfter.file) + ")"},
-		{fmt.Sprintf("drain of an agent that led %d: from SIGTERM to the exit", m.left.led), seconds(m.left.took)},
+		{"etcd's database under load, in use (file)", mib(m.etcdAfter.used) + " (" + mib(m.etcdAfter.file) + ")"},
+		{"start of all agents, after all had left: until they are ready and lead", seconds(m.cold)},
+		{fmt.Sprintf("drain of an agent that led %d of those in use: from SIGTERM to the exit", m.left.led), seconds(m.left.took)},
 		{"drain: longest wait", seconds(m.left.Wait)},
 		{"start of an agent: until it is ready", seconds(m.back.took)},
 		{fmt.Sprintf("start of an agent: longest wait while it takes its share of %d", m.back.led), seconds(m.back.Wait)},

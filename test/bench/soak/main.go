@@ -1,4 +1,4 @@
-// Command soak has three Varve agents written to at a steady rate for a long time, with retention on, and looks whether anything grows that should not: memory, etcd, the WAL's files, the number of objects. It writes what it measured to
+// Command soak has three Varve agents written to at a steady rate for a long time, with retention and compaction on, and looks whether anything grows that should not: memory, etcd, the WAL's files, the number of objects. It writes what it measured to
 // test/bench/SOAK.md:
 //
 //	go run ./test/bench/soak --for 1h
@@ -125,6 +125,9 @@ func soak(ctx context.Context, p plan, r *results) (err error) {
 		return n.explain(err)
 	}
 	r.written, r.read = t.written.Load(), t.read.Load()
+	if r.left, err = t.compare(ctx); err != nil {
+		return n.explain(err)
+	}
 	return nil
 }
 

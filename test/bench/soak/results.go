@@ -19,6 +19,7 @@ type results struct {
 	first         time.Duration // of the first sample
 	samples       []sample
 	written, read int64 // bytes
+	left          remaining
 }
 
 // line is a line of the table.
@@ -123,7 +124,7 @@ func (r *results) markdown() string {
 	fmt.Fprintf(&b, "- Machine: %s\n- Varve %s: %d agents in zones a, b and c, three WAL copies, synced, one etcd, a bucket that is a folder on the same disk\n", r.machine, r.varve, agents)
 	fmt.Fprintf(&b, "- %s, %v of %.1f MB/s of %d byte records to %d partitions, read again at the tail: %.2f GB written, %.2f GB read\n",
 		r.began.UTC().Format("2006-01-02 15:04 UTC"), p.length, p.rateBytes/1e6, recordBytes, partitions*len(p.topics()), float64(r.written)/1e9, float64(r.read)/1e9)
-	fmt.Fprintf(&b, "- One topic retains what is younger than %v, one as many bytes as come in that time; merges after %v, looks for what is past its retention each %v, garbage stays for %v\n",
+	fmt.Fprintf(&b, "- One topic retains what is younger than %v, one as many bytes as come in that time, one the last record of each of as many keys as there come records in that time; merges after %v, looks for what is past its retention each %v, garbage stays for %v\n",
 		p.retention, p.merge, p.look, p.grace)
 	fmt.Fprintf(&b, "- The first %v do not count; the rest is three parts. Memory counts shared pages for each agent.\n\n", p.warm)
 	windows := r.windows()
@@ -141,6 +142,7 @@ func (r *results) markdown() string {
 		b.WriteString("\n")
 	}
 	b.WriteString("\n")
+	fmt.Fprintf(&b, "The compacted topic had %d keys. In the end there were %d records, and %d keys whose last record was not the last that was written.\n\n", r.left.keys, r.left.records, r.left.wrong)
 	report.WriteAims(&b, r.outcomes(windows))
 	return b.String()
 }
@@ -172,6 +174,8 @@ func (r *results) check() error {
 		return fmt.Errorf("%d bytes written, %d read", r.written, r.read)
 	case end.Total.Requests.Delete == 0:
 		return errors.New("no object was deleted")
+	case r.left.wrong > 0:
+		return fmt.Errorf("%d of %d keys have another last record than was written", r.left.wrong, r.left.keys)
 	case float64(end.Total.Stored) > float64(r.written):
 		return fmt.Errorf("%d bytes in the bucket, of %d that were written: nothing was retained away", end.Total.Stored, r.written)
 	}

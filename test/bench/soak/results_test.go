@@ -36,7 +36,11 @@ func TestMarkdown(t *testing.T) {
 	if err := r.check(); err != nil {
 		t.Error(err)
 	}
-	r.written = 1
+	r.left.wrong = 1
+	if err := r.check(); err == nil || !strings.Contains(err.Error(), "another last record") {
+		t.Errorf("a wrong key: %v", err)
+	}
+	r.left.wrong, r.written = 0, 1
 	if err := r.check(); err == nil || !strings.Contains(err.Error(), "nothing was retained away") {
 		t.Errorf("more in the bucket than was written: %v", err)
 	}
