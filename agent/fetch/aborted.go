@@ -52,9 +52,8 @@ func (f *Fetcher) judgeTransactions(ctx context.Context, r *Result, wants []Want
 	if !slices.ContainsFunc(r.Parts, func(p Part) bool { return p.transacted }) {
 		return
 	}
-	patient, cancel, _ := r.patience(ctx, limits)
+	patient, cancel, _ := r.patience(ctx, limits, coldTime)
 	defer cancel()
-	var late []*Part
 	for i := range r.Parts {
 		part := &r.Parts[i]
 		if !part.transacted {
@@ -70,16 +69,12 @@ func (f *Fetcher) judgeTransactions(ctx context.Context, r *Result, wants []Want
 		switch {
 		case errors.Is(err, errChanged):
 		case tooLate(ctx, err):
-			late = append(late, part)
+			part.late = true
 		default:
 			part.Err = asStorageError(err)
 		}
 	}
-	for _, part := range late {
-		if r.Bytes == 0 {
-			part.Err = errTooLate
-		}
-	}
+	r.failLate()
 }
 
 // errChanged says that what was read cannot be judged any more by what is there.

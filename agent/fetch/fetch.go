@@ -18,6 +18,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -74,6 +75,7 @@ type Part struct {
 
 	transacted bool            // batches of transactions may be in Records
 	memory     bool            // Records are from the WAL's memory
+	late       bool            // there are records in the bucket that did not come in time
 	from       protocol.Offset // where they were read from: the want's offset, or where a gap ends that it is in
 	// replaced is what [index.Index.Replaced] was before the records were read.
 	replaced uint64
@@ -127,8 +129,8 @@ func (f *Fetcher) Fetch(ctx context.Context, wants []Want, limits Limits) *Resul
 // gather finds the records.
 func (f *Fetcher) gather(ctx context.Context, wants []Want, limits Limits) *Result {
 	limits.BytesMin = min(limits.BytesMin, limits.BytesMax)
-	r := &Result{Parts: make([]Part, len(wants))}
-	if f.pass(ctx, r, wants, limits) || limits.Wait <= 0 {
+	r, began := &Result{Parts: make([]Part, len(wants))}, time.Now()
+	if f.look(ctx, r, wants, limits, began) || limits.Wait <= 0 {
 		r.pauseBack(ctx, wants, limits)
 		return r
 	}
@@ -143,7 +145,7 @@ func (f *Fetcher) gather(ctx context.Context, wants []Want, limits Limits) *Resu
 	defer timer.Stop()
 	for waiting := true; ; {
 		r.Release()
-		if f.pass(ctx, r, wants, limits) || !waiting {
+		if f.look(ctx, r, wants, limits, began) || !waiting {
 			return r
 		}
 		r.Release()
@@ -158,6 +160,44 @@ func (f *Fetcher) gather(ctx context.Context, wants []Want, limits Limits) *Resu
 	}
 }
 
+// look fills r and reports whether the answer can go. While old records are to come it looks again and again, for others that have come to memory meanwhile; what was begun goes on.
+func (f *Fetcher) look(ctx context.Context, r *Result, wants []Want, limits Limits, began time.Time) (ready bool) {
+	for {
+		ready = f.pass(ctx, r, wants, limits)
+		if ready || !r.late() {
+			return ready
+		}
+		waited := time.Since(began)
+		if r.Bytes > 0 && waited >= limits.Wait {
+			return true
+		}
+		if waited >= coldTime {
+			r.failLate()
+			return true
+		}
+		select {
+		case <-limits.Leave:
+			return true
+		default:
+		}
+		r.Release()
+	}
+}
+
+// late reports whether old records did not come in time.
+func (r *Result) late() bool {
+	return slices.ContainsFunc(r.Parts, func(p Part) bool { return p.late })
+}
+
+// failLate tells the client why nothing came of some partitions, if nothing came of any.
+func (r *Result) failLate() {
+	for i := range r.Parts {
+		if part := &r.Parts[i]; part.late && r.Bytes == 0 {
+			part.Err = protocol.KafkaStorageError.Errorf("old records have not come within %v", coldTime)
+		}
+	}
+}
+
 // cold is a want that memory could not serve.
 type cold struct {
 	part, bytesMax int
@@ -168,18 +208,20 @@ type cold struct {
 // pass fills r once and reports whether the answer can go.
 func (f *Fetcher) pass(ctx context.Context, r *Result, wants []Want, limits Limits) (ready bool) {
 	var colds []cold
+	followed := false
 	left, coldLeft := limits.BytesMax, f.reader.bytesMax()
 	for i := range wants {
 		w, part := &wants[i], &r.Parts[i]
+		part.memory, part.late, part.from = false, false, w.Offset
 		limit, again := f.judge(w, part, limits)
 		if !again {
 			ready = true
 			continue
 		}
-		if part.memory, part.from = false, w.Offset; limits.ReadCommitted {
+		if limits.ReadCommitted {
 			part.replaced = f.reader.index.Replaced(w.id())
 		}
-		ready = ready || w.Followed != nil // there is something, and beyond it nothing comes here
+		followed = followed || w.Followed != nil
 		if w.Offset >= limit || left <= 0 && (r.Bytes > 0 || len(colds) > 0) {
 			continue
 		}
@@ -219,7 +261,10 @@ func (f *Fetcher) pass(ctx context.Context, r *Result, wants []Want, limits Limi
 	for i := range r.Parts {
 		ready = ready || r.Parts[i].Err != nil
 	}
-	return ready || len(wants) == 0 || r.Bytes >= limits.BytesMin
+	if r.Bytes == 0 && r.late() {
+		return ready
+	}
+	return ready || len(wants) == 0 || r.Bytes >= limits.BytesMin || followed // beyond what there is of these nothing comes here
 }
 
 // readMemory reads from the WAL's memory, from an offset on; ok is false if it is not there.
@@ -295,12 +340,14 @@ func checkEpoch(client, current protocol.LeaderEpoch) error {
 const (
 	// coldPatience is how long an answer that has enough records from memory waits for the bucket.
 	coldPatience = 50 * time.Millisecond
-	// coldTime is how long one waits that has not: less than clients wait for it.
+	// coldRound is how long one that has not waits until it looks whether memory has more by now.
+	coldRound = 200 * time.Millisecond
+	// coldTime is how long one waits for which nothing comes: less than clients wait for it.
 	coldTime = 10 * time.Second
 )
 
-// patience bounds how long an answer waits for the bucket. What is begun until then goes on, and is there for the next fetch.
-func (r *Result) patience(ctx context.Context, limits Limits) (patient context.Context, cancel context.CancelFunc, hurried bool) {
+// patience bounds how long r waits for the bucket: coldPatience, or most unless it has enough records from memory. What is begun until then goes on, and is there the next time.
+func (r *Result) patience(ctx context.Context, limits Limits, most time.Duration) (patient context.Context, cancel context.CancelFunc, hurried bool) {
 	bytes := 0
 	for i := range r.Parts {
 		if r.Parts[i].memory {
@@ -308,10 +355,9 @@ func (r *Result) patience(ctx context.Context, limits Limits) (patient context.C
 		}
 	}
 	if hurried = bytes > 0 && bytes >= min(limits.BytesMin, limits.BytesMax); hurried {
-		patient, cancel = context.WithTimeout(ctx, coldPatience)
-	} else {
-		patient, cancel = context.WithTimeout(ctx, coldTime)
+		most = coldPatience
 	}
+	patient, cancel = context.WithTimeout(ctx, most)
 	return patient, cancel, hurried
 }
 
@@ -320,22 +366,18 @@ func tooLate(ctx context.Context, err error) bool {
 	return ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, segment.ErrCorrupt)
 }
 
-// errTooLate is what a client gets for which there is nothing but what did not come in time.
-var errTooLate = protocol.KafkaStorageError.Errorf("old records have not come within %v", coldTime)
-
 // readCold reads from the bucket. The first read may wait for memory of the cache; the others, several at once, hold none while they
 // would wait, and then bring less: whoever holds blocks and waits for more could wait for ever.
 //
 // If there is enough to answer already, none of them waits for long, the first neither: a consumer that is behind with one partition is not to be late with others.
 func (f *Fetcher) readCold(ctx context.Context, r *Result, wants []Want, colds []cold, limits Limits) {
-	patient, cancel, hurried := r.patience(ctx, limits)
+	patient, cancel, hurried := r.patience(ctx, limits, coldRound)
 	defer cancel()
-	late := make([]bool, len(colds))
 	read := func(i int) {
 		c := &colds[i]
 		w, part := &wants[c.part], &r.Parts[c.part]
 		err := f.reader.read(patient, w.id(), readRange{c.from, c.limit, c.bytesMax, c.oneMax, i == 0}, part)
-		if late[i] = tooLate(ctx, err); !late[i] {
+		if part.late = tooLate(ctx, err); !part.late {
 			part.Err = asStorageError(err)
 		}
 	}
@@ -354,11 +396,6 @@ func (f *Fetcher) readCold(ctx context.Context, r *Result, wants []Want, colds [
 	_ = g.Wait() // errors are in the parts
 	for _, c := range colds {
 		r.Bytes += r.Parts[c.part].Bytes
-	}
-	for i, c := range colds {
-		if late[i] && r.Bytes == 0 {
-			r.Parts[c.part].Err = errTooLate
-		}
 	}
 }
 

@@ -173,6 +173,33 @@ func TestSlowBucket(t *testing.T) {
 	})
 }
 
+// TestTailWhileOldDataIsAwaited has records come to memory while a fetch waits for old ones of another partition: they do not wait for those.
+func TestTailWhileOldDataIsAwaited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBucket(t, 1<<20)
+		b.add(t, map[int32][][]byte{0: {raw(t, 0, 600, 1)}})
+		b.far(t, 5*time.Second, 64)
+		p, produce := growing(t, 99)
+		wants := []Want{{Partition: restored(0, 0, 1), BytesMax: 4000}, {Partition: p, BytesMax: 4000}}
+		limits := Limits{BytesMin: 1, BytesMax: 1 << 20, Wait: time.Second}
+		read := make(chan *Result, 1)
+		go func() { read <- b.fetch(t, limits, wants...) }()
+		time.Sleep(time.Second)
+		if len(read) > 0 {
+			t.Error("a fetch is answered before there is anything")
+		}
+		came := time.Now()
+		produce()
+		if r := <-read; r.Parts[1].Bytes == 0 || r.Parts[0].Err != nil || time.Since(came) > coldRound+coldPatience {
+			t.Errorf("after %v: %d bytes, %v", time.Since(came), r.Parts[1].Bytes, r.Parts[0].Err)
+		}
+		began := time.Now()
+		if r := b.fetch(t, limits, wants[:1]...); r.Bytes == 0 || time.Since(began) > 10*time.Second {
+			t.Errorf("old records: %d bytes after %v, %v", r.Bytes, time.Since(began), r.Parts[0].Err)
+		}
+	})
+}
+
 // TestSlowJudgement holds that the outcome of a transaction is not waited for longer than for records: they are left out, and come once it is known.
 func TestSlowJudgement(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

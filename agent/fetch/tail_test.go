@@ -30,25 +30,36 @@ func (unflushed) Durable(ingest.Entry) {}
 // live returns a partition with one batch in memory.
 func live(t *testing.T, n int32) *ingest.Partition {
 	t.Helper()
+	p, produce := growing(t, n)
+	produce()
+	return p
+}
+
+// growing returns a partition without records, and what adds a batch of one to it.
+func growing(t *testing.T, n int32) (p *ingest.Partition, produce func()) {
+	t.Helper()
 	log, err := wal.New(wal.Config{Segment: wal.SegmentID{Log: 1, Number: 1}, Fence: 1, First: 1}, wal.Copy{Name: "own", Store: disk{}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = log.Close(context.Background()) }) //nolint:usetesting // it runs when the test, and its context, have ended
-	p := ingest.NewPartition(id(n), "t", 0, partition.New(1))
-	data := raw(t, 0, 10, 1)
-	h, err := batch.Parse(data)
-	if err != nil {
-		t.Fatal(err)
+	p = ingest.NewPartition(id(n), "t", 0, partition.New(1))
+	in := ingest.New(log, unflushed{}, time.Now)
+	return p, func() {
+		t.Helper()
+		data := raw(t, 0, 10, 1)
+		h, err := batch.Parse(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := ingest.NewRequest(1, ingest.AcksAll)
+		r.Batches[0] = ingest.Batch{Partition: p, Header: h, Bytes: data}
+		in.Produce(t.Context(), r)
+		<-r.Done()
+		if err := r.Batches[0].Result.Err; err != nil {
+			t.Fatal(err)
+		}
 	}
-	r := ingest.NewRequest(1, ingest.AcksAll)
-	r.Batches[0] = ingest.Batch{Partition: p, Header: h, Bytes: data}
-	ingest.New(log, unflushed{}, time.Now).Produce(t.Context(), r)
-	<-r.Done()
-	if err := r.Batches[0].Result.Err; err != nil {
-		t.Fatal(err)
-	}
-	return p
 }
 
 // TestTailBesideOldData holds that records which are in memory do not wait for old ones of other partitions, in the same fetch or in others, while the bucket does not answer; and that the old ones
