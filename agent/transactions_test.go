@@ -173,12 +173,13 @@ func copyOnce(ctx context.Context, session *kgo.GroupTransactSession, midway fun
 // copied returns how many records the copier's group is done with.
 func (s *several) copied(t *testing.T) (n int64) {
 	t.Helper()
-	c, err := kgo.NewClient(s.seeds()) // one that knows no coordinator that is gone
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
 	eventually(t, "the group tells its offsets", func() bool {
+		// A new one each time: while the coordinator's lease lasts, clients are told of one that is gone, and this one then keeps to it.
+		c, err := kgo.NewClient(s.seeds())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
 		offsets, err := kadm.NewClient(c).FetchOffsets(t.Context(), "copiers")
 		if n = 0; err != nil || offsets.Error() != nil {
 			return false
