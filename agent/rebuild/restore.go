@@ -2,6 +2,7 @@ package rebuild
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,8 +10,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/google/uuid"
 
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
@@ -240,7 +239,7 @@ func (w *writer) write(ctx context.Context, present leftover, plan *Plan, o *out
 
 // begin deletes what there is, and leaves a mark. One of several restores that begin at once gets through; one that begins later ends those before it, which may have been broken off.
 func (w *writer) begin(ctx context.Context, present leftover) error {
-	ops := []coordinator.Op{{Key: coordinator.KeyRestore, Value: coordinator.Encode(uuid.NewString())}}
+	ops := []coordinator.Op{{Key: coordinator.KeyRestore, Value: coordinator.Encode(rand.Text())}}
 	for _, prefix := range present.prefixes {
 		ops = append(ops, coordinator.Op{Key: prefix, Delete: true, Prefix: true})
 	}

@@ -224,7 +224,7 @@ func TestNumbers(t *testing.T) {
 		put(footer.Header.ID.Name(), object)
 	}
 	kv := kvmem.New(kvmem.Config{})
-	if _, err := l.restore(kv, Options{DisksLost: true}); err != nil {
+	if _, err := l.restore(kv, Options{DisksLost: true, AcceptMissing: true}); err != nil {
 		t.Fatal(err)
 	}
 	flushedOf := shardOf(0)

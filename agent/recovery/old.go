@@ -143,7 +143,7 @@ func (o *old) seal(r *Recovery) error {
 	for _, store := range slices.Sorted(maps.Keys(o.held)) {
 		for _, id := range o.held[store] {
 			var answer quorum.Answer
-			err := error(errNowhere)
+			err := errNowhere
 			if s := r.WAL(store); s != nil {
 				answer, err = s.Seal(id, wal.Fence(o.record.Fence))
 			}

@@ -1,0 +1,170 @@
+package agent_test
+
+import (
+	"log/slog"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/varve-io/varve/agent"
+	"github.com/varve-io/varve/agent/rebuild"
+	"github.com/varve-io/varve/agent/status"
+	"github.com/varve-io/varve/coordinator"
+	memkv "github.com/varve-io/varve/coordinator/mem"
+	"github.com/varve-io/varve/protocol"
+)
+
+// copyAs has one copy in the bucket, of that etcd.
+func (c *cluster) copyAs(t *testing.T, kv *memkv.Store) {
+	t.Helper()
+	c.forgetCopies(t, 0)
+	copier := rebuild.NewCopier(time.Minute, rebuild.CopierDeps{
+		KV: kv, Store: c.bucket, Cluster: clusterOf(t, kv), Elected: func() bool { return true }, Agents: func() []coordinator.Agent { return nil }, Now: c.now,
+		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	})
+	if err := copier.Step(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func clusterOf(t *testing.T, kv coordinator.KV) protocol.TopicID {
+	t.Helper()
+	item, _, err := kv.Get(t.Context(), coordinator.KeyCluster)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cluster, err := coordinator.Decode[coordinator.Cluster](item)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := protocol.ParseTopicID(cluster.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// edit changes keys as no agent would.
+func edit(t *testing.T, kv *memkv.Store, ops ...coordinator.Op) {
+	t.Helper()
+	if _, err := kv.Txn(t.Context(), nil, ops); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRestoreUnowned: shards got their leaders after the copy was made. Nobody leads them before all that their leaders acknowledged is recovered, also if a disk comes late.
+func TestRestoreUnowned(t *testing.T) {
+	c := newCluster(t, func(cfg *agent.Config) {
+		copying(cfg)
+		cfg.Copies, cfg.Flush.AgeMax = 1, time.Hour // what is acknowledged is on one disk alone
+	}, "a", "b", "c")
+	const partitions = 12
+	c.create(t, "t", partitions)
+	c.produce(t, "t", partitions, 0, 20, "")
+	c.killAll()
+	old := snapshot(t, c.kv)
+	edit(t, old, coordinator.Op{Key: coordinator.PrefixShards, Delete: true, Prefix: true}, coordinator.Op{Key: coordinator.PrefixWrites, Delete: true, Prefix: true})
+	c.copyAs(t, old)
+
+	next := c.again(t, memkv.New(memkv.Config{ClusterID: 2, Start: time.Now()}), false)
+	report, err := next.restore(t, rebuild.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(report.Open) != 3 {
+		t.Errorf("logs %v are to be recovered, want 3", report.Open)
+	}
+	next.launch(t, 0)
+	next.launch(t, 1)
+	t.Cleanup(func() { next.members[0].kill(); next.members[1].kill() })
+	var problems []string
+	eventually(t, "one log is left, whose disk is not there", func() bool {
+		records, err := status.Read(t.Context(), next.kv)
+		if err != nil {
+			t.Fatal(err)
+		}
+		problems = status.Make("", records).Problems
+		return slices.Contains(problems, "no shard gets a leader until the WAL logs from before etcd was restored are recovered: "+next.logs(t, false)[0].String()) &&
+			len(next.logs(t, false)) == 3 // and those of the two
+	})
+	for _, m := range next.members[:2] {
+		select {
+		case <-m.agent.Ready():
+			t.Errorf("the agent in zone %s is ready; %q", m.zone, problems)
+		case err := <-m.ended:
+			t.Errorf("the agent in zone %s ended: %v", m.zone, err)
+			m.ended <- err
+		default:
+		}
+	}
+	next.launch(t, 2)
+	t.Cleanup(func() { next.members[2].kill() })
+	for _, m := range next.members {
+		m.await(t)
+	}
+	next.produce(t, "t", partitions, 20, 30, "")
+	reader := next.client(t, kgo.ConsumeTopics("t"))
+	expect(t, reader, make([]int64, partitions), 30)
+	next.check(t)
+}
+
+// logs lists the WAL logs that are closed, or are not.
+func (c *cluster) logs(t *testing.T, closed bool) (all []coordinator.LogID) {
+	t.Helper()
+	logs, err := coordinator.ListLogs(t.Context(), c.kv, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range logs.Records {
+		if l.Closed == closed {
+			all = append(all, l.ID)
+		}
+	}
+	return all
+}
+
+// TestRestoreRolled: after the copy was made an agent died, whose log others recovered, and their logs rolled to other ensembles, where what they acknowledged since is. It is recovered from there.
+func TestRestoreRolled(t *testing.T) {
+	c := newCluster(t, func(cfg *agent.Config) {
+		copying(cfg)
+		cfg.Copies, cfg.Flush.AgeMax = 3, time.Hour
+	}, "a", "b", "c")
+	const partitions = 12
+	c.create(t, "t", partitions)
+	c.produce(t, "t", partitions, 0, 10, "")
+	old, before := snapshot(t, c.kv), c.logs(t, false)
+	c.members[2].kill()
+	c.pass(5 * time.Second) // its lease ends
+	eventually(t, "its log is recovered, and the others rolled", func() bool {
+		logs, err := coordinator.ListLogs(t.Context(), c.kv, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rolled := 0
+		for _, l := range logs.Records {
+			if n := len(l.Segments); !l.Closed && n > 0 && l.Segments[n-1].Number > 1 {
+				rolled++
+			}
+		}
+		return rolled == 2 && len(c.logs(t, true)) == 1
+	})
+	c.produce(t, "t", partitions, 10, 20, "")
+	c.killAll()
+	c.copyAs(t, old)
+
+	next := c.again(t, memkv.New(memkv.Config{ClusterID: 2, Start: time.Now()}), false)
+	report, err := next.restore(t, rebuild.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(report.Open, before) {
+		t.Errorf("logs %v are to be recovered, want %v", report.Open, before)
+	}
+	next.startAll(t)
+	next.produce(t, "t", partitions, 20, 30, "")
+	reader := next.client(t, kgo.ConsumeTopics("t"))
+	expect(t, reader, make([]int64, partitions), 30)
+	next.check(t)
+}
