@@ -38,7 +38,6 @@ func (r *rebuilder) marked(p *manifest.Partition, id partition.ID, newer bool) {
 // standing is how a transactional producer stands in a partition.
 type standing struct {
 	epoch    protocol.ProducerEpoch
-	open     bool  // it has a transaction there
 	markedMs int64 // when its newest marker was written at the latest, Unix milliseconds; 0 for none
 }
 
@@ -58,80 +57,50 @@ func (r *rebuilder) standings() map[protocol.ProducerID]map[txn.Partition]standi
 			continue
 		}
 		for _, p := range l.Snapshot().Producers {
-			at := standing{epoch: p.Epoch, open: p.TxnFirst != protocol.NoOffset, markedMs: r.marks[producerAt{p.ID, id}]}
-			if !at.open && p.CoordinatorEpoch == partition.NoCoordinatorEpoch {
-				continue
+			if p.TxnFirst == protocol.NoOffset && p.CoordinatorEpoch == partition.NoCoordinatorEpoch {
+				continue // it has no transactions
 			}
 			if all[p.ID] == nil {
 				all[p.ID] = make(map[txn.Partition]standing)
 			}
-			all[p.ID][txn.Partition{Topic: id.Topic, Partition: id.Partition}] = at
+			all[p.ID][txn.Partition{Topic: id.Topic, Partition: id.Partition}] = standing{p.Epoch, r.marks[producerAt{p.ID, id}]}
 		}
 	}
 	return all
 }
 
 // transactions decides what becomes of transactional ids. Which transactions were begun or decided after the copy was made nobody knows: those that are open are aborted, but for one that the copy has
-// decided to commit. Each id gets a new producer id when its producer comes back, whose old ones are fenced. fresh is the first producer id that is free; it returns the first that is left.
+// decided to commit. Open ones may be on agents' disks alone: so all partitions that know a producer get a marker, which only fences where none is. Each id gets a new producer id when its producer comes back, whose old ones are fenced. fresh is the first producer id that is free; it returns the first that is left.
 func (r *rebuilder) transactions(all map[string]txn.Snapshot, fresh protocol.ProducerID) protocol.ProducerID {
 	producers := r.standings()
-	keys := slices.Sorted(maps.Keys(all))
-	for _, key := range keys {
+	for _, key := range slices.Sorted(maps.Keys(all)) {
 		s := all[key]
+		at := producers[s.ProducerID]
+		delete(producers, s.ProducerID)
 		if s.State != txn.PrepareCommit {
+			all[key] = aborted(s, at)
 			continue
 		}
-		var decided []txn.Partition
-		for _, p := range s.Partitions {
-			if !producers[s.ProducerID][p].past(&s) {
-				decided = append(decided, p)
-				delete(producers[s.ProducerID], p)
-			}
-		}
-		s.Partitions = decided
+		s.Fence = s.Partitions.Union(slices.Collect(maps.Keys(at)))
+		s.Partitions = slices.DeleteFunc(slices.Clone(s.Partitions), func(p txn.Partition) bool { return at[p].past(&s) })
 		if s.NextProducerID < 0 {
 			s.NextProducerID = fresh
 			fresh++
 		}
 		all[key] = s
 	}
-	for _, key := range keys { // what the ids above have left of a producer is another's, or nobody's
-		if s := all[key]; s.State != txn.PrepareCommit {
-			all[key] = aborted(s, opened(producers[s.ProducerID]))
-			delete(producers, s.ProducerID)
-		}
-	}
 	for id, at := range producers {
-		partitions := opened(at)
-		if len(partitions) == 0 {
-			continue
-		}
-		name := fmt.Sprintf("varve-restore-%d", id) // whose it was nobody knows, or its own has to commit the one before
+		name := fmt.Sprintf("varve-restore-%d", id) // whose it was nobody knows
 		all[coordinator.KeyTxn(coordinator.ShardOfName(name, r.found.Cluster.Shards), name)] = aborted(txn.Snapshot{
 			Format: 1, ProducerID: id, TimeoutMs: 60_000, StartedMs: -1, UpdatedMs: r.state.CreatedMs,
-		}, partitions)
+		}, at)
 	}
 	return fresh
 }
 
-// opened returns the partitions in which a producer has a transaction.
-func opened(at map[txn.Partition]standing) (all []txn.Partition) {
-	for p, s := range at {
-		if s.open {
-			all = append(all, p)
-		}
-	}
-	return all
-}
-
 // aborted returns a transactional id whose transaction is aborted, in these partitions too, and whose producer is fenced.
-func aborted(s txn.Snapshot, partitions []txn.Partition) txn.Snapshot {
-	switch s.State {
-	case txn.Ongoing, txn.PrepareAbort:
-		s.Partitions = s.Partitions.Union(txn.NewSet(partitions...))
-	default:
-		s.Partitions = txn.NewSet(partitions...)
-	}
+func aborted(s txn.Snapshot, at map[txn.Partition]standing) txn.Snapshot {
+	s.Partitions = s.Partitions.Union(slices.Collect(maps.Keys(at)))
 	s.State = txn.Empty
 	if len(s.Partitions) > 0 {
 		s.State = txn.PrepareAbort

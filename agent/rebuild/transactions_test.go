@@ -28,13 +28,13 @@ type txnCase struct {
 	epoch    protocol.ProducerEpoch
 	in       []int32 // partitions of the record
 	// has is, of each partition, in order: "b3" for a batch of epoch 3, "m3@1200" for a marker, and its timestamp.
-	has    []string
-	merged bool // all of it is merged, after the copy was made
-	copied bool // all of it is merged, before
-	other  bool // another id was left by a restore before
+	has     []string
+	merged  bool // all of it is merged, after the copy was made
+	copied  bool // all of it is merged, before
+	unknown bool // the copy has another id
 
-	commit, abort []int32 // partitions that get the decided marker of the id, and that of its own
-	rest          []int32 // partitions in which the producer is aborted under another name
+	commit, fence, abort []int32 // partitions that get the markers of the decision, that are fenced after it, and that are aborted
+	rest                 []int32 // partitions in which the producer is aborted under another name
 }
 
 // TestTransactions: a transaction that the copy has decided is committed, and none that its producer began after it; no partition is left with one that is open.
@@ -43,43 +43,42 @@ func TestTransactions(t *testing.T) {
 		"what was open is aborted, wherever it is": {
 			state: txn.Ongoing, epoch: 3, in: []int32{0, 1}, has: []string{"b3", "", "m3@900 b3"}, abort: []int32{0, 1, 2},
 		},
-		"nothing was open": {state: txn.CompleteCommit, epoch: 3, has: []string{"b3 m3@900"}},
+		"what may be open on disks is aborted": {state: txn.CompleteCommit, epoch: 3, has: []string{"b3 m3@900"}, abort: []int32{0}},
+		"no partition is known":                {state: txn.CompleteCommit, epoch: 3, has: []string{""}},
 		"version 1: no marker was flushed": {
-			state: txn.PrepareCommit, epoch: 3, in: []int32{0, 1}, has: []string{"b3", "b3 m3@900 b3"}, commit: []int32{0, 1},
+			state: txn.PrepareCommit, epoch: 3, in: []int32{0, 1}, has: []string{"b3", "b3 m3@900 b3"}, commit: []int32{0, 1}, fence: []int32{0, 1},
 		},
 		"version 1: one marker was flushed": {
-			state: txn.PrepareCommit, epoch: 3, in: []int32{0, 1}, has: []string{"b3", "b3 m3@1000"}, commit: []int32{0},
+			state: txn.PrepareCommit, epoch: 3, in: []int32{0, 1}, has: []string{"b3", "b3 m3@1000"}, commit: []int32{0}, fence: []int32{0, 1},
 		},
 		"version 1: the producer went on in the same epoch": {
-			state: txn.PrepareCommit, epoch: 3, in: []int32{0, 1}, has: []string{"b3 m3@1001 b3", "b3", "b3"}, commit: []int32{1}, rest: []int32{0, 2},
+			state: txn.PrepareCommit, epoch: 3, in: []int32{0, 1}, has: []string{"b3 m3@1001 b3", "b3", "b3"}, commit: []int32{1}, fence: []int32{0, 1, 2},
 		},
 		"version 1: the producer came back and went on": {
-			state: txn.PrepareCommit, epoch: 3, in: []int32{0, 1}, has: []string{"b3", "b4", "m4@1100 b4"}, commit: []int32{0}, rest: []int32{1, 2},
+			state: txn.PrepareCommit, epoch: 3, in: []int32{0, 1}, has: []string{"b3", "b4", "m4@1100 b4"}, commit: []int32{0}, fence: []int32{0, 1, 2},
 		},
 		"version 1: what was open when it was merged was flushed after the decision": {
-			state: txn.PrepareCommit, epoch: 3, in: []int32{0, 1}, has: []string{"m3@900 b3", "b3"}, merged: true, commit: []int32{1}, rest: []int32{0},
+			state: txn.PrepareCommit, epoch: 3, in: []int32{0, 1}, has: []string{"m3@900 b3", "b3"}, merged: true, commit: []int32{1}, fence: []int32{0, 1},
 		},
 		"version 1: what was open was merged before the copy was made": {
-			state: txn.PrepareCommit, epoch: 3, in: []int32{0}, has: []string{"m3@900 b3"}, copied: true, commit: []int32{0},
+			state: txn.PrepareCommit, epoch: 3, in: []int32{0}, has: []string{"m3@900 b3"}, copied: true, commit: []int32{0}, fence: []int32{0},
 		},
 		"version 1: the marker was merged": {
-			state: txn.PrepareCommit, epoch: 3, in: []int32{0, 1}, has: []string{"b3 m3@1001 | b3", "b3 m3@900 | b3"}, copied: true, commit: []int32{1}, rest: []int32{0},
+			state: txn.PrepareCommit, epoch: 3, in: []int32{0, 1}, has: []string{"b3 m3@1001 | b3", "b3 m3@900 | b3"}, copied: true, commit: []int32{1}, fence: []int32{0, 1},
 		},
 		"version 2: no marker was flushed": {
-			state: txn.PrepareCommit, version2: true, epoch: 4, in: []int32{0, 1}, has: []string{"b3", ""}, commit: []int32{0, 1},
+			state: txn.PrepareCommit, version2: true, epoch: 4, in: []int32{0, 1}, has: []string{"b3", ""}, commit: []int32{0, 1}, fence: []int32{0, 1},
 		},
 		"version 2: one marker was flushed": {
-			state: txn.PrepareCommit, version2: true, epoch: 4, in: []int32{0, 1}, has: []string{"b3 m4@1000", "b3"}, commit: []int32{1},
+			state: txn.PrepareCommit, version2: true, epoch: 4, in: []int32{0, 1}, has: []string{"b3 m4@1000", "b3"}, commit: []int32{1}, fence: []int32{0, 1},
 		},
 		"version 2: the producer went on": {
-			state: txn.PrepareCommit, version2: true, epoch: 4, in: []int32{0, 1}, has: []string{"b3 m4@1000 b4", "b3", "b4"}, commit: []int32{1}, rest: []int32{0, 2},
+			state: txn.PrepareCommit, version2: true, epoch: 4, in: []int32{0, 1}, has: []string{"b3 m4@1000 b4", "b3", "b4"}, commit: []int32{1}, fence: []int32{0, 1, 2},
 		},
 		"version 2: the producer went on and on": {
-			state: txn.PrepareCommit, version2: true, epoch: 4, in: []int32{0, 1}, has: []string{"b3 m4@1000 b4 m5@1100 b5", "b3"}, commit: []int32{1}, rest: []int32{0},
+			state: txn.PrepareCommit, version2: true, epoch: 4, in: []int32{0, 1}, has: []string{"b3 m4@1000 b4 m5@1100 b5", "b3"}, commit: []int32{1}, fence: []int32{0, 1},
 		},
-		"a restore before has left a name for what was to be aborted": {
-			state: txn.PrepareCommit, version2: true, epoch: 4, in: []int32{0}, has: []string{"b3", "b4"}, other: true, commit: []int32{0}, rest: []int32{1},
-		},
+		"an id that the copy does not know": {unknown: true, state: txn.Empty, has: []string{"b3", "b3 m3@1000"}, rest: []int32{0, 1}},
 	} {
 		t.Run(name, func(t *testing.T) { c.run(t) })
 	}
@@ -121,8 +120,9 @@ func (c txnCase) run(t *testing.T) {
 	}
 	key, rest := coordinator.KeyTxn(0, "id"), coordinator.KeyTxn(0, fmt.Sprintf("varve-restore-%d", producer))
 	all := map[string]txn.Snapshot{key: record}
-	if c.other {
-		all[rest] = txn.Snapshot{Format: 1, State: txn.CompleteAbort, ProducerID: producer, Epoch: lastEpoch, NextProducerID: -1}
+	if c.unknown {
+		record.ProducerID++
+		all[key] = record
 	}
 	left := r.transactions(all, free)
 	c.check(t, all[key], left)
@@ -149,8 +149,8 @@ func (c txnCase) check(t *testing.T, got txn.Snapshot, left protocol.ProducerID)
 		}
 		return
 	}
-	if got.State != txn.PrepareCommit || got.Epoch != c.epoch || got.Version2 != c.version2 || !slices.Equal(got.Partitions, setOf(c.commit)) {
-		t.Errorf("%+v, want PrepareCommit of %v in epoch %d", got, c.commit, c.epoch)
+	if got.State != txn.PrepareCommit || got.Epoch != c.epoch || got.Version2 != c.version2 || !slices.Equal(got.Partitions, setOf(c.commit)) || !slices.Equal(got.Fence, setOf(c.fence)) {
+		t.Errorf("%+v, want PrepareCommit of %v in epoch %d, and %v fenced", got, c.commit, c.epoch, c.fence)
 	}
 	if got.NextProducerID != free || left != free+1 {
 		t.Errorf("its next producer id is %d, and %d is free then, want %d and %d", got.NextProducerID, left, free, free+1)

@@ -122,6 +122,12 @@ func (m *Machine) marked(now time.Time, e Marked) {
 		return
 	}
 	r := &m.record
+	if len(r.Fence) > 0 { // not durable: who takes the id over begins with the decision's markers, which do nothing where these are
+		r.State, r.Version2, r.Epoch, r.Partitions, r.Fence = PrepareAbort, false, epochMax, r.Fence, nil
+		m.writes++
+		m.mark(m.writes)
+		return
+	}
 	if r.State == PrepareCommit {
 		r.State = CompleteCommit
 	} else {

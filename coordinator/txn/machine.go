@@ -45,7 +45,8 @@
 // A write fails for certain or not at all, and the machine is as before: who waits is told the code. After a crash,
 // [Load] takes up what is durable. Ongoing: the transaction goes on, with its timeout. Prepare: [Loaded] asks for the
 // markers again, whether or not they were written; nothing new has begun, for that would have been another write. A
-// transaction whose completion was not durable is completed a second time.
+// transaction whose completion was not durable is completed a second time. What an etcd that was lost and
+// rebuilt may not know of a producer, a second round of markers ends (Snapshot.Fence).
 //
 // # Kafka
 //
@@ -263,6 +264,10 @@ func (m *Machine) String() string {
 	if all := m.partitions(); len(all) > 0 {
 		text, _ := all.MarshalText() // never fails
 		fmt.Fprintf(&b, " [%s]", text)
+	}
+	if len(r.Fence) > 0 {
+		text, _ := r.Fence.MarshalText() // never fails
+		fmt.Fprintf(&b, " fence=[%s]", text)
 	}
 	return m.describe(b.String())
 }

@@ -27,8 +27,10 @@ type Snapshot struct {
 	Version2       bool                `json:"version2,omitempty"` // the last decision raised the epoch (KIP-890)
 	TimeoutMs      int32               `json:"timeout_ms"`
 	Partitions     Set                 `json:"partitions,omitempty"` // of the transaction; empty unless Ongoing or in a Prepare state
-	StartedMs      int64               `json:"started_ms"`           // the transaction, Unix milliseconds; -1 if there was none since Init
-	UpdatedMs      int64               `json:"updated_ms"`           // Unix milliseconds
+	// Fence are partitions in which the producer is fenced, and what it may have begun since is aborted, once the markers of this decision to commit are written. A restore sets it.
+	Fence     Set   `json:"fence,omitempty"`
+	StartedMs int64 `json:"started_ms"` // the transaction, Unix milliseconds; -1 if there was none since Init
+	UpdatedMs int64 `json:"updated_ms"` // Unix milliseconds
 }
 
 // Snapshot returns the id as DescribeTransactions shows it. What a write that is under way would change is not in it.

@@ -1,6 +1,7 @@
 package agent_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -59,4 +60,43 @@ func TestRestoreRecreated(t *testing.T) {
 	next.produce(t, "t", partitions, 5, 8, "")
 	expect(t, reader, at, 8)
 	next.check(t)
+}
+
+// TestRestoreOpenTransaction loses etcd while a transaction is open that agents' disks alone have: it is aborted, and readers of what is committed go on.
+func TestRestoreOpenTransaction(t *testing.T) {
+	c := newCluster(t, copying, "a", "b", "c")
+	c.create(t, "x", 1)
+	begin := func(c *cluster) *kgo.Client {
+		return c.client(t, kgo.TransactionalID("p"), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	}
+	transact(t, begin(c), "x", "one", true)
+	c.awaitFlushed(t, "x", 2)
+	c.killAll()
+	c.change = func(cfg *agent.Config) {
+		copying(cfg)
+		cfg.Flush.AgeMax = time.Hour
+	}
+	c.startAll(t)
+	p := begin(c)
+	transact(t, p, "x", "two", true)
+	number := c.awaitCopy(t)
+	if err := p.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	send(t, p, "x", 0, "three")
+	if ends := c.ends(t, "x"); ends[0] != 2 {
+		t.Fatalf("the transactions are flushed: %v", ends)
+	}
+	c.killAll()
+	c.forgetCopies(t, number)
+
+	next := c.again(t, memkv.New(memkv.Config{ClusterID: 2, Start: time.Now()}), false)
+	if _, err := next.restore(t, rebuild.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	next.startAll(t)
+	transact(t, begin(next), "x", "four", true)
+	if got := next.committed(t, "x", 3); !slices.Equal(got, []string{"one", "two", "four"}) {
+		t.Errorf("committed are %q", got)
+	}
 }
