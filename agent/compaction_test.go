@@ -155,8 +155,8 @@ func (c *compacted) bounds(t *testing.T, r *running, last int64) {
 	}
 }
 
-// apart checks that no segment has something of a topic that is compacted and of one that is not.
-func (w *world) apart(t *testing.T) {
+// manifests returns those that are there.
+func (w *world) manifests(t *testing.T) (all []*manifest.Manifest) {
 	t.Helper()
 	for info, err := range w.store.List(t.Context(), manifest.NamePrefix, "") {
 		if err != nil {
@@ -170,16 +170,38 @@ func (w *world) apart(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		all = append(all, m)
+	}
+	return all
+}
+
+// apart checks that no segment has something of a topic that is compacted and of one that is not.
+func (w *world) apart(t *testing.T) {
+	t.Helper()
+	for _, m := range w.manifests(t) {
 		topics := make(map[int32]string)
 		for _, p := range m.Partitions {
 			for _, e := range p.Extents {
 				if other, ok := topics[e.Segment]; ok && other != p.TopicName {
-					t.Errorf("%s has %s and %s in one segment", info.Name, other, p.TopicName)
+					t.Errorf("%s has %s and %s in one segment", m.Name(), other, p.TopicName)
 				}
 				topics[e.Segment] = p.TopicName
 			}
 		}
 	}
+}
+
+// merged returns up to where a topic's partition 0 is merged.
+func (w *world) merged(t *testing.T, topic string) (end int64) {
+	t.Helper()
+	for _, m := range w.manifests(t) {
+		for _, p := range m.Partitions {
+			if p.TopicName == topic {
+				end = max(end, int64(p.End))
+			}
+		}
+	}
+	return end
 }
 
 // TestCompaction writes keys many times over, in transactions and without, through changes of the leader, and reads the log while it is compacted, with a map of keys that is too small for all of them.
@@ -230,4 +252,138 @@ func TestCompaction(t *testing.T) {
 	if len(c.written) < 5*(compactedKeys+1+compactedSlack) {
 		t.Errorf("%d records are too few to tell", len(c.written))
 	}
+}
+
+// altered is a topic of one partition, how it is compacted changes.
+type altered struct {
+	t      *testing.T
+	w      *world
+	r      *running
+	client *kgo.Client
+	admin  *kadm.Client
+	last   int64 // offset that was written last
+}
+
+func (a *altered) start() {
+	a.r = a.w.start(a.t, func(c *agent.Config) {
+		eager(c)
+		c.Shards, c.Clean.Pause = 1, 20*time.Millisecond
+	})
+	a.client = client(a.t, a.r)
+	a.admin = kadm.NewClient(a.client)
+}
+
+// set changes configurations of the topic.
+func (a *altered) set(configs map[string]string) {
+	a.t.Helper()
+	var all []kadm.AlterConfig
+	for name, value := range configs {
+		all = append(all, kadm.AlterConfig{Op: kadm.SetConfig, Name: name, Value: &value})
+	}
+	if resp, err := a.admin.AlterTopicConfigs(a.t.Context(), all, "t"); err != nil || resp[0].Err != nil {
+		a.t.Fatal(err, resp)
+	}
+}
+
+const (
+	alteredKeys   = 12
+	alteredRounds = 5
+)
+
+// write writes alteredKeys records, with keys of their own each, alteredRounds times over. One is a tombstone.
+func (a *altered) write(tombstone string) {
+	a.t.Helper()
+	for round := range alteredRounds {
+		for key := range alteredKeys - 2 {
+			a.produce(fmt.Append(nil, "key ", key), fmt.Append(nil, "of round ", round))
+		}
+		a.produce([]byte(tombstone), nil)
+		a.produce([]byte("end"), []byte{})
+	}
+}
+
+// produce writes a record that is a minute old.
+func (a *altered) produce(key, value []byte) {
+	a.t.Helper()
+	r := &kgo.Record{Topic: "t", Key: key, Value: value, Timestamp: time.Now().Add(-time.Minute)}
+	if err := a.client.ProduceSync(a.t.Context(), r).FirstErr(); err != nil {
+		a.t.Fatal(err)
+	}
+	a.last = r.Offset
+}
+
+// restart has all that was written so far be read from the bucket.
+func (a *altered) restart() {
+	a.r.stop()
+	a.start()
+}
+
+// read returns how many records there are, after another merge, and how many of them are tombstones of that key.
+func (a *altered) read(tombstone string) (n, tombstones int) {
+	a.t.Helper()
+	produce(a.t, a.r, "u", 0, 1)
+	reader := client(a.t, a.r, kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{"t": {0: kgo.NewOffset().AtStart()}}))
+	defer reader.Close()
+	for at := int64(-1); at < a.last; {
+		fetches := reader.PollFetches(a.t.Context())
+		if err := fetches.Err(); err != nil {
+			a.t.Fatal(err)
+		}
+		fetches.EachRecord(func(got *kgo.Record) {
+			n, at = n+1, got.Offset
+			if string(got.Key) == tombstone {
+				tombstones++
+			}
+		})
+	}
+	return n, tombstones
+}
+
+// TestCompactionPolicy changes how a topic is compacted while merges run: by its age alone; not at all; by its age, with a retention too.
+func TestCompactionPolicy(t *testing.T) {
+	a := &altered{t: t, w: newWorld(t)}
+	a.start()
+	if resp, err := a.admin.CreateTopic(t.Context(), 1, 1, nil, "t"); err != nil || resp.Err != nil {
+		t.Fatal(err, resp.Err)
+	}
+	a.set(map[string]string{"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "1", "max.compaction.lag.ms": "1000"})
+	a.write("first")
+	a.restart()
+	eventually(t, "what is old is compacted, and a tombstone stays for a day", func() bool {
+		n, tombstones := a.read("first")
+		return n == alteredKeys && tombstones == 1
+	})
+
+	a.set(map[string]string{"cleanup.policy": "delete", "delete.retention.ms": "1"})
+	a.write("second")
+	a.restart()
+	eventually(t, "it is merged", func() bool {
+		produce(t, a.r, "u", 0, 1)
+		return a.w.merged(t, "t") > a.last
+	})
+	const all = alteredKeys + alteredRounds*alteredKeys
+	for range 5 {
+		if n, _ := a.read("second"); n != all {
+			t.Errorf("%d records are left, want %d: it is not compacted any more", n, all)
+		}
+	}
+
+	a.set(map[string]string{"cleanup.policy": "compact,delete"})
+	a.restart()
+	eventually(t, "what came meanwhile is compacted, and a tombstone goes after a millisecond", func() bool {
+		a.produce([]byte("end"), []byte{}) // there must be something to clean
+		_, tombstones := a.read("second")
+		return tombstones == 0
+	})
+	a.set(map[string]string{"retention.ms": "1000"})
+	eventually(t, "what is old is deleted", func() bool {
+		produce(t, a.r, "u", 0, 1)
+		starts, err := a.admin.ListStartOffsets(t.Context(), "t")
+		if err != nil {
+			t.Fatal(err)
+		}
+		start, _ := starts.Lookup("t", 0)
+		return start.Offset >= all
+	})
+	a.r.stop()
 }

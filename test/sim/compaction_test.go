@@ -50,7 +50,7 @@ func compacted(ctx context.Context, seed uint64, broken breakage) *world {
 	w := clusters(ctx, seed, broken)
 	w.compacted = true
 	c := w.scene.(*cluster)
-	c.configure("compact")
+	c.compact("compact")
 	if seed%2 == 0 {
 		w.steps = 6000
 		c.transact()
@@ -59,11 +59,14 @@ func compacted(ctx context.Context, seed uint64, broken breakage) *world {
 	return w
 }
 
+// compact sets the topic's cleanup.policy.
+func (c *cluster) compact(policy string) {
+	c.configure(map[string]string{"cleanup.policy": policy, "min.cleanable.dirty.ratio": "0.1", "delete.retention.ms": "2000", "retention.ms": "-1"})
+}
+
 // configure writes the topic's record.
-func (c *cluster) configure(policy string) {
-	c.topic.Configs = map[string]string{
-		"cleanup.policy": policy, "min.cleanable.dirty.ratio": "0.1", "delete.retention.ms": "2000", "retention.ms": "-1",
-	}
+func (c *cluster) configure(configs map[string]string) {
+	c.topic.Configs = configs
 	if _, err := c.kv.Txn(c.ctx, nil, []coordinator.Op{{Key: coordinator.KeyTopic(c.topic.Name), Value: coordinator.Encode(c.topic)}}); err != nil {
 		panic(err)
 	}
@@ -73,7 +76,7 @@ func (c *cluster) configure(policy string) {
 func (c *cluster) alter() {
 	policy := []string{"compact", "delete", "compact,delete"}[c.rng.IntN(3)]
 	c.note("cleanup.policy becomes %s", policy)
-	c.configure(policy)
+	c.compact(policy)
 }
 
 // Of what a cleaning made the first segment is left out, and how far it was cleaned is told all the same.

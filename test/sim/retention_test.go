@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore/manifest"
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/batch"
@@ -63,10 +62,7 @@ func retained(ctx context.Context, seed uint64, broken breakage) *world {
 	c := w.scene.(*cluster)
 	c.retention = time.Second
 	w.check.retains = true
-	w.topic.Configs = map[string]string{"retention.bytes": strconv.Itoa(retentionBytes), "retention.ms": "-1"}
-	if _, err := w.kv.Txn(ctx, nil, []coordinator.Op{{Key: coordinator.KeyTopic(w.topic.Name), Value: coordinator.Encode(w.topic)}}); err != nil {
-		panic(err)
-	}
+	c.configure(map[string]string{"retention.bytes": strconv.Itoa(retentionBytes), "retention.ms": "-1"})
 	return w
 }
 
