@@ -184,7 +184,7 @@ func parseEvent(line string) (*event, error) {
 			e.assigned = append(e.assigned, partition)
 		}
 		return e, nil
-	case "ready", "done", "refused", "stalled", "state":
+	case "ready", "done", "refused", "stalled", "state", "table":
 		return &event{answer: line}, nil
 	case "error":
 		return nil, fmt.Errorf("the driver says: %s", line)
@@ -240,8 +240,7 @@ func startMember(ctx context.Context, t *testing.T, env []string, parse func(str
 	}
 	go func() {
 		m.err = m.cmd.Wait()
-		m.change(func() {})
-		close(m.exited)
+		m.change(func() { close(m.exited) })
 	}()
 	t.Cleanup(func() {
 		// The only error is that the process has ended already.

@@ -49,4 +49,15 @@
 //	done | refused  THE CLIENT'S NAME OF THE ERROR
 //
 // kcat and Apache Kafka's command-line classes cannot be given such a frame; kcat_test.go and console_test.go translate.
+//
+// # Compaction
+//
+// Two applications keep their state in topics with cleanup.policy=compact, on a broker of their own (compaction_test.go): a
+// worker of Kafka Connect, and Kafka Streams with stores (java/Table.java). They change it many times and are killed, the
+// broker is killed and starts again, and only when no key is left twice in any of these topics do they go on, with nothing
+// else to go by.
+//
+// A schema registry is not among them. Of those that keep schemas in compacted topics, Confluent's is not in Maven Central, nor
+// is the Kafka storage of Apicurio Registry 2. Apicurio Registry 3 is; it needs Java 21, and makes its topics with
+// cleanup.policy=delete.
 package compat

@@ -102,6 +102,10 @@ func TestClients(t *testing.T) {
 			t.Parallel()
 			s.runTool(t, "Kafka Streams", "counts words exactly once, stopped, started, and killed", s.countsWords)
 		})
+		t.Run("compaction", func(t *testing.T) {
+			t.Parallel()
+			s.testCompaction(t)
+		})
 	})
 	if err := s.interleave(t.Context()); err != nil {
 		t.Error(err)

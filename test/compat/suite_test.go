@@ -36,8 +36,12 @@ func TestMain(m *testing.M) {
 	m.Run()
 }
 
-// featureWithin bounds one feature of one client, starts of its programs included: on a busy machine, those are most of it.
-const featureWithin = 3 * time.Minute
+const (
+	// featureWithin bounds one feature of one client, starts of its programs included: on a busy machine, those are most of it.
+	featureWithin = 3 * time.Minute
+	// compactionWithin bounds what an application does with topics that are compacted, which brokers take their time for.
+	compactionWithin = 8 * time.Minute
+)
 
 // suite is one run: a broker, a client of our own to look at it, the clients under test, and the results.
 type suite struct {
@@ -58,27 +62,47 @@ type suite struct {
 
 func newSuite(t *testing.T) *suite {
 	t.Helper()
-	var broker *servers.Server
-	switch *target {
-	case "varve":
-		broker = servers.Varve(t, servers.VarveOptions{Binary: *binary})
-	case "kafka":
-		broker = servers.Kafka(t, servers.KafkaOptions{Config: map[string]string{
-			// Without these, a transaction may outlive its timeout by ten seconds, and the first one waits for 50 partitions.
-			"transaction.abort.timed.out.transaction.cleanup.interval.ms": "200",
-			"transaction.state.log.num.partitions":                        "4",
-		}})
-	default:
-		t.Fatalf("-target is %q, want varve or kafka", *target)
-	}
+	broker := startBroker(t, nil, map[string]string{
+		// Without these, a transaction may outlive its timeout by ten seconds, and the first one waits for 50 partitions.
+		"transaction.abort.timed.out.transaction.cleanup.interval.ms": "200",
+		"transaction.state.log.num.partitions":                        "4",
+	})
+	s := &suite{results: newResults(), began: time.Now().Truncate(time.Second)}
+	s.connect(t, broker)
+	s.addSubjects(t)
+	return s
+}
+
+// beside returns the suite on another broker. It has no subjects, and notes its results with those of s.
+func (s *suite) beside(t *testing.T, broker *servers.Server) *suite {
+	t.Helper()
+	other := &suite{results: s.results, classes: s.classes, tools: console{bootstrap: broker.Address, jars: s.tools.jars}}
+	other.connect(t, broker)
+	return other
+}
+
+// connect gives the suite its broker.
+func (s *suite) connect(t *testing.T, broker *servers.Server) {
+	t.Helper()
 	probe, err := kgo.NewClient(kgo.SeedBrokers(broker.Address), kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(probe.Close)
-	s := &suite{bootstrap: broker.Address, probe: probe, admin: kadm.NewClient(probe), results: newResults(), began: time.Now().Truncate(time.Second)}
-	s.addSubjects(t)
-	return s
+	s.bootstrap, s.probe, s.admin = broker.Address, probe, kadm.NewClient(probe)
+}
+
+// startBroker starts the broker under test. Varve takes arguments, and Kafka settings.
+func startBroker(t *testing.T, args []string, settings map[string]string) *servers.Server {
+	t.Helper()
+	switch *target {
+	case "varve":
+		return servers.Varve(t, servers.VarveOptions{Binary: *binary, Args: args})
+	case "kafka":
+		return servers.Kafka(t, servers.KafkaOptions{Config: settings})
+	}
+	t.Fatalf("-target is %q, want varve or kafka", *target)
+	return nil
 }
 
 // installed returns the path of something that test/tools/install installs.

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 // tool is one use of one of Apache Kafka's command-line tools.
@@ -141,8 +142,12 @@ func (s *suite) runTools(t *testing.T) {
 
 // runTool runs one use of a tool, or of an application, as a subtest and notes the result.
 func (s *suite) runTool(t *testing.T, name, does string, body func(ctx context.Context, t *testing.T) error) {
+	s.runToolWithin(t, featureWithin, name, does, body)
+}
+
+func (s *suite) runToolWithin(t *testing.T, limit time.Duration, name, does string, body func(ctx context.Context, t *testing.T) error) {
 	t.Run(name+" "+does, func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), featureWithin)
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
 		defer cancel()
 		err := body(ctx, t)
 		s.results.addTool(toolResult{tool: name, does: does, err: err})

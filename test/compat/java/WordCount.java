@@ -52,7 +52,7 @@ public final class WordCount {
         return builder;
     }
 
-    private static Properties config(Map<String, String> flags) {
+    static Properties config(Map<String, String> flags) {
         Properties config = new Properties();
         config.put(StreamsConfig.BOOTSTRAP_SERVERS_CONFIG, flags.get("--bootstrap"));
         config.put(StreamsConfig.APPLICATION_ID_CONFIG, flags.get("--id"));
