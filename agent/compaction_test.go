@@ -254,7 +254,7 @@ func TestCompaction(t *testing.T) {
 	}
 }
 
-// altered is a topic of one partition, how it is compacted changes.
+// altered is a topic of one partition whose configurations change.
 type altered struct {
 	t      *testing.T
 	w      *world

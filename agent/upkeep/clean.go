@@ -149,7 +149,7 @@ func (c *Cleaner) Step(ctx context.Context) bool {
 	case ctx.Err() != nil, errors.Is(err, coordinator.ErrFenced), protocol.CodeOf(err) == protocol.NotLeaderOrFollower:
 		return false
 	}
-	c.fail(w.id, failed, bad, err)
+	c.fail(ctx, w.id, failed, bad, err)
 	return bad
 }
 
@@ -161,7 +161,7 @@ type failure struct {
 }
 
 // fail has partitions left alone for a while. That there is something bad in one is said once, as an error.
-func (c *Cleaner) fail(shard coordinator.ShardID, parts []cleaned, bad bool, err error) {
+func (c *Cleaner) fail(ctx context.Context, shard coordinator.ShardID, parts []cleaned, bad bool, err error) {
 	level, first, last := slog.LevelWarn, cleanRest, cleanRestMax
 	if bad {
 		level, first, last = slog.LevelError, cleanRestBad, cleanRestBadMax
@@ -176,7 +176,7 @@ func (c *Cleaner) fail(shard coordinator.ShardID, parts []cleaned, bad bool, err
 		pause = min(max(2*pause, first), last)
 		c.failed[id] = failure{shard: shard, pause: pause, until: c.deps.Now().Add(pause)}
 	}
-	c.deps.Log.Log(context.Background(), level, "partitions could not be compacted; trying again",
+	c.deps.Log.Log(ctx, level, "partitions could not be compacted; trying again",
 		"topic", parts[0].name, "partition", parts[0].id.Partition, "partitions", len(parts), "shard", shard, "in", pause, "err", err)
 }
 

@@ -468,8 +468,8 @@ func TestCleanRetention(t *testing.T) {
 		young   int64 // the first timestamp that is too young
 		is      int   // how many tombstones there are
 		cleaned protocol.Offset
-	}{{0, 5, 5, 5}, {999, 10, 5, 10}, {1, 15, 0, 15}} {
-		b.now = b.now.Add(step.after * time.Millisecond)
+	}{{0, 5, 5, 5}, {999 * time.Millisecond, 10, 5, 10}, {time.Millisecond, 15, 0, 15}} {
+		b.now = b.now.Add(step.after)
 		b.rules.LagMsMin = b.now.UnixMilli() - step.young + 1
 		if !c.Step(t.Context()) || c.Step(t.Context()) {
 			t.Fatal("want one cleaning")

@@ -106,7 +106,7 @@ func (c *Cleaner) judge(ctx context.Context, sh *shard, m *manifest.Manifest, no
 		one := cleaned{id: id, name: p.TopicName, of: p, rules: rules.CleanRules}
 		pieces, err := c.pieces(ctx, l, &one, claimed, now.UnixMilli())
 		if err != nil {
-			c.fail(coordinator.ShardID(m.Shard), []cleaned{one}, !away(err), fmt.Errorf("how old it is: %w", err))
+			c.fail(ctx, coordinator.ShardID(m.Shard), []cleaned{one}, !away(err), fmt.Errorf("how old it is: %w", err))
 			l.untilMs = 0
 			continue
 		}
