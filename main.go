@@ -334,7 +334,7 @@ one that was set back to an earlier state. No agent may be running, nor start me
 that finds etcd lost or set back does not start by itself.
 
 Consumer offsets, topics, their configs and transactions are as of the copy, of which there
-is one a minute. Open transactions are aborted, and transactional producers fenced.
+is one a minute unless etcd is very large. Open transactions are aborted, and transactional producers fenced.
 
 Agents that have their disks recover from them what was acknowledged and not flushed, before
 anything is served. If the disks are gone, give --disks-lost: then WAL logs end where they were

@@ -34,11 +34,8 @@ func restore(ctx context.Context, cfg config.Config, out io.Writer, repair, disk
 			err = printErr
 		}
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		return fmt.Errorf("restore cluster %s: %w", cfg.Cluster, err)
-	case len(report.Missing) > 0:
-		return fmt.Errorf("restore cluster %s: it is restored, without what is missing", cfg.Cluster)
 	}
 	return nil
 }

@@ -54,6 +54,7 @@ func (f *Fetcher) judgeTransactions(ctx context.Context, r *Result, wants []Want
 	}
 	patient, cancel, _ := r.patience(ctx, limits, coldTime)
 	defer cancel()
+	var late []*Part
 	for i := range r.Parts {
 		part := &r.Parts[i]
 		if !part.transacted {
@@ -70,11 +71,14 @@ func (f *Fetcher) judgeTransactions(ctx context.Context, r *Result, wants []Want
 		case errors.Is(err, errChanged):
 		case tooLate(ctx, err):
 			part.late = true
+			late = append(late, part)
 		default:
 			part.Err = asStorageError(err)
 		}
 	}
-	r.failLate()
+	for _, part := range late {
+		r.failLate(part)
+	}
 }
 
 // errChanged says that what was read cannot be judged any more by what is there.

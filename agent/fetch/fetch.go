@@ -162,17 +162,18 @@ func (f *Fetcher) gather(ctx context.Context, wants []Want, limits Limits) *Resu
 
 // look fills r and reports whether the answer can go. While old records are to come it looks again and again, for others that have come to memory meanwhile; what was begun goes on.
 func (f *Fetcher) look(ctx context.Context, r *Result, wants []Want, limits Limits, began time.Time) (ready bool) {
-	for {
+	for late := time.Now(); ; {
 		ready = f.pass(ctx, r, wants, limits)
 		if ready || !r.late() {
 			return ready
 		}
-		waited := time.Since(began)
-		if r.Bytes > 0 && waited >= limits.Wait {
+		if r.Bytes > 0 && time.Since(began) >= limits.Wait {
 			return true
 		}
-		if waited >= coldTime {
-			r.failLate()
+		if time.Since(late) >= coldTime {
+			for i := range r.Parts {
+				r.failLate(&r.Parts[i])
+			}
 			return true
 		}
 		select {
@@ -189,12 +190,10 @@ func (r *Result) late() bool {
 	return slices.ContainsFunc(r.Parts, func(p Part) bool { return p.late })
 }
 
-// failLate tells the client why nothing came of some partitions, if nothing came of any.
-func (r *Result) failLate() {
-	for i := range r.Parts {
-		if part := &r.Parts[i]; part.late && r.Bytes == 0 {
-			part.Err = protocol.KafkaStorageError.Errorf("old records have not come within %v", coldTime)
-		}
+// failLate tells the client why nothing came of a partition whose records did not come in time, if nothing came of any.
+func (r *Result) failLate(part *Part) {
+	if part.late && r.Bytes == 0 {
+		part.Err = protocol.KafkaStorageError.Errorf("old records have not come within %v", coldTime)
 	}
 }
 

@@ -49,9 +49,10 @@ type Copier struct {
 	pause  time.Duration
 	deps   CopierDeps
 	last   time.Time     // when it was this copier's turn; zero if the agent was not the controller
-	took   time.Duration // what the newest copy took
+	took   time.Duration // what the last try took
 	agents []incarnation // as of last
 	newest mark          // of the state that was copied last
+	number uint64        // of that copy
 
 	asOf atomic.Int64 // as of when the bucket has etcd's state, or since when this copier is to see to it, in Unix nanoseconds; 0 if the agent is not the controller
 }
@@ -109,10 +110,11 @@ func (c *Copier) Step(ctx context.Context) error {
 	for _, a := range c.deps.Agents() {
 		agents = append(agents, incarnation{a.Log, a.State})
 	}
-	pause := max(c.pause, restFactor*c.took)
+	pause := c.pause
 	if !slices.Equal(agents, c.agents) {
 		pause = min(pause, changePause)
 	}
+	pause = max(pause, restFactor*c.took)
 	now := c.deps.Now()
 	if now.Sub(c.last) < pause {
 		return nil
@@ -120,11 +122,12 @@ func (c *Copier) Step(ctx context.Context) error {
 	if c.last.IsZero() {
 		c.asOf.Store(now.UnixNano())
 	}
-	c.last, c.took = now, 0
+	c.last = now
 	err := c.copy(ctx)
+	c.took = c.deps.Now().Sub(now)
 	switch {
 	case err == nil:
-		c.agents, c.took = agents, c.deps.Now().Sub(now)
+		c.agents = agents
 		c.asOf.Store(now.UnixNano())
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -156,17 +159,23 @@ func (c *Copier) copy(ctx context.Context) error {
 		return fmt.Errorf("read what is to be copied: %w", err)
 	}
 	state, newest, err := lasting(items)
-	if err != nil || newest == c.newest {
+	if err != nil {
 		return err
+	}
+	if n := len(copies); newest == c.newest && n > 0 && copies[n-1].ID.Number == c.number {
+		return nil // the newest copy is as new
 	}
 	id := backup.ID{Cluster: c.deps.Cluster, Number: uint64(number), Revision: revision}
 	bytes, err := put(ctx, c.deps.Store, id, c.deps.Now().UnixMilli(), state)
 	if err != nil {
 		return err
 	}
-	c.newest = newest
+	c.newest, c.number = newest, id.Number
 	c.deps.Log.Debug("copied the coordinator's state to the bucket", "copy", number, "revision", revision, "keys", newest.keys, "bytes", bytes)
-	return c.drop(ctx, copies[:max(0, len(copies)+1-copiesKept)])
+	if err := c.drop(ctx, copies[:max(0, len(copies)+1-copiesKept)]); err != nil && ctx.Err() == nil {
+		c.deps.Log.Warn("old copies of the coordinator's state stay for now", "err", err)
+	}
+	return nil
 }
 
 // lasting returns the items that are copied: all that do not perish with who wrote them, the cluster's without its secret.

@@ -106,7 +106,7 @@ type plan struct {
 // double, and a byte is merged as often as the logarithm of DataBytes over the size of a merge.
 func (c MergeConfig) plan(parts []index.Part, candidates []candidate) plan {
 	var p plan
-	for len(p.parts) < len(parts) && (len(p.parts) == 0 || p.bytes+parts[len(p.parts)].Bytes <= c.DataBytes) {
+	for len(p.parts) < len(parts) && (len(p.parts) == 0 || p.bytes+parts[len(p.parts)].Bytes <= c.DataBytes && c.sameSpan(parts[0].CreatedMs, parts[len(p.parts)].CreatedMs)) {
 		p.bytes += parts[len(p.parts)].Bytes
 		p.parts = parts[:len(p.parts)+1]
 	}
@@ -114,7 +114,7 @@ func (c MergeConfig) plan(parts []index.Part, candidates []candidate) plan {
 		return p
 	}
 	for _, g := range candidates {
-		if g.live > p.bytes || p.bytes+g.live > c.DataBytes || !c.sameSpan(g.createdMs, p.parts[len(p.parts)-1].CreatedMs) {
+		if g.live > p.bytes || p.bytes+g.live > c.DataBytes || !c.sameSpan(g.createdMs, p.parts[0].CreatedMs) {
 			break
 		}
 		p.join = append(p.join, g.place)

@@ -216,8 +216,8 @@ func TestSpans(t *testing.T) {
 	if p := c.plan(parts(0, 1)[1:], day(0)); len(p.join) != 0 {
 		t.Errorf("of the day before: %+v", p)
 	}
-	if p := c.plan(parts(1, 1), day(0)); len(p.join) != 0 {
-		t.Errorf("of the day on which the merge begins, but does not end: %+v", p)
+	if p := c.plan(parts(1, 1), nil); len(p.parts) != 1 {
+		t.Errorf("of two days: %+v", p)
 	}
 	m := &manifest.Manifest{Partitions: []manifest.Partition{{}}}
 	for i, createdMs := range []int64{999, 1000, 1999} {

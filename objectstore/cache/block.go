@@ -119,6 +119,7 @@ type waiter struct {
 	blocks  []*block
 	err     error
 	away    bool // its time is over: nobody waits, until somebody takes its place
+	since   time.Time // when its time was over
 }
 
 // pin returns the blocks of the run, pinned for the caller, each ready or with a flight. If there is no memory for those
@@ -143,6 +144,7 @@ func (c *Cache) pin(ctx context.Context, r run, wait bool) ([]*block, error) {
 	w := &waiter{run: r, granted: make(chan struct{})}
 	if i := slices.IndexFunc(c.waiting, func(o *waiter) bool { return o.away && o.run.object.key(o.run.first) == r.object.key(r.first) }); i >= 0 {
 		c.waiting[i] = w
+		c.grant() // it may want less than who had the place
 	} else {
 		c.waiting = append(c.waiting, w)
 	}
@@ -164,6 +166,7 @@ func (c *Cache) leave(w *waiter, err error) {
 	defer c.mu.Unlock()
 	if i := slices.Index(c.waiting, w); i >= 0 {
 		if w.away = !errors.Is(err, context.Canceled) && len(c.waiting) <= c.blocksMax; w.away {
+			w.since = time.Now()
 			return
 		}
 		c.waiting = slices.Delete(c.waiting, i, i+1)
@@ -180,10 +183,10 @@ func (c *Cache) abandon(blocks []*block, err error) {
 	c.grant()
 }
 
-// giveUp unpins the blocks of a reader that does without them because of err. If its time was over, it will come again: then they are kept like those of which that is expected anyway.
+// giveUp unpins the blocks of a reader that does without them because of err. If its time was over, it will come again: then they are kept like those of which that is expected anyway, of which there are as many as may be at most.
 func (c *Cache) giveUp(blocks []*block, err error) {
 	for _, b := range blocks {
-		if errors.Is(err, context.DeadlineExceeded) && !b.ahead && !b.dead {
+		if errors.Is(err, context.DeadlineExceeded) && !b.ahead && !b.dead && b.pins == 1 && c.ahead < c.blocksMax/2 {
 			c.markAhead(b)
 		}
 		c.unpin(b)
@@ -194,6 +197,10 @@ func (c *Cache) giveUp(blocks []*block, err error) {
 func (c *Cache) grant() {
 	for len(c.waiting) > 0 {
 		w := c.waiting[0]
+		if w.away && time.Since(w.since) > staleTime {
+			c.waiting = c.waiting[1:] // nobody comes any more
+			continue
+		}
 		blocks := c.tryPin(w.run)
 		if blocks == nil {
 			return

@@ -35,7 +35,8 @@ func describeMachine() machine {
 	}
 	var name unix.Utsname
 	if err := unix.Uname(&name); err == nil {
-		m.kernel = unix.ByteSliceToString(name.Sysname[:]) + " " + unix.ByteSliceToString(name.Release[:])
+		version, _, _ := strings.Cut(unix.ByteSliceToString(name.Release[:]), "-")
+		m.kernel = unix.ByteSliceToString(name.Sysname[:]) + " " + version
 	}
 	return m
 }
