@@ -122,9 +122,13 @@ func (r *Recovery) run(ctx context.Context, id coordinator.LogID, lossy bool) er
 // RunDamaged recovers a log of which an operator has said that what cannot be read may be given up: it ends before the first entry that is damaged, or, from before a restore, on no store in reach.
 func (r *Recovery) RunDamaged(ctx context.Context, id coordinator.LogID, d *disk.Store) error {
 	err := r.Run(ctx, id)
-	damage, ok := errors.AsType[*frame.CorruptError](err)
+	_, damaged := errors.AsType[*frame.CorruptError](err) // here or elsewhere
+	damage := (*frame.CorruptError)(nil)
+	if damaged {
+		damage = damageOf(d, id)
+	}
 	switch {
-	case ok:
+	case damage != nil:
 		r.Log.Error("loss accepted: the WAL log ends before its damage", "log", id, "from", damage.First, "to", damage.Last, "damage", damage.Reason)
 		if err := d.AcceptLoss(damage.Segment, damage.First); err != nil {
 			return err
@@ -135,6 +139,20 @@ func (r *Recovery) RunDamaged(ctx context.Context, id coordinator.LogID, d *disk
 		return err
 	}
 	return r.run(ctx, id, true)
+}
+
+// damageOf reads what a disk has of a log, and returns what cannot be read, or nil.
+func damageOf(d *disk.Store, id coordinator.LogID) *frame.CorruptError {
+	for _, info := range d.Segments() {
+		if info.ID.Log != wal.LogID(id) || info.Live {
+			continue
+		}
+		err := d.Read(info.ID, info.First, func(frame.EntryID, []byte) error { return nil })
+		if damage, ok := errors.AsType[*frame.CorruptError](err); ok {
+			return damage
+		}
+	}
+	return nil
 }
 
 // Abandon closes a log whose disk is gone, by an operator's word: whatever it held beyond its flushed position is lost.

@@ -256,8 +256,7 @@ func (s *Manifests) show(sh *shard, m *manifest.Manifest) error {
 	}
 	objects := make([]*index.Object, len(m.Segments))
 	for i := range m.Segments {
-		g := &m.Segments[i]
-		objects[i] = &index.Object{Name: g.Name(m.Shard), Size: g.Size, FooterPos: g.FooterPos, CreatedMs: g.CreatedMs}
+		objects[i] = objectOf(m, &m.Segments[i])
 	}
 	for i := range m.Partitions {
 		p := &m.Partitions[i]
@@ -273,6 +272,11 @@ func (s *Manifests) show(sh *shard, m *manifest.Manifest) error {
 		sh.manifest = m
 	}
 	return nil
+}
+
+// objectOf is the object of a segment.
+func objectOf(m *manifest.Manifest, g *manifest.Segment) *index.Object {
+	return &index.Object{Name: g.Name(m.Shard), Size: g.Size, FooterPos: g.FooterPos, CreatedMs: g.CreatedMs}
 }
 
 // shown is what the index is told of a partition.

@@ -58,6 +58,7 @@ type Merger struct {
 	failed  map[coordinator.ShardID]time.Time // when the last merge failed
 	rewrote coordinator.ShardID               // whose sparse segments were written anew last
 	looked  map[coordinator.ShardID]string    // manifests in which nothing is sparse
+	spoiled map[coordinator.ShardID]time.Time // when sparse segments could not be written anew
 
 	merges, bytes atomic.Uint64
 }
@@ -75,7 +76,7 @@ func (m *Merger) Stats() MergeStats {
 
 // NewMerger returns a merger; [Merger.Run] makes it work.
 func NewMerger(cfg MergeConfig, deps MergerDeps) *Merger {
-	return &Merger{cfg: cfg, deps: deps, failed: make(map[coordinator.ShardID]time.Time), looked: make(map[coordinator.ShardID]string)}
+	return &Merger{cfg: cfg, deps: deps, failed: make(map[coordinator.ShardID]time.Time), looked: make(map[coordinator.ShardID]string), spoiled: make(map[coordinator.ShardID]time.Time)}
 }
 
 const (
@@ -83,6 +84,8 @@ const (
 	mergePause = time.Second
 	// mergeRest is how long a shard is left alone whose merge has failed.
 	mergeRest = 30 * time.Second
+	// sparseRest is how long a shard's sparse segments are left alone that could not be written anew: nothing waits for that.
+	sparseRest = 5 * time.Minute
 	// mergeRequestMax bounds one request.
 	mergeRequestMax = 2 * time.Minute
 	// readsAtOnce is how many requests of a merge are under way.
@@ -111,33 +114,33 @@ func (m *Merger) Step(ctx context.Context) error {
 	for due := m.due(); len(due) > 0; {
 		group, n := m.group(due)
 		due = due[n:]
-		if goOn, err := m.merged(ctx, group); err != nil || !goOn {
-			return err
+		if failed, err := m.merge(ctx, group); err != nil {
+			return m.note(ctx, m.failed, failed, mergeRest, err)
 		}
 	}
+	if len(m.due()) > 0 {
+		return nil // what is due comes first
+	}
 	if w := m.sparse(); w != nil {
-		_, err := m.merged(ctx, []*work{w})
-		return err
+		failed, err := m.merge(ctx, []*work{w})
+		return m.note(ctx, m.spoiled, failed, sparseRest, err)
 	}
 	return nil
 }
 
-// merged merges, and says whether to go on.
-func (m *Merger) merged(ctx context.Context, group []*work) (goOn bool, err error) {
-	failed, err := m.merge(ctx, group)
+// note has the shards that an error is about rest, and returns what is an error of [Merger.Run].
+func (m *Merger) note(ctx context.Context, at map[coordinator.ShardID]time.Time, failed []coordinator.ShardID, rest time.Duration, err error) error {
 	switch {
 	case ctx.Err() != nil:
-		return false, ctx.Err()
-	case errors.Is(err, errInvariant):
-		return false, err
-	case err != nil:
-		m.deps.Log.Warn("segments could not be merged; trying again", "shards", failed, "in", mergeRest, "err", err)
-		for _, id := range failed {
-			m.failed[id] = m.deps.Now()
-		}
-		return false, nil
+		return ctx.Err()
+	case err == nil, errors.Is(err, errInvariant):
+		return err
 	}
-	return true, nil
+	m.deps.Log.Warn("segments could not be merged; trying again", "shards", failed, "in", rest, "err", err)
+	for _, id := range failed {
+		at[id] = m.deps.Now()
+	}
+	return nil
 }
 
 // errInvariant is what must not be.
@@ -149,7 +152,7 @@ func (m *Merger) due() []coordinator.ShardID {
 	now := m.deps.Now()
 	oldest := make(map[coordinator.ShardID]int64)
 	for id, record := range m.deps.Manifests.records() {
-		if !m.deps.Leads(id) || m.rests(id, now) {
+		if !m.deps.Leads(id) || rests(m.failed[id], now, mergeRest) {
 			continue
 		}
 		if parts := m.deps.Tails.Of(uint32(id), record.Merged); m.cfg.due(parts, surplus, now) {
@@ -161,10 +164,10 @@ func (m *Merger) due() []coordinator.ShardID {
 	})
 }
 
-// rests reports whether a shard is left alone since its last merge has failed.
-func (m *Merger) rests(id coordinator.ShardID, now time.Time) bool {
-	since := now.Sub(m.failed[id])
-	return since >= 0 && since < mergeRest
+// rests reports whether something is left alone now that has failed, the zero time for nothing.
+func rests(failed, now time.Time, rest time.Duration) bool {
+	since := now.Sub(failed)
+	return since >= 0 && since < rest
 }
 
 // group begins the merges of the first shards that are due, as many as together have what is merged at once: what an object has of them is read at once. One that has failed is alone, so that
@@ -262,7 +265,9 @@ func (m *Merger) merge(ctx context.Context, group []*work) (failed []coordinator
 		if err != nil && !errors.Is(err, coordinator.ErrFenced) && protocol.CodeOf(err) != protocol.NotLeaderOrFollower {
 			return []coordinator.ShardID{w.id}, fmt.Errorf("merge shard %d: %w", w.id, err)
 		}
-		delete(m.failed, w.id)
+		if len(w.plan.parts) > 0 {
+			delete(m.failed, w.id)
+		}
 		w.merged = nil // what it has read may go
 		w.release()
 	}

@@ -23,7 +23,7 @@ type MergeConfig struct {
 // DefaultMergeConfig returns what production uses. Each merge of a shard costs two PUTs and a write of the coordinator. With 16 MiB a flush, merges of 48 MiB add less than one PUT to each; and where little comes, a thousand flushes are
 // shared by one merge of each shard that had something in them.
 func DefaultMergeConfig() MergeConfig {
-	return MergeConfig{DataBytes: MergeDataBytesMax, CommitsMax: 1000, KeyBytesMax: 16 << 20, AgeMax: time.Hour, Span: 24 * time.Hour}
+	return MergeConfig{DataBytes: MergeDataBytesMax, CommitsMax: 1000, KeyBytesMax: 16 << 20, AgeMax: time.Hour, Span: 7 * 24 * time.Hour}
 }
 
 // crowd is how many times as much as makes shards merge whatever they have is so much that merges cannot keep up.

@@ -121,7 +121,8 @@ func TestSparse(t *testing.T) {
 		{"a small one before", []int64{20, 60}, [][]extent{{{0, 0, 20}, {1, 10, 20}}}, 0, -1, []int{1, 0}},
 		{"a larger one before", []int64{21, 60}, [][]extent{{{0, 0, 21}, {1, 10, 20}}}, 0, -1, []int{1}},
 		{"a small one behind", []int64{60, 20}, [][]extent{{{0, 0, 20}, {1, 10, 20}}}, 0, -1, []int{0}},
-		{"the older one is worth it", []int64{60, 60, 5}, [][]extent{{{0, 0, 20}, {1, 10, 60}, {2, 20, 2}}}, 0, -1, []int{0}},
+		{"the one from which more goes", []int64{60, 60, 5}, [][]extent{{{0, 0, 20}, {1, 10, 60}, {2, 20, 2}}}, 0, -1, []int{0}},
+		{"little each, worth it together", []int64{5, 60, 5}, [][]extent{{{0, 0, 2}, {1, 10, 60}, {2, 20, 1}}}, 0, -1, []int{2}},
 		{"cleaned", []int64{100}, [][]extent{{{0, 0, 10}}}, 1, -1, nil},
 		{"claimed", []int64{60, 60, 60}, [][]extent{{{0, 0, 20}, {1, 10, 20}, {2, 20, 20}}}, 0, 1, []int{2}},
 		{"beside a partition that goes on", []int64{60, 60}, [][]extent{{{0, 0, 20}, {1, 10, 50}}, {{0, 0, 5}}}, 0, -1, []int{0}},
@@ -206,18 +207,18 @@ func TestSegmentsAreFew(t *testing.T) {
 	}
 }
 
-// TestSpans holds that what was written on different days is not merged into one, be it new, or sparse.
+// TestSpans holds that what was written in different spans of time is not merged into one, be it new, or sparse.
 func TestSpans(t *testing.T) {
 	c := MergeConfig{DataBytes: 100, Span: time.Second}
-	day := func(n int64) []candidate { return []candidate{{0, 1, n * 1000}} }
-	if p := c.plan(parts(0, 1)[1:], day(1)); len(p.join) != 1 {
-		t.Errorf("of one day: %+v", p)
+	of := func(n int64) []candidate { return []candidate{{0, 1, n * 1000}} }
+	if p := c.plan(parts(0, 1)[1:], of(1)); len(p.join) != 1 {
+		t.Errorf("of one: %+v", p)
 	}
-	if p := c.plan(parts(0, 1)[1:], day(0)); len(p.join) != 0 {
-		t.Errorf("of the day before: %+v", p)
+	if p := c.plan(parts(0, 1)[1:], of(0)); len(p.join) != 0 {
+		t.Errorf("of the one before: %+v", p)
 	}
 	if p := c.plan(parts(1, 1), nil); len(p.parts) != 1 {
-		t.Errorf("of two days: %+v", p)
+		t.Errorf("of two: %+v", p)
 	}
 	m := &manifest.Manifest{Partitions: []manifest.Partition{{}}}
 	for i, createdMs := range []int64{999, 1000, 1999} {

@@ -5,42 +5,55 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore/manifest"
 )
 
-// sparseWorth is the part of DataBytes that must go for segments to be written anew: that is two PUTs, and another manifest.
-const sparseWorth = 16
+const (
+	// sparseWorth is the part of DataBytes that a shard has at least of what may not be read any more when segments are written anew: that is two PUTs, and another manifest.
+	sparseWorth = 16
+	// sparseMax is how many segments are written anew at once.
+	sparseMax = 64
+)
 
-// sparse plans to write anew segments of a manifest of which more than half may not be read any more, since some of the partitions in them keep less than others. With them go older ones that are no larger than all that
-// comes behind them, so that what is left of many segments does not stay as many. All of each partition follows one another. What compaction has left is not touched, nor what is claimed. The plan is
-// empty if nothing is worth it.
-func (c MergeConfig) sparse(m *manifest.Manifest, claimed map[manifest.Segment]bool) plan {
+// sparse plans to write anew segments of a manifest of which more than half may not be read any more, since some of the partitions in them keep less than others: those from which most goes. With them go older ones that are
+// no larger than all that comes behind them, so that what is left of many segments does not stay as many. All of each partition follows one another. What compaction has left is not touched, nor
+// what is claimed. The plan is empty if nothing is worth it.
+func (c MergeConfig) sparse(m *manifest.Manifest, claimed map[manifest.Segment]bool) (best plan) {
 	live := m.Live()
-	isSparse := func(at int) bool { return 2*live[at] < m.Segments[at].FooterPos }
+	dead := func(at int) int64 { return m.Segments[at].FooterPos - live[at] }
+	isSparse := func(at int) bool { return live[at] < dead(at) }
 	extents := extentsOf(m)
 	var order []int // from new to old, by what is in them
+	var sum int64
 	for i := range m.Segments {
 		if extents[i] != nil && !claimed[m.Segments[i]] {
 			order = append(order, i)
+			if isSparse(i) {
+				sum += dead(i)
+			}
 		}
+	}
+	if sum < c.DataBytes/sparseWorth {
+		return plan{}
 	}
 	slices.SortFunc(order, func(a, b int) int {
 		return cmp.Or(cmp.Compare(m.Segments[b].CreatedMs, m.Segments[a].CreatedMs), cmp.Compare(b, a))
 	})
 	tried := make([]bool, len(m.Segments))
+	var most int64
 	for n, from := range order {
 		if !isSparse(from) || tried[from] {
 			continue
 		}
 		var p plan
-		var dead int64
+		var gone int64
 		first := make(map[int32]int32) // of each partition, the first extent that is in the plan
 		for _, at := range order[n:] {
-			follow := !slices.ContainsFunc(extents[at], func(e extentOf) bool {
-				next, ok := first[e.partition]
-				return ok && next != e.extent+1
-			})
-			if !follow || !c.sameSpan(m.Segments[from].CreatedMs, m.Segments[at].CreatedMs) || p.bytes+live[at] > c.DataBytes || !isSparse(at) && live[at] > p.bytes {
+			if len(p.join) == sparseMax || !c.sameSpan(m.Segments[from].CreatedMs, m.Segments[at].CreatedMs) {
+				break
+			}
+			if p.bytes+live[at] > c.DataBytes || !isSparse(at) && live[at] > p.bytes || !follow(first, extents[at]) {
 				continue
 			}
 			for _, e := range extents[at] {
@@ -48,14 +61,24 @@ func (c MergeConfig) sparse(m *manifest.Manifest, claimed map[manifest.Segment]b
 			}
 			p.join = append(p.join, at)
 			p.bytes += live[at]
-			dead += m.Segments[at].FooterPos - live[at]
+			gone += dead(at)
 			tried[at] = true
 		}
-		if dead >= c.DataBytes/sparseWorth {
-			return p
+		if gone > most {
+			best, most = p, gone
 		}
 	}
-	return plan{}
+	return best
+}
+
+// follow reports whether of each partition what is in a plan, which begins with these extents, comes right behind what a segment has.
+func follow(first map[int32]int32, extents []extentOf) bool {
+	for _, e := range extents {
+		if next, ok := first[e.partition]; ok && next != e.extent+1 {
+			return false
+		}
+	}
+	return true
 }
 
 // extentOf is an extent of a segment.
@@ -82,20 +105,24 @@ func extentsOf(m *manifest.Manifest) [][]extentOf {
 
 // sparse begins to write the sparse segments of a shard anew, of those that are led in turn; nil if there are none. A manifest is looked at once.
 func (m *Merger) sparse() *work {
-	now, ids := m.deps.Now(), slices.Sorted(maps.Keys(m.deps.Manifests.records()))
+	now, records := m.deps.Now(), m.deps.Manifests.records()
+	maps.DeleteFunc(m.looked, func(id coordinator.ShardID, _ string) bool { _, led := records[id]; return !led })
+	ids := slices.Sorted(maps.Keys(records))
 	after, _ := slices.BinarySearch(ids, m.rewrote+1)
 	for _, id := range slices.Concat(ids[after:], ids[:after]) {
 		sh := m.deps.Manifests.led(id)
-		if sh == nil || !m.deps.Leads(id) || m.rests(id, now) {
+		if sh == nil || !m.deps.Leads(id) || rests(m.spoiled[id], now, sparseRest) {
 			continue
 		}
-		old := sh.newest()
+		old, claimed := sh.newest(), sh.claimed()
 		if m.looked[id] == old.Name() {
 			continue
 		}
-		p := m.cfg.sparse(old, sh.claimed())
+		p := m.cfg.sparse(old, claimed)
 		if len(p.join) == 0 {
-			m.looked[id] = old.Name()
+			if len(claimed) == 0 {
+				m.looked[id] = old.Name()
+			}
 			continue
 		}
 		if w := m.work(id, sh, old, p); w != nil {

@@ -108,7 +108,7 @@ func (w *work) gather(ctx context.Context) error {
 	return nil
 }
 
-// footers has the footers of the commits at hand, which are asked for one by one afterwards.
+// footers has the footers of the commits and of what is joined at hand, which are asked for one by one afterwards.
 func (w *work) footers(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(readsAtOnce)
@@ -128,6 +128,13 @@ func (w *work) footers(ctx context.Context) error {
 				return err
 			})
 		}
+	}
+	for i := range w.joined {
+		of := objectOf(w.old, &w.joined[i])
+		g.Go(func() error {
+			_, err := w.m.deps.Footers.Get(ctx, of)
+			return err
+		})
 	}
 	return g.Wait()
 }

@@ -118,7 +118,7 @@ type waiter struct {
 	granted chan struct{} // closed, under the cache's mutex, when one of the following is set
 	blocks  []*block
 	err     error
-	away    bool // its time is over: nobody waits, until somebody takes its place
+	away    bool      // its time is over: nobody waits, until somebody takes its place
 	since   time.Time // when its time was over
 }
 
