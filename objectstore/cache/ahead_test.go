@@ -1,6 +1,8 @@
 package cache_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"testing/synctest"
@@ -157,4 +159,36 @@ func TestAheadFails(t *testing.T) {
 	if st := f.cache.Stats(); st.Failures != 3 || st.Gets != 8+3 || f.cache.Room() != 40*blockBytes {
 		t.Errorf("counters are %+v with room for %d bytes, want 3 failures and 8 good GETs", st, f.cache.Room())
 	}
+}
+
+// TestPlacesInLine: who comes again to its place in line, and wants less, is served at once if there is room; a place that nobody comes back to does not hold others up for ever.
+func TestPlacesInLine(t *testing.T) { synctest.Test(t, testPlacesInLine) }
+
+func testPlacesInLine(t *testing.T) {
+	f := newFixture(t, 4)
+	held := f.read(t, 0, 3*blockBytes)
+	defer held.Release()
+	hurried := func(blocks int64) (*cache.Span, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		return f.cache.Read(ctx, f.object, 5*blockBytes, blocks*blockBytes)
+	}
+	if _, err := hurried(2); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("read of two blocks while there is room for one: %v", err)
+	}
+	span, err := hurried(1)
+	if err != nil {
+		t.Fatalf("read of one block at the place of two: %v", err)
+	}
+	span.Release()
+	if _, err := hurried(2); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("read of two blocks while there is room for one: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := f.cache.Read(ctx, f.object, 8*blockBytes, blockBytes); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("somebody is served before who wants more and has waited for longer: %v", err)
+	}
+	time.Sleep(time.Minute)
+	f.read(t, 4*blockBytes, blockBytes).Release()
 }

@@ -144,11 +144,11 @@ func (c *Cache) pin(ctx context.Context, r run, wait bool) ([]*block, error) {
 	w := &waiter{run: r, granted: make(chan struct{})}
 	if i := slices.IndexFunc(c.waiting, func(o *waiter) bool { return o.away && o.run.object.key(o.run.first) == r.object.key(r.first) }); i >= 0 {
 		c.waiting[i] = w
-		c.grant() // it may want less than who had the place
 	} else {
 		c.waiting = append(c.waiting, w)
 	}
 	c.stats.Waits++
+	c.grant() // it may want less than who had its place, or stand behind one that nobody comes back to
 	c.mu.Unlock()
 
 	select {
