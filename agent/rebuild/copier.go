@@ -49,7 +49,7 @@ type Copier struct {
 	pause  time.Duration
 	deps   CopierDeps
 	last   time.Time     // when it was this copier's turn; zero if the agent was not the controller
-	took   time.Duration // what the last try took
+	took   time.Duration // what the newest copy took; 0 after one that failed
 	agents []incarnation // as of last
 	newest mark          // of the state that was copied last
 	number uint64        // of that copy
@@ -122,19 +122,18 @@ func (c *Copier) Step(ctx context.Context) error {
 	if c.last.IsZero() {
 		c.asOf.Store(now.UnixNano())
 	}
-	c.last = now
+	c.last, c.agents, c.took = now, agents, 0
 	err := c.copy(ctx)
-	c.took = c.deps.Now().Sub(now)
 	switch {
 	case err == nil:
-		c.agents = agents
+		c.took = c.deps.Now().Sub(now)
 		c.asOf.Store(now.UnixNano())
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, ErrLost), errors.Is(err, ErrSetBack), errors.Is(err, ErrOther):
 		return err
 	case err != nil:
-		c.deps.Log.Warn("the coordinator's state could not be copied to the bucket; trying again", "in", min(pause, c.pause), "err", err)
+		c.deps.Log.Warn("the coordinator's state could not be copied to the bucket; trying again", "in", c.pause, "err", err)
 	}
 	return nil
 }

@@ -85,6 +85,16 @@ func TestCopier(t *testing.T) {
 	if n := len(l.copies()); n != 1 {
 		t.Fatalf("%d copies, want 1", n)
 	}
+	for _, page := range l.copies()[0].Pages {
+		if err := l.store.Delete(t.Context(), page.Name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.now = l.now.Add(time.Minute)
+	l.step(c)
+	if n := len(l.copies()); n != 1 {
+		t.Fatalf("%d copies after somebody deleted the only one, want 1", n)
+	}
 	state, err := load(t.Context(), l.store, l.copies())
 	if err != nil {
 		t.Fatal(err)
