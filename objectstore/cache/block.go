@@ -186,7 +186,7 @@ func (c *Cache) abandon(blocks []*block, err error) {
 // giveUp unpins the blocks of a reader that does without them because of err. If its time was over, it will come again: then they are kept like those of which that is expected anyway, of which there are as many as may be at most.
 func (c *Cache) giveUp(blocks []*block, err error) {
 	for _, b := range blocks {
-		if errors.Is(err, context.DeadlineExceeded) && !b.ahead && !b.dead && b.pins == 1 && c.ahead < c.blocksMax/2 {
+		if errors.Is(err, context.DeadlineExceeded) && !b.ahead && !b.dead && c.ahead < c.blocksMax/2 {
 			c.markAhead(b)
 		}
 		c.unpin(b)
