@@ -27,7 +27,8 @@ import (
 // Limits of the contract.
 const (
 	// ObjectBytesMax is the largest object. Put sends an object as one request; a multipart upload would be needed
-	// above 5 GiB, and is worth its extra requests from about 100 MiB.
+	// above 5 GiB, and is worth its extra requests from about 100 MiB. It would leave parts behind that no list of
+	// objects shows when whoever uploads dies, and not all servers refuse to complete one over an object that exists.
 	ObjectBytesMax = 64 << 20
 	// NameBytesMax is the longest name.
 	NameBytesMax = 512
