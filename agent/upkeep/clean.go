@@ -13,6 +13,7 @@ import (
 	"github.com/varve-io/varve/agent/compact"
 	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/manifest"
@@ -109,17 +110,11 @@ func NewCleaner(cfg CleanConfig, deps CleanerDeps) *Cleaner {
 
 // Run cleans until ctx ends.
 func (c *Cleaner) Run(ctx context.Context) error {
-	tick := time.NewTicker(c.cfg.Pause)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	return retry.Every(ctx, c.cfg.Pause, func() error {
 		for c.Step(ctx) {
 		}
-	}
+		return nil
+	})
 }
 
 // Step cleans the partition that is due and has the most to clean, and with it others of its shard. It reports whether it is worth to go on: it has cleaned something, or what failed is no reason

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/manifest"
@@ -62,18 +63,12 @@ func NewSweeper(cfg GarbageConfig, deps SweeperDeps) *Sweeper {
 
 // Run sweeps until ctx ends.
 func (s *Sweeper) Run(ctx context.Context) error {
-	tick := time.NewTicker(s.cfg.Pause)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	return retry.Every(ctx, s.cfg.Pause, func() error {
 		if err := s.sweep(ctx); err != nil && ctx.Err() == nil {
 			s.deps.Log.Warn("garbage stays in the bucket for now", "err", err)
 		}
-	}
+		return nil
+	})
 }
 
 func (s *Sweeper) sweep(ctx context.Context) error {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/ingest"
+	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/protocol"
 )
 
@@ -43,18 +44,12 @@ func NewRetention(pause time.Duration, deps RetentionDeps) *Retention {
 
 // Run looks until ctx ends.
 func (r *Retention) Run(ctx context.Context) error {
-	tick := time.NewTicker(r.pause)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	return retry.Every(ctx, r.pause, func() error {
 		if err := r.look(ctx); err != nil && ctx.Err() == nil {
 			r.deps.Log.Warn("records that are past their topics' retention stay for now", "err", err)
 		}
-	}
+		return nil
+	})
 }
 
 func (r *Retention) look(ctx context.Context) error {

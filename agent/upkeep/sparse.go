@@ -23,18 +23,27 @@ func (c MergeConfig) sparse(m *manifest.Manifest, claimed map[manifest.Segment]b
 	live := m.Live()
 	dead := func(at int) int64 { return m.Segments[at].FooterPos - live[at] }
 	isSparse := func(at int) bool { return live[at] < dead(at) }
-	extents := extentsOf(m)
-	var order []int // from new to old, by what is in them
-	var sum int64
-	for i := range m.Segments {
-		if extents[i] != nil && !claimed[m.Segments[i]] {
-			order = append(order, i)
-			if isSparse(i) {
-				sum += dead(i)
+	worth := func(places []int) bool {
+		var sum int64
+		for _, at := range places {
+			if isSparse(at) {
+				sum += dead(at)
 			}
 		}
+		return sum >= c.DataBytes/sparseWorth
 	}
-	if sum < c.DataBytes/sparseWorth {
+	var order []int // from new to old, by what is in them
+	for i := range m.Segments {
+		if !claimed[m.Segments[i]] {
+			order = append(order, i)
+		}
+	}
+	if !worth(order) { // mostly; and extents are many
+		return plan{}
+	}
+	extents := extentsOf(m)
+	order = slices.DeleteFunc(order, func(at int) bool { return extents[at] == nil })
+	if !worth(order) {
 		return plan{}
 	}
 	slices.SortFunc(order, func(a, b int) int {

@@ -118,7 +118,7 @@ func (r *result) measure(ctx context.Context, folder string) error {
 	if err := n.awaitCompacted(ctx, r); err != nil {
 		return n.explain(err)
 	}
-	if r.bucket, err = n.bucketBytes(); err != nil {
+	if r.bucket, err = load.FolderBytes(n.bucket()); err != nil {
 		return err
 	}
 	if err := n.restart(ctx); err != nil { // which forgets what is in memory, and not compacted there

@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -103,22 +101,4 @@ func (n *node) awaitCompacted(ctx context.Context, r *result) error {
 			return fmt.Errorf("wait until all is compacted: %.0f commits, %.3f is dirty, %.0f compactions: %w", read[0], read[1], read[2], ctx.Err())
 		}
 	}
-}
-
-// bucketBytes adds up the objects.
-func (n *node) bucketBytes() (sum int64, err error) {
-	err = filepath.WalkDir(n.bucket(), func(_ string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		info, err := d.Info()
-		if errors.Is(err, os.ErrNotExist) {
-			return nil // deleted meanwhile
-		}
-		if err == nil {
-			sum += info.Size()
-		}
-		return err
-	})
-	return sum, err
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 )
 
@@ -49,4 +51,22 @@ func ProbeDisk(ctx context.Context, folder string) (quantiles Quantiles, err err
 		latency.record(time.Since(began))
 	}
 	return latency.quantiles(), nil
+}
+
+// FolderBytes adds up the sizes of the files below a folder, some of which may be deleted meanwhile.
+func FolderBytes(folder string) (sum int64, err error) {
+	err = filepath.WalkDir(folder, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		if err == nil {
+			sum += info.Size()
+		}
+		return err
+	})
+	return sum, err
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -141,7 +139,7 @@ func (n *nodes) measure(ctx context.Context) (s sample, err error) {
 		return s, err
 	}
 	for i := range n.agents {
-		bytes, err := bytesBelow(filepath.Join(n.data(i), "wal"))
+		bytes, err := load.FolderBytes(filepath.Join(n.data(i), "wal"))
 		if err != nil {
 			return s, err
 		}
@@ -153,22 +151,4 @@ func (n *nodes) measure(ctx context.Context) (s sample, err error) {
 	}
 	s.cost = cost.Make(clusterName, records, nil, time.Now())
 	return s, nil
-}
-
-// bytesBelow adds up the sizes of the files below a folder.
-func bytesBelow(folder string) (sum int64, err error) {
-	err = filepath.WalkDir(folder, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		info, err := d.Info()
-		if errors.Is(err, os.ErrNotExist) {
-			return nil // deleted meanwhile
-		}
-		if err == nil {
-			sum += info.Size()
-		}
-		return err
-	})
-	return sum, err
 }
