@@ -36,6 +36,8 @@ const (
 	drainWithin = 60 * time.Second
 	// clusterPace is the time from one record of a writer to its next: a load under which two cores can still run everything else.
 	clusterPace = 4 * time.Millisecond
+	// tablePace is the same of a writer to the compacted topic.
+	tablePace = 20 * time.Millisecond
 	// diskMiB is the size of the disk of the agent whose disk gets full.
 	diskMiB = 3 << 10
 )
@@ -51,6 +53,9 @@ const (
 
 // clusterName is what the cluster is called in etcd.
 const clusterName = "chaos"
+
+// compacted is what makes a topic be compacted while the test runs: often, and with deletions that go, too.
+var compacted = map[string]string{"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.1", "delete.retention.ms": "3000"}
 
 // cluster is a few agents, an etcd and a bucket, each on a host of its own, and a load.
 type cluster struct {
@@ -297,7 +302,7 @@ func (n *node) deleteFolder(ctx context.Context) error {
 }
 
 // TestCluster has a few agents, an external etcd and a MinIO, each on a host of its own, under load from producers, a reader and
-// groups. It makes one fault after the other: each of them once, or, with -rounds, as many as that, chosen by the seed. After each
+// groups, and a compacted topic. It makes one fault after the other: each of them once, or, with -rounds, as many as that, chosen by the seed. After each
 // fault all clients must get through again; with many faults, they must get through while it lasts. In the end everything must be there, once, in order, at
 // its offset: as it is then, and when all agents have drained and others, with empty disks, serve it from the bucket.
 func TestCluster(t *testing.T) {
@@ -310,8 +315,11 @@ func TestCluster(t *testing.T) {
 		load.addGroup(name)
 	}
 	c.load = load
-	createTopics(t, load.target)
-	clients := load.start(t.Context(), seed)
+	createTopics(t, load.target, nil)
+	table := newTable(c.seeds, "chaos-table")
+	table.pace = tablePace
+	createTopics(t, table.target, compacted)
+	clients, tableClients := load.start(t.Context(), seed), table.start(t.Context(), seed)
 	if err := c.healthy(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -319,14 +327,22 @@ func TestCluster(t *testing.T) {
 	if err := clients.finish(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	if err := tableClients.finish(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := table.awaitCompacted(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	for _, g := range load.groups {
 		t.Logf("members of %s were given partitions %d times", g.name, g.joined.Load())
 	}
 	load.judge(t.Context(), t)
+	table.judge(t.Context(), t)
 	if err := c.scaleToZero(t.Context()); err != nil {
 		t.Fatalf("scale to zero and back: %v", err)
 	}
 	load.judge(t.Context(), t)
+	table.judge(t.Context(), t)
 }
 
 // campaign makes one fault after the other: those that were asked for, or else the named ones.

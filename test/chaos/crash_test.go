@@ -116,7 +116,7 @@ func (c campaign) run(t *testing.T, o servers.VarveOptions, neighbours []*server
 	})
 	c.load = newLoad([]string{c.varve.Address}, topic)
 	c.took = time.Second
-	createTopics(t, c.load.target)
+	createTopics(t, c.load.target, nil)
 
 	clients := c.load.start(t.Context(), seed)
 	began, killed := time.Now(), make(map[moment]int)

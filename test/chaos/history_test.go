@@ -235,21 +235,35 @@ func (l *load) readAll(ctx context.Context) ([][]check.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	left := int64(0)
+	left, due := int64(0), make([]int64, len(l.logs)) // offsets
 	ends.Each(func(o kadm.ListedOffset) { left += o.Offset })
 	final := make([][]check.Record, len(l.logs))
 	for left > 0 {
 		fetches := client.PollFetches(ctx)
 		if err := fetches.Err(); err != nil {
-			return nil, fmt.Errorf("%w, with %d records to read", err, left)
+			return nil, fmt.Errorf("%w, with %d offsets to read", err, left)
 		}
 		fetches.EachRecord(func(r *kgo.Record) {
 			log := l.find(r.Topic, r.Partition)
 			final[log] = append(final[log], l.record(r))
-			left--
+			left -= max(0, r.Offset+1-due[log])
+			due[log] = max(due[log], r.Offset+1)
 		})
 	}
 	return final, nil
+}
+
+// awaitCompacted waits until most of what a table was given is gone.
+func (l *load) awaitCompacted(ctx context.Context) error {
+	records := 0
+	return await(ctx, func() string { return fmt.Sprintf("compacted: %d records of %d are there", records, l.acked.Load()) }, func() (bool, error) {
+		final, err := l.readAll(ctx)
+		records = 0
+		for _, log := range final {
+			records += len(log)
+		}
+		return int64(records) < l.acked.Load()/2, err
+	})
 }
 
 // judge reads everything and reports what is wrong with the history.
@@ -263,7 +277,7 @@ func (l *load) judge(ctx context.Context, t *testing.T) {
 	for i := range l.logs {
 		h := &l.logs[i]
 		records += len(final[i])
-		for _, f := range check.Log(check.History{Sends: h.sends, Final: final[i], Seen: h.seen}) {
+		for _, f := range check.Log(check.History{Sends: h.sends, Compacted: l.table, Final: final[i], Seen: h.seen}) {
 			if shown[f.Kind]++; shown[f.Kind] <= errorsShown {
 				t.Errorf("%s: %v (written during %s)", l.name(i), f, l.during(i, f.Offset))
 			}

@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -21,6 +22,8 @@ const (
 	partitions = 6
 	// recordBytesMax is the largest value that a writer sends; most are far smaller.
 	recordBytesMax = 200 << 10
+	// tableKeys is how many keys a compacted topic has for each of its partitions.
+	tableKeys = 50
 	// underWayMax is how many records of one partition a writer has under way. A partition that stands still so keeps no
 	// other one waiting.
 	underWayMax = 64
@@ -31,7 +34,9 @@ const (
 type load struct {
 	target
 	// pace is the time from one record of a writer to its next; 0 is as soon as it can be.
-	pace   time.Duration
+	pace time.Duration
+	// table says that the topics are compacted: values are put under a few keys, and some of them deleted, again and again. Else no record has the key of another.
+	table  bool
 	groups []*group
 
 	hash  maphash.Seed
@@ -43,6 +48,13 @@ type load struct {
 	mu     sync.Mutex
 	errors []error
 	marks  []mark
+}
+
+// newTable makes a load for topics that are compacted.
+func newTable(seeds []string, topics ...string) *load {
+	l := newLoad(seeds, topics...)
+	l.table = true
+	return l
 }
 
 // newLoad makes a load for topics that are there when it starts.
@@ -157,16 +169,37 @@ func (l *load) write(ctx context.Context, writer int, seed uint64) error {
 		if !ok {
 			break
 		}
-		l.send(giveUpNever, client, check.ID{Writer: int32(writer), Seq: seq}, log, noise[start:start+size], func() { turn.give(log) })
+		s := check.Send{ID: check.ID{Writer: int32(writer), Seq: seq}}
+		value := noise[start : start+size]
+		if l.table {
+			s.Key, s.Deletes = uint64(1+rng.IntN(tableKeys)), rng.IntN(10) == 0
+			if s.Deletes {
+				value = nil
+			}
+		}
+		l.send(giveUpNever, client, s, log, value, func() { turn.give(log) })
+	}
+	if l.table { // so that no log ends with what compaction may remove
+		for log := range l.logs {
+			id := check.ID{Writer: int32(writer), Seq: lastSeq + int64(log)}
+			l.send(giveUpNever, client, check.Send{ID: id, Key: uint64(1 + tableKeys + writer)}, log, noise[:1], func() {})
+		}
 	}
 	return client.Flush(giveUpNever)
 }
 
+// lastSeq is above all that a writer numbers before it ends.
+const lastSeq = 1 << 40
+
 // send sends one record, and calls done when it knows what became of it.
-func (l *load) send(ctx context.Context, client *kgo.Client, id check.ID, number int, value []byte, done func()) {
-	at := l.logs[number].sent(check.Send{ID: id, Content: maphash.Bytes(l.hash, value)})
+func (l *load) send(ctx context.Context, client *kgo.Client, s check.Send, number int, value []byte, done func()) {
+	s.Content = l.content(value)
+	at := l.logs[number].sent(s)
 	topic, partition := l.place(number)
-	record := &kgo.Record{Topic: topic, Partition: partition, Key: appendID(nil, id), Value: value}
+	record := &kgo.Record{Topic: topic, Partition: partition, Key: appendID(nil, s.ID), Value: value}
+	if l.table { // a value may be missing
+		record.Key, record.Headers = binary.BigEndian.AppendUint64(nil, s.Key), []kgo.RecordHeader{{Key: "id", Value: record.Key}}
+	}
 	client.Produce(ctx, record, func(r *kgo.Record, err error) {
 		if f := l.onAck.Swap(nil); f != nil {
 			(*f)()
@@ -233,7 +266,7 @@ func (l *load) follow(ctx context.Context) error {
 		l.lost(&fetches)
 		fetches.EachRecord(func(r *kgo.Record) {
 			log := l.find(r.Topic, r.Partition)
-			if due, ok := l.logs[log].saw(l.record(r)); !ok {
+			if due, ok := l.logs[log].saw(l.record(r)); !ok && (!l.table || r.Offset < due) {
 				l.fail(fmt.Errorf("the reader of %s is given offset %d where %d was due", l.name(log), r.Offset, due))
 			}
 		})
@@ -251,5 +284,17 @@ func (l *load) lost(fetches *kgo.Fetches) {
 }
 
 func (l *load) record(r *kgo.Record) check.Record {
-	return check.Record{Offset: r.Offset, ID: idOf(r.Key), Content: maphash.Bytes(l.hash, r.Value)}
+	id := r.Key
+	if l.table && len(r.Headers) == 1 {
+		id = r.Headers[0].Value
+	}
+	return check.Record{Offset: r.Offset, ID: idOf(id), Content: l.content(r.Value)}
+}
+
+// content gives the hash of a value. No value at all is not an empty one.
+func (l *load) content(value []byte) uint64 {
+	if value == nil {
+		return 0
+	}
+	return maphash.Bytes(l.hash, value)
 }

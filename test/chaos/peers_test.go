@@ -37,7 +37,7 @@ const (
 func TestBadPeers(t *testing.T) {
 	varve := servers.Varve(t, servers.VarveOptions{Binary: *binaryFlag})
 	l := newLoad([]string{varve.Address}, topic)
-	createTopics(t, l.target)
+	createTopics(t, l.target, nil)
 	fill(t, l)
 	stopHealthy := healthy(t, l)
 	p := peers{address: varve.Address, http: varve.HTTP}

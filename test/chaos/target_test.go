@@ -77,14 +77,19 @@ func (t target) reader(opts ...kgo.Opt) (*kgo.Client, error) {
 	return t.client(append(opts, kgo.ConsumePartitions(starts), kgo.FetchMaxWait(200*time.Millisecond))...)
 }
 
-func createTopics(t *testing.T, target target) {
+// createTopics creates the topics, with configs if there are any.
+func createTopics(t *testing.T, target target, configs map[string]string) {
 	t.Helper()
 	client, err := target.client()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	responses, err := kadm.NewClient(client).CreateTopics(t.Context(), partitions, -1, nil, target.topics...)
+	values := make(map[string]*string)
+	for name, value := range configs {
+		values[name] = &value
+	}
+	responses, err := kadm.NewClient(client).CreateTopics(t.Context(), partitions, -1, values, target.topics...)
 	if err == nil {
 		err = responses.Error()
 	}

@@ -17,7 +17,7 @@ func TestTransactions(t *testing.T) {
 	c := newCluster(t, seed)
 	load := newTxnLoad(c.seeds, seed)
 	c.load, c.transactions = load, true
-	createTopics(t, load.target)
+	createTopics(t, load.target, nil)
 	clients := load.start(t.Context())
 	if err := c.healthy(t.Context()); err != nil {
 		t.Fatal(err)

@@ -22,7 +22,7 @@ func TestTransactionLoad(t *testing.T) {
 	seed := chooseSeed()
 	t.Logf("-seed %d", seed)
 	l := newTxnLoad([]string{s.Address}, seed)
-	createTopics(t, l.target)
+	createTopics(t, l.target, nil)
 	clients := l.start(t.Context())
 	for range max(1, *roundsFlag) {
 		time.Sleep(roundLasts)

@@ -24,6 +24,9 @@
 //
 // A send whose outcome is unknown may be there or not, but not twice.
 //
+// Of a compacted log ([History.Compacted]) the final read may leave out offsets, and what readers have seen, but of no key the newest record ([Lost]), unless that deletes the key: then it
+// may be missing together with everything before it, and not alone ([Revived]).
+//
 // # Transactions
 //
 // [Transactions] checks operations on many logs at a time (after Jepsen's tests of Kafka). An [Operation] is a transaction, or
@@ -83,6 +86,10 @@ const (
 type Send struct {
 	ID      ID
 	Content uint64 // hash
+	// Key is what a later send to a compacted log supersedes this one by; of no meaning in others.
+	Key uint64
+	// Deletes says that a send to a compacted log deletes its key.
+	Deletes bool
 	// Floor is the highest offset that any writer of this log had been told when this send began, or -1.
 	Floor   int64
 	Outcome Outcome
@@ -102,6 +109,8 @@ type History struct {
 	Sends []Send
 	// Start is the offset at which the log begins.
 	Start int64
+	// Compacted says that records may be gone that others with their keys supersede. Sends that delete keys must not be Unknown.
+	Compacted bool
 	// Final is the whole log as it was read from Start after the load, in the order of reading.
 	Final []Record
 	// Seen is what readers saw while the load ran, in any order; a record may be in it several times.
@@ -125,6 +134,7 @@ const (
 	Gap         Kind = "gap"          // an offset that the final read leaves out
 	Disorder    Kind = "disorder"     // an offset of the final read that is not above the one before
 	Unstable    Kind = "unstable"     // seen during the load, and not what the final read has at its offset
+	Revived     Kind = "revived"      // there, though what deleted its key later is gone
 )
 
 // Anomalies of transactions.

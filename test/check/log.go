@@ -15,7 +15,11 @@ func Log(h History) []Finding {
 	for i := range h.Final {
 		next = c.record(&h.Final[i], next)
 	}
-	c.missing()
+	if h.Compacted {
+		c.superseded()
+	} else {
+		c.missing()
+	}
 	c.seen()
 	return c.findings
 }
@@ -63,7 +67,7 @@ func (c *checker) record(r *Record, next int64) int64 {
 	switch {
 	case r.Offset < next:
 		c.report(Disorder, r.ID, r.Offset, "read where offset %d was due", next)
-	case r.Offset > next:
+	case r.Offset > next && !c.history.Compacted:
 		c.report(Gap, r.ID, r.Offset, "offsets %d to %d are missing", next, r.Offset-1)
 	}
 	c.final[r.Offset] = r
@@ -110,10 +114,52 @@ func (c *checker) missing() {
 	}
 }
 
-// seen compares what readers saw during the load with the final read.
+// superseded finds keys of a compacted log that do not have the value that they were given last.
+func (c *checker) superseded() {
+	newest, kept := make(map[uint64]*tracked), make(map[uint64]*tracked) // by key: of all sends that are known to be done, and of those that are there
+	offset := func(s *tracked) int64 {
+		if s.found {
+			return s.at
+		}
+		return s.Offset
+	}
+	for i := range c.history.Sends {
+		s := c.sends[c.history.Sends[i].ID]
+		if !s.found && s.Outcome != Acked {
+			continue
+		}
+		if other := newest[s.Key]; other == nil || offset(s) > offset(other) {
+			newest[s.Key] = s
+		}
+		if other := kept[s.Key]; s.found && (other == nil || s.at > other.at) {
+			kept[s.Key] = s
+		}
+	}
+	for i := range c.history.Sends {
+		s := c.sends[c.history.Sends[i].ID]
+		if newest[s.Key] != s || s.found {
+			continue
+		}
+		if !s.Deletes {
+			c.report(Lost, s.ID, s.Offset, "acknowledged there, the newest of key %d", s.Key)
+		} else if left := kept[s.Key]; left != nil {
+			c.report(Revived, left.ID, left.at, "key %d was deleted by %v at %d", s.Key, s.ID, s.Offset)
+		}
+	}
+}
+
+// seen compares what readers saw during the load with the final read, and where compaction has left nothing there with what was acknowledged.
 func (c *checker) seen() {
 	for _, r := range c.history.Seen {
 		final := c.final[r.Offset]
+		if final == nil && c.history.Compacted {
+			if s := c.sends[r.ID]; s == nil {
+				c.report(Foreign, r.ID, r.Offset, "nobody sent it")
+			} else if r.Content != s.Content || s.Outcome == Acked && s.Offset != r.Offset {
+				c.report(Unstable, r.ID, r.Offset, "content has hash %016x, sent was %016x, acknowledged at %d", r.Content, s.Content, s.Offset)
+			}
+			continue
+		}
 		switch {
 		case final == nil:
 			c.report(Unstable, r.ID, r.Offset, "the final read has nothing there")

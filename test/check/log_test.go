@@ -145,6 +145,67 @@ func TestLog(t *testing.T) {
 	}
 }
 
+// TestCompactedLog makes each anomaly of a compacted log in a history that has none.
+func TestCompactedLog(t *testing.T) {
+	// Key 1 has the values 0, 2 and 5; key 2 has 1 and is deleted by 3, and key 3 has 4.
+	good := func() History {
+		h := History{
+			Sends: []Send{
+				sent(0, -1, Acked, 0), sent(1, -1, Acked, 1), sent(2, -1, Acked, 2), sent(3, -1, Acked, 3), sent(4, -1, Acked, 4), sent(5, -1, Acked, 5),
+			},
+			Compacted: true,
+			Final:     []Record{read(3, 3), read(4, 4), read(5, 5)},
+			Seen:      []Record{read(0, 0), read(3, 3), read(5, 5)},
+		}
+		for i, key := range []uint64{1, 2, 1, 2, 3, 1} {
+			h.Sends[i].Key = key
+		}
+		h.Sends[3].Deletes = true
+		return h
+	}
+	for name, c := range map[string]struct {
+		change func(*History)
+		want   []string
+	}{
+		"none": {func(*History) {}, nil},
+		"nothing is compacted yet": {func(h *History) {
+			h.Final = []Record{read(0, 0), read(1, 1), read(2, 2), read(3, 3), read(4, 4), read(5, 5)}
+		}, nil},
+		"the deletion is gone": {func(h *History) { h.Final = h.Final[1:] }, nil},
+		"an unknown one supersedes": {
+			func(h *History) {
+				h.Sends = append(h.Sends, sent(6, -1, Unknown, 0))
+				h.Sends[6].Key = 3
+				h.Final = []Record{read(5, 5), read(6, 6)}
+			}, nil,
+		},
+		"the newest is lost":           {func(h *History) { h.Final, h.Seen = h.Final[:2], nil }, []string{"lost 5 at 5"}},
+		"an older one in place of it":  {func(h *History) { h.Final, h.Seen = []Record{read(2, 2), read(3, 3), read(4, 4)}, nil }, []string{"lost 5 at 5"}},
+		"a key without a second value": {func(h *History) { h.Final = []Record{read(3, 3), read(5, 5)} }, []string{"lost 4 at 4"}},
+		"a deleted key comes back":     {func(h *History) { h.Final = []Record{read(1, 1), read(4, 4), read(5, 5)} }, []string{"revived 1 at 1"}},
+		"moved up":                     {func(h *History) { h.Final, h.Seen = []Record{read(0, 4), read(1, 5)}, nil }, []string{"wrong offset 4 at 0", "wrong offset 5 at 1", "lost 2 at 2"}},
+		"other content":                {func(h *History) { h.Final[1].Content = 7 }, []string{"changed 4 at 4"}},
+		"twice":                        {func(h *History) { h.Final = append(h.Final, read(6, 4)) }, []string{"duplicate 4 at 6"}},
+		"out of order":                 {func(h *History) { h.Final[0], h.Final[1] = h.Final[1], h.Final[0] }, []string{"disorder 3 at 3", "reordered 3 at 3"}},
+		"read with other content":      {func(h *History) { h.Seen[0].Content = 7 }, []string{"unstable 0 at 0"}},
+		"read elsewhere":               {func(h *History) { h.Seen[0].Offset = 1 }, []string{"unstable 0 at 1"}},
+		"read, and nobody sent it":     {func(h *History) { h.Seen[0] = read(0, 99) }, []string{"foreign 99 at 0"}},
+		"read elsewhere than it stays": {func(h *History) { h.Seen[1].Offset = 4 }, []string{"unstable 3 at 4"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := good()
+			c.change(&h)
+			var found []string
+			for _, f := range Log(h) {
+				found = append(found, fmt.Sprintf("%s %d at %d", f.Kind, f.ID.Seq, f.Offset))
+			}
+			if !slices.Equal(found, c.want) {
+				t.Errorf("found %q, want %q", found, c.want)
+			}
+		})
+	}
+}
+
 // TestFindingSaysWhere shows what a finding looks like.
 func TestFindingSaysWhere(t *testing.T) {
 	f := Log(History{Sends: []Send{sent(0, -1, Acked, 3)}})
