@@ -19,7 +19,7 @@ import (
 const (
 	// errorsShown bounds how many errors and findings of a kind a run prints.
 	errorsShown = 10
-	// readWithin bounds the reading of everything.
+	// readWithin bounds the reading of everything that transactions wrote.
 	readWithin = 10 * time.Minute
 )
 
@@ -217,8 +217,6 @@ func (l *load) pending() string {
 
 // readAll reads every partition from its start to its end.
 func (l *load) readAll(ctx context.Context) ([][]check.Record, error) {
-	ctx, cancel := context.WithTimeout(ctx, readWithin)
-	defer cancel()
 	client, err := l.reader()
 	if err != nil {
 		return nil, err
@@ -239,7 +237,9 @@ func (l *load) readAll(ctx context.Context) ([][]check.Record, error) {
 	ends.Each(func(o kadm.ListedOffset) { left += o.Offset })
 	final := make([][]check.Record, len(l.logs))
 	for left > 0 {
-		fetches := client.PollFetches(ctx)
+		waiting, cancel := context.WithTimeout(ctx, progressWithin)
+		fetches := client.PollFetches(waiting)
+		cancel()
 		if err := fetches.Err(); err != nil {
 			return nil, fmt.Errorf("%w, with %d offsets to read", err, left)
 		}
