@@ -330,9 +330,6 @@ func TestCluster(t *testing.T) {
 	if err := tableClients.finish(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := table.awaitCompacted(t.Context()); err != nil {
-		t.Fatal(err)
-	}
 	for _, g := range load.groups {
 		t.Logf("members of %s were given partitions %d times", g.name, g.joined.Load())
 	}
@@ -340,6 +337,9 @@ func TestCluster(t *testing.T) {
 	table.judge(t.Context(), t)
 	if err := c.scaleToZero(t.Context()); err != nil {
 		t.Fatalf("scale to zero and back: %v", err)
+	}
+	if err := table.awaitCompacted(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 	load.judge(t.Context(), t)
 	table.judge(t.Context(), t)

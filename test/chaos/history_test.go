@@ -253,7 +253,7 @@ func (l *load) readAll(ctx context.Context) ([][]check.Record, error) {
 	return final, nil
 }
 
-// awaitCompacted waits until most of what a table was given is gone.
+// awaitCompacted waits until most of what a table was given is gone. What leaders have in memory is not compacted, so they must have been started since.
 func (l *load) awaitCompacted(ctx context.Context) error {
 	records := 0
 	return await(ctx, func() string { return fmt.Sprintf("compacted: %d records of %d are there", records, l.acked.Load()) }, func() (bool, error) {
