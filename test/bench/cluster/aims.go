@@ -7,7 +7,7 @@ import (
 	"github.com/varve-io/varve/test/bench/report"
 )
 
-// outcomes compares what was measured with what Varve is meant to reach.
+// outcomes compares what was measured with what Varve is meant to reach, but for [results.scaleOutcome].
 func (r results) outcomes() []report.Outcome {
 	out := r.comparisonOutcomes()
 	out = append(out,
@@ -29,11 +29,16 @@ func (r results) outcomes() []report.Outcome {
 	if r.outages != nil {
 		outages.Value, outages.Known = missing(r.outages.kept), true
 	}
+	return append(out, outages)
+}
+
+// scaleOutcome is that with many partitions.
+func (r results) scaleOutcome() report.Outcome {
 	many := report.Outcome{Aim: report.Aim{Text: fmt.Sprintf("etcd under 1 GiB with %d partitions, MiB", r.plan.many), Bound: 1 << 10}, Verb: "%.1f"}
 	if r.scaled != nil {
 		many.Value, many.Known = r.scaled.etcdAfter.file/(1<<20), true
 	}
-	return append(out, outages, many)
+	return many
 }
 
 // comparisonOutcomes are those beside Apache Kafka.

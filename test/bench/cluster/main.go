@@ -1,17 +1,21 @@
 // Command cluster measures three Varve agents, beside three Apache Kafka brokers and on their own while things happen to
-// them, and writes what it measured to test/bench/CLUSTER.md:
+// them, and writes what it measured to pages of test/bench:
 //
-//	go run ./test/bench/cluster                     about a quarter of an hour
-//	go run ./test/bench/cluster --smoke             a minute or two; writes no file
-//	go run ./test/bench/cluster --only kill,drain   some parts; writes no file
+//	go run ./test/bench/cluster                     all, about a quarter of an hour
+//	go run ./test/bench/cluster --only scale        SCALE.md, some minutes
+//	go run ./test/bench/cluster --only kill,drain   some parts; writes the pages all of whose parts ran
+//	go run ./test/bench/cluster --smoke             all, a minute or two; writes no file
 //
-// The parts:
+// The parts of CLUSTER.md:
 //
 //	compare  throughput, cost and latency beside Apache Kafka, in turns
 //	kill     an agent is killed under load, and comes back
 //	drain    an agent with a thousand partitions leaves under load, and comes back
 //	move     a fourth agent joins under load and is given shards, and leaves
 //	outage   a minute without the bucket, and one without etcd
+//
+// The part of SCALE.md:
+//
 //	scale    a hundred thousand partitions, a thousand of them in use
 //
 // # What makes the comparison fair
@@ -49,7 +53,7 @@ func main() {
 	rounds := flag.Int("rounds", 2, "how often each cluster runs in the comparison")
 	outage := flag.Duration("outage", time.Minute, "how long the bucket and etcd are away")
 	smoke := flag.Bool("smoke", false, "everything small and short, written to no file")
-	only := flag.String("only", "", "parts to run, separated by commas, written to no file: "+strings.Join(partNames(), ", "))
+	only := flag.String("only", "", "parts to run, separated by commas; empty for all: "+strings.Join(partNames(), ", "))
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	p := newPlan(*rounds, *outage)
@@ -64,42 +68,49 @@ func main() {
 	}
 }
 
-// part is one part of the run, which adds to the results.
+// part is one part of a page, which adds to its results.
 type part struct {
 	name string
 	run  func(context.Context, plan, *results) error
 }
 
-var parts = []part{
-	{"compare", compare}, {"kill", kill}, {"drain", drain}, {"move", move}, {"outage", outages}, {"scale", scale},
+// page is one page of results.
+type page struct {
+	file  string // in test/bench
+	parts []part
+	text  func(results) string
+}
+
+var pages = []page{
+	{"CLUSTER.md", []part{{"compare", compare}, {"kill", kill}, {"drain", drain}, {"move", move}, {"outage", outages}}, results.markdown},
+	{"SCALE.md", []part{{"scale", scale}}, results.scaleMarkdown},
 }
 
 func partNames() []string {
-	names := make([]string, len(parts))
-	for i, p := range parts {
-		names[i] = p.name
+	var names []string
+	for _, page := range pages {
+		for _, part := range page.parts {
+			names = append(names, part.name)
+		}
 	}
 	return names
 }
 
-// selectParts returns the parts that a list names; all for an empty one.
-func selectParts(only string) ([]part, error) {
+// selectParts returns the names of the parts that a list has, or of all for an empty one.
+func selectParts(only string) ([]string, error) {
 	if only == "" {
-		return parts, nil
+		return partNames(), nil
 	}
-	var selected []part
-	for name := range strings.SplitSeq(only, ",") {
-		i := slices.Index(partNames(), name)
-		if i < 0 {
+	names := strings.Split(only, ",")
+	for _, name := range names {
+		if !slices.Contains(partNames(), name) {
 			return nil, fmt.Errorf("--only: %q, want some of %s", name, strings.Join(partNames(), ", "))
 		}
-		selected = append(selected, parts[i])
 	}
-	return selected, nil
+	return names, nil
 }
 
-// run runs parts of the plan and reports them. A part that fails does not keep the others from running; what was measured is
-// printed in any case, and written if it is everything.
+// run makes the pages of which parts are selected. One that fails does not keep the others from being made.
 func run(ctx context.Context, p plan, only string, smoke bool) error {
 	if p.rounds < 1 || p.outage < time.Second {
 		return fmt.Errorf("--rounds %d, --outage %v: want at least 1 and 1s", p.rounds, p.outage)
@@ -115,28 +126,43 @@ func run(ctx context.Context, p plan, only string, smoke bool) error {
 	if _, err := servers.BuildVarve(); err != nil {
 		return err
 	}
-	r := results{plan: p, machine: report.Machine(), varve: report.VarveVersion(ctx), began: time.Now()}
 	var failed error
-	for _, part := range selected {
-		if ctx.Err() != nil {
-			break
+	for _, page := range pages {
+		text, whole, err := page.make(ctx, p, selected)
+		failed = errors.Join(failed, err)
+		fmt.Print(text)
+		if !whole || smoke {
+			continue
 		}
+		if err := os.WriteFile(filepath.Join(root, "test", "bench", page.file), []byte(text), 0o644); err != nil {
+			failed = errors.Join(failed, fmt.Errorf("write results: %w", err))
+		}
+	}
+	return errors.Join(failed, ctx.Err())
+}
+
+// make runs the selected parts of the page, and returns its text: whole if all parts ran and none failed, empty if none is selected. A
+// part that fails does not keep the others from running.
+func (page page) make(ctx context.Context, p plan, selected []string) (text string, whole bool, err error) {
+	r := results{plan: p, machine: report.Machine(), varve: report.VarveVersion(ctx), began: time.Now()}
+	ran, whole := false, true
+	for _, part := range page.parts {
+		if !slices.Contains(selected, part.name) || ctx.Err() != nil {
+			whole = false
+			continue
+		}
+		ran = true
 		progress("%s", part.name)
-		if err := part.run(ctx, p, &r); err != nil {
-			failed = errors.Join(failed, fmt.Errorf("%s: %w", part.name, err))
+		if failure := part.run(ctx, p, &r); failure != nil {
+			err, whole = errors.Join(err, fmt.Errorf("%s: %w", part.name, failure)), false
 			progress("%s failed", part.name)
 		}
 	}
+	if !ran {
+		return "", false, nil
+	}
 	r.took = time.Since(r.began)
-	text := r.markdown()
-	fmt.Print(text)
-	if failed != nil || ctx.Err() != nil || smoke || only != "" {
-		return errors.Join(failed, ctx.Err())
-	}
-	if err := os.WriteFile(filepath.Join(root, "test", "bench", "CLUSTER.md"), []byte(text), 0o644); err != nil {
-		return fmt.Errorf("write results: %w", err)
-	}
-	return nil
+	return page.text(r), whole, err
 }
 
 // progress tells the person who waits what is going on.

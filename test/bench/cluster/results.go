@@ -10,7 +10,7 @@ import (
 	"github.com/varve-io/varve/test/bench/report"
 )
 
-// results is everything that one call of the command measured; a part that did not run, or failed, is nil.
+// results is everything that was measured for a page; a part that did not run, or failed, is nil.
 type results struct {
 	plan        plan
 	machine     string
@@ -31,6 +31,7 @@ func (r results) markdown() string {
 	b.WriteString("Written by `go run ./test/bench/cluster`, whose package comment says what is compared and what makes it fair; `test/bench/gaps` says how\n" +
 		"gaps and waits are measured. Not to be edited.\n\n")
 	r.writeSetting(&b)
+	fmt.Fprintf(&b, "What %d partitions do to three agents is in [SCALE.md](SCALE.md).\n\n", r.plan.many)
 	if r.comparison != nil {
 		report.WriteComparison(&b, [2]string{nameVarve, nameKafka}, sections(r.plan), r.comparison.runs)
 	}
@@ -38,19 +39,27 @@ func (r results) markdown() string {
 	r.writeDrain(&b)
 	r.writeMove(&b)
 	r.writeOutages(&b)
-	r.writeScaled(&b)
 	report.WriteAims(&b, r.outcomes())
 	return b.String()
 }
 
+// writeSubject says on what machine and of what the numbers are.
+func (r results) writeSubject(b *strings.Builder) {
+	fmt.Fprintf(b, "- Machine: %s\n- Varve %s: %d agents in zones a, b and c, three WAL copies, synced, one etcd\n", r.machine, r.varve, agents)
+}
+
+// writeTime says when they were made, and where the clients were.
+func (r results) writeTime(b *strings.Builder, rounds string) {
+	fmt.Fprintf(b, "- %s, %s%v in all. Clients and all servers share the machine, and its one disk.\n", r.began.UTC().Format("2006-01-02 15:04 UTC"), rounds, r.took.Round(time.Second))
+}
+
 // writeSetting says on what and with what the numbers were made.
 func (r results) writeSetting(b *strings.Builder) {
-	fmt.Fprintf(b, "- Machine: %s\n- Varve %s: %d agents in zones a, b and c, three WAL copies, synced, one etcd\n", r.machine, r.varve, agents)
+	r.writeSubject(b)
 	if r.comparison != nil {
 		fmt.Fprintf(b, "- Apache Kafka %s: %d brokers that are controllers too, replication factor 3, min.insync.replicas 2, else its defaults\n", r.comparison.kafka, agents)
 	}
-	fmt.Fprintf(b, "- %s, %d rounds of the comparison, %v in all. Clients and all servers share the machine, and its one disk.\n",
-		r.began.UTC().Format("2006-01-02 15:04 UTC"), r.plan.rounds, r.took.Round(time.Second))
+	r.writeTime(b, fmt.Sprintf("%d rounds of the comparison, ", r.plan.rounds))
 	c := r.plan.kib
 	fmt.Fprintf(b, "- Throughput: acks=all, idempotent, %d partitions, %d connections with up to 5 requests open, uncompressed batches of at most %d KiB, one per partition in a\n"+
 		"  request; each phase ends after %v or %.1f GB.\n", c.Partitions, c.Connections, c.BatchBytes>>10, c.Duration, float64(c.BytesMax)/1e9)
@@ -211,42 +220,4 @@ func (r results) writeOutages(b *strings.Builder) {
 	b.WriteString("\n")
 	k := r.outages.kept
 	fmt.Fprintf(b, "%d records were acknowledged and %d read back: %d lost, %d twice.\n\n", k.Acked, k.Read, k.Lost, k.Twice)
-}
-
-func (r results) writeScaled(b *strings.Builder) {
-	m := r.scaled
-	if m == nil {
-		return
-	}
-	fmt.Fprintf(b, "## %d partitions on three agents, %d of them in use\n\nEach partition has a record; %.1f MB/s of 1 KiB records go to those in use. Waits are of the record that waited longest.\n\n"+
-		"| | |\n| --- | --: |\n", r.plan.many, r.plan.manyBusy, r.plan.manyRateBytes/1e6)
-	mib := func(bytes float64) string { return fmt.Sprintf("%.1f MiB", bytes/(1<<20)) }
-	seconds := func(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }
-	milliseconds := func(d time.Duration) string { return fmt.Sprintf("%.1f ms", 1000*d.Seconds()) }
-	grown := float64(m.memoryAfter.Resident) - float64(m.memoryBefore.Resident)
-	for _, row := range [][2]string{
-		{
-			fmt.Sprintf("creating them, %d in a topic, until each has a leader", idleTopicPartitions),
-			fmt.Sprintf("%s (%.0f per second)", seconds(m.created), float64(r.plan.many)/m.created.Seconds()),
-		},
-		{"answer to a request for the metadata of all", milliseconds(m.metadata)},
-		{"answer to a request for the metadata of those in use", milliseconds(m.metadataBusy)},
-		{"memory of the agent that holds most, empty", mib(float64(m.memoryBefore.Resident))},
-		{"memory of the agent that holds most, under load", mib(float64(m.memoryAfter.Resident))},
-		{"what it grew by, for each partition of the cluster", fmt.Sprintf("%.1f KiB", grown/float64(r.plan.many)/(1<<10))},
-		{"etcd's database before, in use (file)", mib(m.etcdBefore.used) + " (" + mib(m.etcdBefore.file) + ")"},
-		{"etcd's database under load, in use (file)", mib(m.etcdAfter.used) + " (" + mib(m.etcdAfter.file) + ")"},
-		{"start of all agents, after all had left: until they are ready and lead", seconds(m.cold)},
-		{fmt.Sprintf("drain of an agent that led %d of those in use: from SIGTERM to the exit", m.left.led), seconds(m.left.took)},
-		{"drain: longest wait", seconds(m.left.Wait)},
-		{"start of an agent: until it is ready", seconds(m.back.took)},
-		{fmt.Sprintf("start of an agent: longest wait while it takes its share of %d", m.back.led), seconds(m.back.Wait)},
-		{fmt.Sprintf("kill -9 of an agent that led %d: longest wait", m.killed.led), seconds(m.killed.Wait)},
-		{"start after kill -9: until it is ready", seconds(m.again.took)},
-		{fmt.Sprintf("start after kill -9: longest wait while it takes its share of %d", m.again.led), seconds(m.again.Wait)},
-	} {
-		fmt.Fprintf(b, "| %s | %s |\n", row[0], row[1])
-	}
-	b.WriteString("\n")
-	writeKept(b, m.kept, m.failed)
 }

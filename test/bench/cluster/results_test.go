@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -36,7 +38,10 @@ func whole() results {
 			outages: []outage{{without: "the bucket", episode: once[0]}, {without: "etcd", episode: once[1]}},
 			kept:    gaps.Kept{Acked: 7, Read: 7, Lost: 1},
 		},
-		scaled: &scaled{created: 1500 * time.Millisecond, left: once[0], etcdAfter: database{used: 3 << 20, file: 16 << 20}},
+		scaled: &scaled{
+			created: 1500 * time.Millisecond, left: once[0], etcdAfter: database{used: 3 << 20, file: 16 << 20},
+			kept: gaps.Kept{Acked: 9, Read: 8, Lost: 1},
+		},
 	}
 	r.kill.kept.Twice = 1
 	r.outages.outages[1].Failed = 4
@@ -53,8 +58,7 @@ func TestMarkdown(t *testing.T) {
 		"with a record due on each every 10ms", "with a record due on each every 614ms",
 		"100 records were acknowledged and 101 read back: 0 lost, 1 twice.",
 		"| etcd | 10 | 4 | 1.50 |",
-		"| creating them, 1000 in a topic, until each has a leader | 1.50 s (66667 per second) |",
-		"| etcd's database under load, in use (file) | 3.0 MiB (16.0 MiB) |",
+		"What 100000 partitions do to three agents is in [SCALE.md](SCALE.md).",
 		"(1 KiB records, acks=all), times | 2.50 | yes |",
 		"where the disk's own sync allows it, ms | 17.000 | yes |",
 		"on any partition after kill -9 of its leader, each time | 3.00 | yes |",
@@ -64,6 +68,25 @@ func TestMarkdown(t *testing.T) {
 		"in 1m0s without the bucket at 5.0 MB/s | 0 | yes |",
 		"in 1m0s without etcd at 5.0 MB/s | 4 | no |",
 		"lost without bucket or etcd | 1 | no |",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no line %q", want)
+		}
+	}
+	if t.Failed() {
+		t.Log(text)
+	}
+}
+
+func TestScaleMarkdown(t *testing.T) {
+	text := whole().scaleMarkdown()
+	for _, want := range []string{
+		"# 100000 partitions on three agents, 1000 of them in use",
+		"- Varve at abc: 3 agents",
+		"2.0 MB/s of 1 KiB records go to the 1000 in use",
+		"| creating them, 1000 in a topic, until each has a leader | 1.50 s (66667 per second) |",
+		"| etcd's database under load, in use (file) | 3.0 MiB (16.0 MiB) |",
+		"9 records were acknowledged and 8 read back: 1 lost, 0 twice.",
 		"etcd under 1 GiB with 100000 partitions, MiB | 16.0 | yes |",
 	} {
 		if !strings.Contains(text, want) {
@@ -75,31 +98,27 @@ func TestMarkdown(t *testing.T) {
 	}
 }
 
-// TestPartial is a page of a run in which nothing succeeded: every aim is there, and none is reached.
+// TestPartial is pages of a run in which nothing succeeded: every aim is there, and none is reached.
 func TestPartial(t *testing.T) {
 	r := results{plan: newPlan(1, time.Second)}
-	aims := whole().outcomes()
-	for i, o := range r.outcomes() {
+	aims := append(whole().outcomes(), whole().scaleOutcome())
+	for i, o := range append(r.outcomes(), r.scaleOutcome()) {
 		if o.Known || o.Aim.Bound != aims[i].Aim.Bound {
 			t.Errorf("%+v, want the aim %+v, not known", o, aims[i])
 		}
 	}
-	text := r.markdown()
+	text := r.markdown() + r.scaleMarkdown()
 	if n := strings.Count(text, "| not measured | - |"); n != len(aims) {
 		t.Errorf("%d aims are not measured, want all %d:\n%s", n, len(aims), text)
 	}
-	if sections := strings.Count(text, "\n## "); sections != 1 {
-		t.Errorf("%d sections, want that of the aims alone:\n%s", sections, text)
+	if sections := strings.Count(text, "\n## "); sections != 2 {
+		t.Errorf("%d sections, want those of the aims alone:\n%s", sections, text)
 	}
 }
 
 func TestSelectParts(t *testing.T) {
 	for only, want := range map[string]string{"": "compare kill drain move outage scale", "kill": "kill", "scale,kill": "scale kill"} {
-		selected, err := selectParts(only)
-		var names []string
-		for _, p := range selected {
-			names = append(names, p.name)
-		}
+		names, err := selectParts(only)
 		if got := strings.Join(names, " "); err != nil || got != want {
 			t.Errorf("--only %q: %s, %v, want %s", only, got, err, want)
 		}
@@ -108,6 +127,50 @@ func TestSelectParts(t *testing.T) {
 		if _, err := selectParts(bad); err == nil {
 			t.Errorf("--only %q was accepted", bad)
 		}
+	}
+}
+
+// TestMakePage holds that a page is whole if all of its parts ran and none failed, and that the others run after one that fails.
+func TestMakePage(t *testing.T) {
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	broken := errors.New("broken")
+	for _, test := range []struct {
+		name     string
+		ctx      context.Context
+		selected []string
+		fails    string // the part that does
+		ran      string
+		text     string
+		whole    bool
+	}{
+		{"all", t.Context(), []string{"b", "a", "c"}, "", "ab", "page", true},
+		{"one", t.Context(), []string{"b"}, "", "b", "page", false},
+		{"others", t.Context(), []string{"c"}, "", "", "", false},
+		{"the first fails", t.Context(), []string{"a", "b"}, "a", "ab", "page", false},
+		{"the last fails", t.Context(), []string{"a", "b"}, "b", "ab", "page", false},
+		{"canceled", canceled, []string{"a", "b"}, "", "", "", false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var ran string
+			page := page{text: func(results) string { return "page" }}
+			for _, name := range []string{"a", "b"} {
+				page.parts = append(page.parts, part{name, func(context.Context, plan, *results) error {
+					ran += name
+					if name == test.fails {
+						return broken
+					}
+					return nil
+				}})
+			}
+			text, whole, err := page.make(test.ctx, plan{}, test.selected)
+			if ran != test.ran || text != test.text || whole != test.whole {
+				t.Errorf("ran %q, text %q, whole %v, want %q, %q, %v", ran, text, whole, test.ran, test.text, test.whole)
+			}
+			if (test.fails != "") != errors.Is(err, broken) {
+				t.Errorf("error %v, with %q failing", err, test.fails)
+			}
+		})
 	}
 }
 
