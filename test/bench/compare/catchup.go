@@ -42,9 +42,10 @@ func newCatchupPlan(smoke bool) catchupPlan {
 	p.history.Duration, p.history.BytesMax = 60*time.Second, 3<<30
 	p.latency.Duration = 20 * time.Second
 	if smoke {
-		p.warmup.Duration, p.warmup.BytesMax = time.Second, 64<<20
-		p.history.Duration, p.history.BytesMax = 10*time.Second, 512<<20
-		p.latency.Duration = 3 * time.Second
+		p.readers = []int{1, 4}
+		p.warmup.Duration, p.warmup.BytesMax = time.Second, 16<<20
+		p.history.Duration, p.history.BytesMax = 2*time.Second, 64<<20
+		p.latency.Duration = time.Second
 	}
 	return p
 }

@@ -5,7 +5,7 @@
 //	go run ./test/bench/compare --only records         RESULTS.md, about twenty minutes
 //	go run ./test/bench/compare --only transactions    TRANSACTIONS.md, about ten minutes
 //	go run ./test/bench/compare --only catchup         CATCHUP.md, about half an hour
-//	go run ./test/bench/compare --smoke                all, some minutes; writes no file
+//	go run ./test/bench/compare --smoke                all, a few minutes; writes no file
 //
 // # What makes the comparison fair
 //

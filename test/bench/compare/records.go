@@ -24,12 +24,12 @@ type plan struct {
 func newPlan(smoke bool) plan {
 	defaults := load.Defaults()
 	defaults.Duration, defaults.BytesMax = 15*time.Second, 3<<30
-	idle := 15 * time.Second
+	lastFlush, idle := 10*time.Second, 15*time.Second
 	if smoke {
-		idle = 2 * time.Second
-		defaults.Duration, defaults.BytesMax = 3*time.Second, 256<<20
+		lastFlush, idle = time.Second, time.Second
+		defaults.Duration, defaults.BytesMax = time.Second, 64<<20
 	}
-	p := plan{warmup: defaults, kib: defaults, small: defaults, latency: defaults, lastFlush: 10 * time.Second, idle: idle}
+	p := plan{warmup: defaults, kib: defaults, small: defaults, latency: defaults, lastFlush: lastFlush, idle: idle}
 	p.small.RecordBytes = 100
 	if !smoke {
 		// A JVM takes some gigabytes until its cost per byte no longer falls.
