@@ -41,8 +41,8 @@ import (
 type Config struct {
 	// BytesMax bounds the memory of blocks, and so the bytes that all readers together hold. At least one block.
 	BytesMax int64
-	// BlockBytes is the size of a block. 0 means 1 MiB: MinIO's ranges below that cost ten times their bytes, and a
-	// request to S3 costs as much as a MiB of traffic.
+	// BlockBytes is the size of a block. 0 means 1 MiB: a request has a cost of its own, to the store and to whoever pays
+	// for it, and it is to bring something worth that.
 	BlockBytes int
 	// GetBytesMax is the most that one GET asks for, and so the length of a piece, rounded down to whole blocks. 0 means
 	// GetBytesDefault.
