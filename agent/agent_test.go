@@ -49,7 +49,7 @@ type running struct {
 
 func (w *world) start(t *testing.T, change func(*agent.Config)) *running {
 	t.Helper()
-	d, err := disk.Open(disk.Config{Dir: w.dir, FileBytes: 8 << 20})
+	d, err := disk.Open(disk.Config{Dir: w.dir, FileBytes: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,6 +171,7 @@ func TestReadsFromBucket(t *testing.T) {
 
 // TestLoad: an agent tells how much is written to it and read from it.
 func TestLoad(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	r := w.start(t, nil)
 	produce(t, r, "t", 0, 1000)

@@ -329,6 +329,7 @@ func (c *crashing) mustEnd(t *testing.T) {
 // TestRecovererDies kills the agent that recovers at its first call to etcd or the bucket, the next one at its second, and so on, until one comes through.
 // Each finds what the one before left; the last finds every record once.
 func TestRecovererDies(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a := w.launch(t, w.dir, -1, func(c *agent.Config) { c.Flush.SegmentBytes = 2 << 10 })
 	a.await(t)

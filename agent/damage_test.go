@@ -18,6 +18,7 @@ import (
 
 // TestDamagedFooter: an agent that cannot restore one of its shards leads the others, and says so.
 func TestDamagedFooter(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	r := w.start(t, nil)
 	produce(t, r, "t", 0, 10)

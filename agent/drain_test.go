@@ -10,6 +10,7 @@ import (
 
 // TestDrainWithoutEtcd: an agent that leaves while etcd is away does not spend all its time on telling the others: its clients are answered and sent away first.
 func TestDrainWithoutEtcd(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a := w.launch(t, w.dir, -1, func(c *agent.Config) { c.Copies, c.Shards, c.DrainMax = 1, 8, 9*time.Second })
 	a.await(t)

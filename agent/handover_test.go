@@ -22,6 +22,7 @@ import (
 // TestBucketGoesInHandOver takes the bucket away between the two flushes of a hand-over, when nobody leads the shards: they stay where they are, and take records, until the
 // bucket is back.
 func TestBucketGoesInHandOver(t *testing.T) {
+	t.Parallel()
 	s := newSeveral(t, false)
 	first, later := fault.NewGate(), fault.NewGate()
 	s.store = fault.New(s.store, fault.Rule{Op: fault.Put, Prefix: segment.NamePrefix, Gate: first}, fault.Rule{Op: fault.Put, Prefix: segment.NamePrefix, Nth: 2, Times: fault.Always, Gate: later})
@@ -92,6 +93,7 @@ func TestBucketGoesInHandOver(t *testing.T) {
 
 // TestManifestInHandOver holds up the manifest of a DeleteRecords, as when the bucket or etcd is away, while its shard is to be handed over: the shard is led on until that is through.
 func TestManifestInHandOver(t *testing.T) {
+	t.Parallel()
 	s := newSeveral(t, false)
 	const partitions = 2 // as many as shards
 	var gates [partitions]*fault.Gate

@@ -15,6 +15,7 @@ import (
 
 // TestBucketOutOfReach has an agent join that others reach, and that does not reach the bucket: it gives back what it is given and cannot restore, and gets it once the bucket answers.
 func TestBucketOutOfReach(t *testing.T) {
+	t.Parallel()
 	s := newSeveral(t, false)
 	begin := func(disk string) {
 		s.agents[disk] = s.launch(t, s.folder(t, disk), -1, func(c *agent.Config) { c.Copies, c.Shards = 1, 8 })

@@ -112,6 +112,7 @@ func TestReadsWhileAgentDrains(t *testing.T) {
 
 // TestNoProof: an agent that does not reach the stores of its log may have lost what it leads, and does not say where partitions begin and end.
 func TestNoProof(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, nil, "a", "b", "c")
 	c.create(t, "t", 1)
 	c.produce(t, "t", 1, 0, 10, "")

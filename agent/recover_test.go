@@ -21,7 +21,7 @@ import (
 // leave puts a log that no coordinator knows on the world's disk, with so many entries.
 func (w *world) leave(t *testing.T, log wal.LogID, entries int) {
 	t.Helper()
-	d, err := disk.Open(disk.Config{Dir: w.dir, FileBytes: 8 << 20})
+	d, err := disk.Open(disk.Config{Dir: w.dir, FileBytes: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +77,7 @@ func testUnknownLog(t *testing.T, w *world) {
 // refuse runs an agent that is to end by itself, and returns why it did, and what its disk holds.
 func (w *world) refuse(t *testing.T) ([]disk.SegmentInfo, error) {
 	t.Helper()
-	d, err := disk.Open(disk.Config{Dir: w.dir, FileBytes: 8 << 20})
+	d, err := disk.Open(disk.Config{Dir: w.dir, FileBytes: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +127,7 @@ func TestForgottenLog(t *testing.T) {
 	produce(t, r, "t", 0, 10)
 	consume(t, r, "t", 10)
 	r.stop()
-	d, err := disk.Open(disk.Config{Dir: w.dir, FileBytes: 8 << 20})
+	d, err := disk.Open(disk.Config{Dir: w.dir, FileBytes: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -462,8 +462,10 @@ func TestSetBack(t *testing.T) {
 // TestRestoreFromAnyCopy kills agents one after the other under load, which others recover, and then all of them, and loses etcd and some of the newest copies, while what is merged is deleted at once:
 // nothing that was committed is missing.
 func TestRestoreFromAnyCopy(t *testing.T) {
+	t.Parallel()
 	for dropped := range 3 {
 		t.Run(fmt.Sprint(dropped), func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t, func(cfg *agent.Config) {
 				copying(cfg)
 				cfg.Garbage = upkeep.GarbageConfig{Pause: 20 * time.Millisecond, Grace: 50 * time.Millisecond}

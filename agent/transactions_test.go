@@ -206,8 +206,10 @@ func (s *several) calm(t *testing.T) {
 
 // TestConsumeTransformProduce has offsets decided with the records, while agents are killed.
 func TestConsumeTransformProduce(t *testing.T) {
+	t.Parallel()
 	for name, version := range versions {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := newSeveral(t, false, "a", "b", "c", "d")
 			const records = 200
 			in, err := kgo.NewClient(s.seeds(), kgo.DefaultProduceTopic("in"))
@@ -224,7 +226,7 @@ func TestConsumeTransformProduce(t *testing.T) {
 				}
 			}
 			session := s.copier(t, version)
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			for round, done := 0, false; !done; round++ {
 				midway := func() {}
