@@ -28,6 +28,7 @@
 // The caller's parts are its own when Get returns. So a hit is a read of each block into memory of this room, its checksum, and a copy; a miss is the bucket's answer, then
 // a copy into memory of this room, and what remains, checksum and one write for each block, is done by a goroutine that nobody waits for. There
 // is memory for four reads and four writes, of one piece each, 32 MiB in all. A read waits in line for it. A write does not: a disk that does not keep up keeps less.
+// BenchmarkGet has hits beside misses and a bucket in a folder.
 //
 // # When the disk fails
 //
