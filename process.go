@@ -27,6 +27,7 @@ import (
 	"github.com/varve-io/varve/coordinator/etcd/embedded"
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/bucket"
+	"github.com/varve-io/varve/objectstore/diskcache"
 	"github.com/varve-io/varve/wal/disk"
 )
 
@@ -50,6 +51,7 @@ type seat struct {
 	number    int    // from 1
 	zone      string // empty for none
 	folder    string // of its WAL
+	cache     string // folder of its disk cache, beside it
 	listen    config.Address
 	advertise config.Address
 	kafka     net.Listener
@@ -105,6 +107,7 @@ func run(ctx context.Context, cfg config.Config, out io.Writer, dev bool) error 
 // Folders below that of the data. A dev's first agent has its WAL where an only one has it, so that the number of agents can be another with each start.
 const (
 	walFolder    = "wal"
+	cacheFolder  = "cache"   // of blocks of segments, with --disk-cache
 	agentFolder  = "agent-"  // and a number from 2 in dev: further agents, each with its WAL below
 	objectFolder = "objects" // dev only
 )
@@ -121,6 +124,7 @@ func (p *process) seat(i int) *seat {
 	if i > 0 {
 		s.folder = filepath.Join(p.data, agentFolder+strconv.Itoa(s.number), walFolder)
 	}
+	s.cache = filepath.Join(filepath.Dir(s.folder), cacheFolder)
 	if p.cfg.Agents > 1 {
 		name := strconv.Itoa(s.number)
 		s.log, s.metrics = p.log.With("agent", name), prometheus.WrapRegistererWith(prometheus.Labels{"agent": name}, p.metrics)
@@ -218,6 +222,12 @@ func (p *process) serve(ctx context.Context) (err error) {
 			return fmt.Errorf("%s: %w", p.cfg.Place("data"), err)
 		}
 		defer func() { err = errors.Join(err, s.disk.Close()) }()
+		if p.cfg.DiskCacheBytes == 0 {
+			// The WAL's lock says that the process which made it is gone.
+			if err := diskcache.Remove(s.cache); err != nil {
+				p.log.Warn("a disk cache that is not used any more stays", "err", err)
+			}
+		}
 	}
 	p.etcd = p.cfg.Etcd
 	if p.dev {
@@ -356,9 +366,18 @@ func (p *process) agentConfig(s *seat) agent.Config {
 	c.TxnTimeoutMax, c.ProducerIdleMax = p.cfg.TransactionTimeoutMax, p.cfg.ProducerIDExpiration
 	c.RetentionPause, c.Merge.AgeMax, c.Garbage.Grace = p.cfg.RetentionCheck, p.cfg.MergeAfter, p.cfg.GarbageGrace
 	c.Clean.MemoryBytes = int(p.cfg.CompactionMemory)
+	c.DiskCache.Folder, c.DiskCache.BytesMax, c.DiskCache.FreeBytesMin = s.cache, p.cfg.DiskCacheBytes, p.walRoom(c.Copies)
 	c.Garbage.Pause = min(c.Garbage.Pause, c.Garbage.Grace)
 	c.Topics.Partitions = p.cfg.Partitions
 	return c
+}
+
+// walSpare is what a WAL may take of the disk beyond its unflushed bytes, as --wal-bytes-max says.
+const walSpare = 200 << 20
+
+// walRoom is what WALs may want of the disk: the agents' own, and the copies that they keep of others', of as many as an even spread gives them.
+func (p *process) walRoom(copies int) int64 {
+	return int64(len(p.seats)) * int64(copies) * (p.cfg.WALBytesMax + walSpare)
 }
 
 // advertised is where clients find the agent.

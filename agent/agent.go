@@ -40,6 +40,7 @@ import (
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/cache"
+	"github.com/varve-io/varve/objectstore/diskcache"
 	"github.com/varve-io/varve/objectstore/metered"
 	"github.com/varve-io/varve/objectstore/zone"
 	"github.com/varve-io/varve/wal"
@@ -64,8 +65,9 @@ type Config struct {
 	Merge          upkeep.MergeConfig
 	Clean          upkeep.CleanConfig
 	Garbage        upkeep.GarbageConfig
-	RetentionPause time.Duration // between two looks for records that are past their topics' retention
-	CopyPause      time.Duration // between two copies of the coordinator's state in the bucket
+	DiskCache      diskcache.Config // of 0 bytes for none; its Log is the agent's
+	RetentionPause time.Duration    // between two looks for records that are past their topics' retention
+	CopyPause      time.Duration    // between two copies of the coordinator's state in the bucket
 
 	WALBytesMax     int64         // unflushed bytes; beyond it producers wait
 	WALCacheBytes   int64         // flushed bytes that stay in memory for consumers of the tail
@@ -146,7 +148,8 @@ type Agent struct {
 	index      *index.Index
 	tails      *index.Tails
 	footers    *fetch.Footers
-	source     *zone.Source // of blocks
+	disk       *diskcache.Source // of blocks, before the bucket; nil for none
+	source     *zone.Source      // of blocks
 	blocks     *cache.Cache
 	zone       *zone.Server
 	partitions *Partitions

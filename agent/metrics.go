@@ -21,6 +21,7 @@ func (a *Agent) measure() {
 	a.measureUpkeep(i)
 	a.measureCoordinator(i)
 	a.measureReads(i)
+	a.measureDiskCache(i)
 	i.gauge("varve_damaged_shards", "Shards that were given to this agent and have no leader, because what the bucket has of them is damaged or missing.",
 		func() float64 { return float64(len(a.damaged.list())) })
 	i.gauge("varve_partitions", "Partitions that this agent leads and that were used since it started.",
@@ -98,9 +99,9 @@ func (a *Agent) measureCoordinator(i instruments) {
 func (a *Agent) measureReads(i instruments) {
 	i.counter("varve_cache_hits_total", "Blocks of segments that a read found in memory or on their way.",
 		func() float64 { st := a.blocks.Stats(); return float64(st.Hits + st.Joins) })
-	i.counter("varve_cache_misses_total", "Blocks of segments that a read had to fetch, from the bucket or from another agent of the zone.",
+	i.counter("varve_cache_misses_total", "Blocks of segments that a read had to fetch, from the bucket, another agent of the zone, or disk.",
 		func() float64 { return float64(a.blocks.Stats().Misses) })
-	i.counter("varve_cache_gets_total", "Requests for blocks of segments, to the bucket or to another agent of the zone, those ahead of reads included.",
+	i.counter("varve_cache_gets_total", "Requests for blocks of segments, to the bucket, another agent of the zone, or disk, those ahead of reads included.",
 		func() float64 { return float64(a.blocks.Stats().Gets) })
 	i.counter("varve_cache_get_bytes_total", "Bytes that requests for blocks of segments brought.",
 		func() float64 { return float64(a.blocks.Stats().GetBytes) })

@@ -204,7 +204,8 @@ func (a *Agent) reachPeers(run context.Context) error {
 		a.deps.Ask = a.peers.Ask
 	}
 	n := &neighbours{view: a.view, zone: a.cfg.Zone, network: peers}
-	a.source = zone.New(zone.Config{Self: a.node, Homes: n.homes, Dial: n.dial, Log: a.log}, cache.NewBucket(a.deps.Store))
+	bucket := a.openDiskCache(run, cache.NewBucket(a.deps.Store))
+	a.source = zone.New(zone.Config{Self: a.node, Homes: n.homes, Dial: n.dial, Log: a.log}, bucket)
 	if a.blocks, err = cache.New(cache.Config{BytesMax: a.cfg.CacheBytesMax}, a.source); err != nil {
 		return err
 	}

@@ -84,6 +84,8 @@ type Config struct {
 	WALSync bool
 	// WALBytesMax is how many unflushed bytes the WAL holds in memory until producers are slowed down.
 	WALBytesMax int64
+	// DiskCacheBytes bounds the file in which each agent keeps blocks of segments; 0 for none.
+	DiskCacheBytes int64
 	// TransactionTimeoutMax is the longest timeout that a transactional producer may ask for (transaction.max.timeout.ms).
 	TransactionTimeoutMax time.Duration
 	// ProducerIDExpiration is after how long without a batch a partition forgets an idempotent producer (producer.id.expiration.ms).

@@ -50,7 +50,7 @@ func TestDevDefaults(t *testing.T) {
 		t.Errorf("addresses and folder: %s", got)
 	}
 	if c.Agents != 1 || c.Zones != nil || c.Cluster != "dev" || c.Advertise.String() != "" || len(c.Etcd) != 0 || !c.AutoCreateTopics || c.Partitions != 1 ||
-		c.Shards != 128 || !c.WALSync || c.WALBytesMax != 512<<20 || c.LogLevel != slog.LevelInfo {
+		c.Shards != 128 || !c.WALSync || c.WALBytesMax != 512<<20 || c.DiskCacheBytes != 0 || c.LogLevel != slog.LevelInfo {
 		t.Errorf("defaults of dev: %+v", c)
 	}
 }
@@ -144,6 +144,7 @@ partitions: 6
 shards: 1024
 wal-sync: none
 wal-bytes-max: 2GiB
+disk-cache: 100GiB
 transaction-timeout-max: 1h
 producer-id-expiration: 1h30m
 retention-check: 30s
@@ -167,7 +168,7 @@ log-level: debug
 		t.Errorf("addresses %q, want %q", addresses, want)
 	}
 	if c.Cluster != "prod" || c.Data != "/var/lib/varve" || c.Zone != "eu-central-1a" || c.AutoCreateTopics || c.Partitions != 6 ||
-		c.Shards != 1024 || c.WALSync || c.WALBytesMax != 2<<30 || c.TransactionTimeoutMax != time.Hour || c.ProducerIDExpiration != 90*time.Minute ||
+		c.Shards != 1024 || c.WALSync || c.WALBytesMax != 2<<30 || c.DiskCacheBytes != 100<<30 || c.TransactionTimeoutMax != time.Hour || c.ProducerIDExpiration != 90*time.Minute ||
 		c.RetentionCheck != 30*time.Second || c.MergeAfter != 10*time.Minute || c.CompactionMemory != 1<<30 || c.GarbageGrace != time.Hour || c.LogLevel != slog.LevelDebug {
 		t.Errorf("configuration %+v", c)
 	}
@@ -237,6 +238,8 @@ func TestRefusesValues(t *testing.T) {
 		{"wal-bytes-max", "9999999999GiB", "from 64MiB"},
 		{"wal-bytes-max", "256MB", "from 64MiB"},
 		{"wal-bytes-max", "-1", "from 64MiB"},
+		{"disk-cache", "1MiB", "from 64MiB to 16384GiB"},
+		{"disk-cache", "-1", "from 64MiB"},
 		{"transaction-timeout-max", "0s", "from 1s to 24h"},
 		{"transaction-timeout-max", "15", "such as 90s"},
 		{"producer-id-expiration", "1000h", "from 1s to 720h"},

@@ -34,6 +34,8 @@ const (
 	compactionMemoryMin     = 1 << 20
 	compactionMemoryMax     = 64 << 30
 	compactionMemoryChosen  = 128 << 20
+	diskCacheMin            = 64 << 20
+	diskCacheMax            = 16 << 40
 )
 
 // setting is one thing that can be set.
@@ -235,6 +237,16 @@ func behaviourSettings() []setting {
 			usage: "`size` of what may wait for the object store, in memory; on disk it takes as much and up to 200 MiB more; beyond it producers are slowed down",
 			parse: func(c *Config, v string) (err error) {
 				c.WALBytesMax, err = parseSize(v, walBytesMin, walBytesMax)
+				return err
+			},
+		},
+		{
+			name: "disk-cache", value: "0",
+			usage: "`size` of a file in the data folder for old data that was read from the bucket, to be read from there again; 0 for none; it leaves the WAL the room that it may want",
+			parse: func(c *Config, v string) (err error) {
+				if v != "0" {
+					c.DiskCacheBytes, err = parseSize(v, diskCacheMin, diskCacheMax)
+				}
 				return err
 			},
 		},

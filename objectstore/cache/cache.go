@@ -10,7 +10,7 @@
 // flight, within one piece: as many blocks as one GET may bring, aligned as they are. So the flights of different caches ask for
 // the same pieces, or for parts of them, and one of several agents can be the one to fetch a piece from the bucket.
 //
-// Where bytes come from is up to the [Source]: the [Bucket], or what stands before it (objectstore/zone).
+// Where bytes come from is up to the [Source]: the [Bucket], or what stands before it (objectstore/zone, objectstore/diskcache).
 //
 // A reader who reads on ([Cache.ReadOn]) has a few pieces fetched ahead of it, always whole ones, so that reading an object costs one GET for each piece however small the steps are. Blocks that nobody
 // has come for yet take half of the cache at most, never push each other out, and go last: were it otherwise, many readers side by side would have everything
@@ -41,20 +41,21 @@ import (
 type Config struct {
 	// BytesMax bounds the memory of blocks, and so the bytes that all readers together hold. At least one block.
 	BytesMax int64
-	// BlockBytes is the size of a block. 0 means 1 MiB: a request has a cost of its own, to the store and to whoever pays
-	// for it, and it is to bring something worth that.
+	// BlockBytes is the size of a block. 0 means BlockBytesDefault.
 	BlockBytes int
 	// GetBytesMax is the most that one GET asks for, and so the length of a piece, rounded down to whole blocks. 0 means
 	// GetBytesDefault.
 	GetBytesMax int
 }
 
+// BlockBytesDefault is the size of a block unless configured: a request has a cost of its own, to the store and to whoever pays for it, and it is to
+// bring something worth that.
+const BlockBytesDefault = 1 << 20
+
 // GetBytesDefault is the length of a piece, and the most that one GET asks for, unless configured.
 const GetBytesDefault = 4 << 20
 
 const (
-	defaultBlockBytes = 1 << 20
-
 	prefetchesMax = 6                // flights of Prefetch, in line or in the air; more are dropped
 	aheadPieces   = 4                // pieces that are fetched ahead of one reader at most
 	staleTime     = 30 * time.Second // after it nobody is expected to come any more for what was fetched ahead
@@ -109,7 +110,7 @@ type Stats struct {
 // New returns an empty cache over source. Its owner calls Close.
 func New(config Config, source Source) (*Cache, error) {
 	if config.BlockBytes == 0 {
-		config.BlockBytes = defaultBlockBytes
+		config.BlockBytes = BlockBytesDefault
 	}
 	if config.GetBytesMax == 0 {
 		config.GetBytesMax = GetBytesDefault
@@ -173,9 +174,10 @@ func (c *Cache) AheadBytes() int64 { return aheadPieces * c.PieceBytes() }
 type Object struct {
 	Name string
 	Size int64 // bytes
-	// Direct has bytes that are missing come from the bucket itself: for who found those that another agent gave out damaged,
-	// and for who asks on behalf of another agent. It is no part of the object's identity.
+	// Direct has bytes that are missing come from the bucket itself, past whatever stands before it: for who found those that came from there damaged.
 	Direct bool
+	// Home has no other agent be asked for them: for who asks on behalf of one. Neither of the two is part of the object's identity.
+	Home bool
 }
 
 // Read returns n bytes from offset off of the object, from memory as far as they are there and with as few GETs as

@@ -9,8 +9,8 @@ import (
 
 // Source is where the bytes of blocks come from. It may be used concurrently.
 type Source interface {
-	// Get fills parts, one behind the other, with the bytes from offset off of the object; none of them is empty, and together they
-	// lie in one piece. Errors are those of [objectstore.Store]; then the content of parts is undefined. It bounds its time itself:
+	// Get fills parts, one behind the other, with the bytes from offset off of the object; each is a block, of which an object's last may be shorter, and together they
+	// lie in one piece. They are the caller's again when it returns. Errors are those of [objectstore.Store]; then the content of parts is undefined. It bounds its time itself:
 	// ctx ends with the cache.
 	Get(ctx context.Context, o Object, off int64, parts [][]byte) error
 }

@@ -81,7 +81,7 @@ func (s *Server) read(ctx context.Context, r *request) (span *cache.Span, releas
 	}
 	free := func() { <-s.slots }
 	object := r.object
-	object.Direct = true
+	object.Home = true
 	span, err := s.blocks.TryRead(early, object, r.off, r.n)
 	switch {
 	case err == nil:

@@ -117,7 +117,7 @@ func (s *Source) Get(ctx context.Context, o cache.Object, off int64, parts [][]b
 
 // home returns whom to ask for what lies there; nil for the bucket.
 func (s *Source) home(o *cache.Object, off int64) *peer {
-	if o.Direct {
+	if o.Direct || o.Home {
 		return nil
 	}
 	homes := s.config.Homes()

@@ -37,6 +37,7 @@ var rooms = []Room{
 
 	{Path: "objectstore/segment", Pure: true, Rooms: []string{"protocol/..."}},
 	{Path: "objectstore/manifest", Pure: true, Rooms: []string{"protocol/..."}},
+	{Path: "objectstore/diskcache", Rooms: []string{"protocol/crc32c"}},
 	{Path: "objectstore/..."},
 
 	{Path: "coordinator/group", Pure: true, Rooms: []string{"protocol/..."}},
@@ -63,7 +64,7 @@ const kmsgLibrary = "github.com/twmb/franz-go/pkg/kmsg"
 // package and all below it, and the longest key counts.
 var homes = map[string][]string{
 	// A socket's deadline ends in os.ErrDeadlineExceeded, which is all that agent/server wants.
-	"os":        {".", "wal/disk", "objectstore/dir", "coordinator/etcd/embedded", "agent/server"},
+	"os":        {".", "wal/disk", "objectstore/dir", "objectstore/diskcache", "coordinator/etcd/embedded", "agent/server"},
 	"os/exec":   {},
 	"os/signal": {"."},
 	// Below are sockets, but for four that need less: agent is handed a listener and forward connections, config takes addresses apart, status puts them together.
@@ -72,7 +73,7 @@ var homes = map[string][]string{
 	"net/url":                           {"agent/config", "objectstore/bucket", "coordinator", "coordinator/etcd/embedded"},
 	"net/http":                          {"agent/admin", "objectstore/s3", "objectstore/minio", "objectstore/internal/s3http"},
 	"log":                               {},
-	"log/slog":                          {".", "agent/...", "wal/...", "objectstore/zone", "protocol/peering", "coordinator", "coordinator/etcd/..."},
+	"log/slog":                          {".", "agent/...", "wal/...", "objectstore/zone", "objectstore/diskcache", "protocol/peering", "coordinator", "coordinator/etcd/..."},
 	"go.etcd.io/etcd":                   {"coordinator/etcd"},
 	"go.etcd.io/etcd/server":            {"coordinator/etcd/embedded"},
 	"google.golang.org/grpc":            {"coordinator/etcd/..."},
@@ -88,7 +89,7 @@ var homes = map[string][]string{
 	"github.com/HdrHistogram":           {},
 	"github.com/cockroachdb/datadriven": {},
 	"testing":                           {"wal/disk/disktest", "objectstore/storetest", "coordinator/coordtest"},
-	"golang.org/x/sys/unix":             {"wal", "wal/disk", "protocol/peering", "objectstore/dir", "coordinator/etcd/embedded"},
+	"golang.org/x/sys/unix":             {"wal", "wal/disk", "protocol/peering", "objectstore/dir", "objectstore/diskcache", "coordinator/etcd/embedded"},
 	"syscall":                           {".", "agent", "objectstore/dir", "objectstore/storetest"},
 	"golang.org/x/net":                  {"agent/admin"},
 	"go.uber.org/zap":                   {"coordinator/etcd/..."},
