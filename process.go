@@ -301,7 +301,7 @@ func (p *process) openBucket(ctx context.Context) (objectstore.Store, error) {
 	}
 	for pause := probePause; ; pause = min(2*pause, probePauseLongest) {
 		attempt, cancel := context.WithTimeout(ctx, probeTimeout)
-		err := objectstore.Probe(attempt, store)
+		err := p.probe(attempt, store)
 		cancel()
 		if err == nil {
 			p.log.Info("bucket found", "bucket", store)
@@ -317,6 +317,19 @@ func (p *process) openBucket(ctx context.Context) (objectstore.Store, error) {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// probe tries a bucket. One that cannot do multipart uploads as it should can be used: large objects go in one request then.
+func (p *process) probe(ctx context.Context, store objectstore.Store) error {
+	if err := objectstore.Probe(ctx, store); err != nil {
+		return err
+	}
+	err := objectstore.ProbeMultipart(ctx, store)
+	if errors.Is(err, objectstore.ErrDenied) {
+		p.log.Warn("large objects go in one request each", "bucket", store, "err", err)
+		return nil
+	}
+	return err
 }
 
 // readPeerTLS reads the certificates for traffic between agents.

@@ -26,6 +26,24 @@ func Parts(parts ...[]byte) Body {
 	return body
 }
 
+// Range returns n bytes of the body from off, which must lie within it. They stay where they are.
+func (b Body) Range(off, n int64) Body {
+	part := Body{Size: n}
+	for _, slice := range b.Parts {
+		if n == 0 {
+			break
+		}
+		skip := min(off, int64(len(slice)))
+		off -= skip
+		take := min(n, int64(len(slice))-skip)
+		n -= take
+		if take > 0 {
+			part.Parts = append(part.Parts, slice[skip:skip+take])
+		}
+	}
+	return part
+}
+
 // Reader returns a new reader over the body, which also seeks and writes itself to an io.Writer without copying.
 func (b Body) Reader() *BodyReader {
 	return &BodyReader{body: b}

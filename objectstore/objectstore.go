@@ -5,12 +5,16 @@
 // ([ErrExists]); it is read by byte ranges and, in the end, deleted. Nothing is ever overwritten, so a reader may
 // cache what it got for as long as it likes.
 //
+// In s3 and minio a large object goes in parts, by a multipart upload, which takes effect with its last request alone:
+// see [Multipart], also for what is left of it when whoever uploads dies.
+//
 // Implementations live in rooms of their own (s3, minio, dir, mem), pass one suite (storetest) and are opened by
 // URL through the room bucket. The rooms fault, metered and cache wrap any of them. Errors have a kind that says what
 // the caller can do; see [ErrNotFound], [ErrExists], [ErrUnknownOutcome], [ErrUnavailable] and [ErrDenied].
 //
 //	store, err := bucket.Open(ctx, "s3://lake/varve?region=eu-central-1")
 //	err = objectstore.Probe(ctx, store)
+//	err = objectstore.ProbeMultipart(ctx, store)
 //	err = store.Put(ctx, "wal/7/000001", objectstore.Bytes(segment))
 //	err = store.Get(ctx, "wal/7/000001", off, p)
 package objectstore
@@ -26,10 +30,14 @@ import (
 
 // Limits of the contract.
 const (
-	// ObjectBytesMax is the largest object. Put sends an object as one request; a multipart upload would be needed
-	// above 5 GiB, and is worth its extra requests from about 100 MiB. It would leave parts behind that no list of
-	// objects shows when whoever uploads dies, and not all servers refuse to complete one over an object that exists.
+	// ObjectBytesMax is the largest object. Whoever makes one has it in memory as a whole.
 	ObjectBytesMax = 64 << 20
+	// PartBytesMax is the largest object that a [Multipart] store sends as one request, and the largest part of a
+	// larger one. A part costs a request, and an upload two more. So what is flushed, which is 16 MiB with what
+	// describes it, goes at once: somebody waits for it, and there is much of it. What is merged, mostly 48 MiB,
+	// goes in three parts side by side. Only the last part may be below 5 MiB, for S3, and may be of another size
+	// than the others, for some servers that are like it.
+	PartBytesMax = 20 << 20
 	// NameBytesMax is the longest name.
 	NameBytesMax = 512
 	// NamePartBytesMax is the longest part of a name between slashes: stores that keep objects in a file system
@@ -38,8 +46,8 @@ const (
 )
 
 // Kinds of errors. An implementation wraps exactly one of them so that errors.Is finds it. The exception is a call whose
-// context ended: a read, or a write of which nothing was sent, returns the context's error alone; a write under way
-// returns ErrUnknownOutcome (and may wrap the context's error too).
+// context ended: a read, or a write of which nothing was sent that could take effect, returns the context's error alone; a
+// write under way returns ErrUnknownOutcome (and may wrap the context's error too).
 var (
 	// ErrNotFound: no object of that name. Final.
 	ErrNotFound = errors.New("object not found")
@@ -72,7 +80,8 @@ type Info struct {
 type Store interface {
 	// Put stores the object of that name, whole or not at all, and durably, unless one exists: then ErrExists, and
 	// the object that is there stays as it is. Body is read from its start and may be read more than once (retries);
-	// it is not kept after Put returned.
+	// it is not kept after Put returned. That may be some seconds after the context ended, in which a [Multipart]
+	// store removes the parts of what failed.
 	Put(ctx context.Context, name string, body Body) error
 
 	// Get reads len(p) bytes from offset off of the object into p. A range that passes the object's end is

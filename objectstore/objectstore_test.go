@@ -58,6 +58,19 @@ func TestBodyReader(t *testing.T) {
 	}
 }
 
+func TestBodyRange(t *testing.T) {
+	body := objectstore.Parts(nil, []byte("ab"), nil, nil, []byte("c"), []byte("defg"), nil)
+	for off := range body.Size + 1 {
+		for n := range body.Size - off + 1 {
+			part := body.Range(off, n)
+			got, err := io.ReadAll(part.Reader())
+			if want := "abcdefg"[off : off+n]; err != nil || string(got) != want || part.Size != n {
+				t.Errorf("%d bytes from %d: %q, size %d, error %v; want %q", n, off, got, part.Size, err, want)
+			}
+		}
+	}
+}
+
 // broken is a store with one defect.
 type broken struct {
 	objectstore.Store
@@ -121,6 +134,56 @@ func TestProbeFindsDefects(t *testing.T) {
 				t.Errorf("probe left %q", left)
 			}
 		})
+	}
+}
+
+// uploading is a store with multipart uploads that have one defect.
+type uploading struct {
+	*broken
+	on bool
+}
+
+func (s *uploading) SetMultipart(on bool)                            { s.on = on }
+func (s *uploading) PutRequests(int64) int64                         { return 1 }
+func (s *uploading) Abort(context.Context, objectstore.Upload) error { return nil }
+func (s *uploading) Uploads(context.Context) iter.Seq2[objectstore.Upload, error] {
+	return func(func(objectstore.Upload, error) bool) {}
+}
+
+func (s *uploading) PutMultipart(ctx context.Context, name string, body objectstore.Body) error {
+	return s.Put(ctx, name, body)
+}
+
+func TestProbeMultipart(t *testing.T) {
+	tests := []struct {
+		name  string
+		store broken
+		kind  error
+		says  string
+	}{
+		{"as it should be", broken{}, nil, ""},
+		{"overwrites", broken{overwrites: true}, objectstore.ErrDenied, "ignores If-None-Match"},
+		{"refuses and overwrites", broken{corrupts: true}, objectstore.ErrDenied, `reads "second of two upload`},
+		{"away", broken{refusesAll: true}, objectstore.ErrUnavailable, "unavailable"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			test.store.Store = mem.New()
+			store := &uploading{broken: &test.store, on: true}
+			err := objectstore.ProbeMultipart(t.Context(), store)
+			if !errors.Is(err, test.kind) || err != nil && !strings.Contains(err.Error(), test.says) {
+				t.Errorf("probe: %v, want %v that says %q", err, test.kind, test.says)
+			}
+			if store.on != (test.kind == nil) {
+				t.Errorf("multipart uploads are in use: %v", store.on)
+			}
+			if left := names(t, test.store.Store); len(left) > 0 && !test.store.refusesAll {
+				t.Errorf("probe left %q", left)
+			}
+		})
+	}
+	if err := objectstore.ProbeMultipart(t.Context(), mem.New()); err != nil {
+		t.Errorf("probe of a store that knows no uploads: %v", err)
 	}
 }
 

@@ -30,11 +30,8 @@ func Probe(ctx context.Context, store Store) (err error) {
 		return fmt.Errorf("probe %s: %w", store, err)
 	}
 	defer func() {
-		// The caller's context may be the reason that the probe ended.
-		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeCleanup)
-		defer cancel()
-		if deleteErr := store.Delete(cleanup, name); err == nil && deleteErr != nil {
-			err = fmt.Errorf("probe %s: %w", store, deleteErr)
+		if cleanErr := cleanProbe(ctx, store, name); err == nil && cleanErr != nil {
+			err = fmt.Errorf("probe %s: %w", store, cleanErr)
 		}
 	}()
 
@@ -56,6 +53,13 @@ func Probe(ctx context.Context, store Store) (err error) {
 		return fmt.Errorf("probe %s: %s reads %q after a refused put, want %q: %w", store, name, got, first, ErrDenied)
 	}
 	return probeList(ctx, store, name)
+}
+
+// cleanProbe deletes a probe. The caller's context may be the reason that the probe ended.
+func cleanProbe(ctx context.Context, store Store, name string) error {
+	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeCleanup)
+	defer cancel()
+	return store.Delete(cleanup, name)
 }
 
 // probeList checks that the store lists the probe, and deletes old ones.

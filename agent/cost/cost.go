@@ -83,11 +83,11 @@ type Objects struct {
 
 // Requests are how often the bucket was asked.
 type Requests struct {
-	Put    int64 `json:"put"` // one for each object: there are no multipart uploads
+	Put    int64 `json:"put"` // one for each object; of those that go in parts, one for each part and two for the upload
 	Get    int64 `json:"get"`
 	Head   int64 `json:"head"`
-	List   int64 `json:"list"` // pages
-	Delete int64 `json:"delete"`
+	List   int64 `json:"list"`   // pages
+	Delete int64 `json:"delete"` // and aborts of uploads
 }
 
 // Agent is one that is registered.

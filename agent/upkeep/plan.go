@@ -20,8 +20,8 @@ type MergeConfig struct {
 	Span time.Duration
 }
 
-// DefaultMergeConfig returns what production uses. Each merge of a shard costs two PUTs and a write of the coordinator. With 16 MiB a flush, merges of 48 MiB add less than one PUT to each; and where little comes, a thousand flushes are
-// shared by one merge of each shard that had something in them.
+// DefaultMergeConfig returns what production uses. Each merge of a shard costs a PUT for its manifest, one for its segment, or five for a segment of 48 MiB, which goes in three parts, and a write of the coordinator. With 16 MiB a flush, such
+// merges add two PUTs to each; and where little comes, a thousand flushes are shared by one merge of each shard that had something in them.
 func DefaultMergeConfig() MergeConfig {
 	return MergeConfig{DataBytes: MergeDataBytesMax, CommitsMax: 1000, KeyBytesMax: 16 << 20, AgeMax: time.Hour, Span: 7 * 24 * time.Hour}
 }

@@ -1,7 +1,10 @@
 package metered_test
 
 import (
+	"context"
+	"iter"
 	"maps"
+	"slices"
 	"strconv"
 	"testing"
 
@@ -48,6 +51,7 @@ func TestMetrics(t *testing.T) {
 	want := map[string]float64{
 		"varve_objectstore_get_bytes_total":                    30,
 		"varve_objectstore_put_bytes_total":                    100,
+		"varve_objectstore_put_requests_total":                 3,
 		"varve_objectstore_requests_total delete ok":           1,
 		"varve_objectstore_requests_total get denied":          1,
 		"varve_objectstore_requests_total get ok":              1,
@@ -93,6 +97,67 @@ func TestPages(t *testing.T) {
 		if got := s.Stats().Lists - before; got != step.want {
 			t.Errorf("a list of %d objects: %d requests, want %d", objects, got, step.want)
 		}
+	}
+}
+
+// uploading is a store that puts everything in parts, and has left uploads.
+type uploading struct {
+	objectstore.Store
+	left []objectstore.Upload
+}
+
+func (s *uploading) SetMultipart(bool)       {}
+func (s *uploading) PutRequests(int64) int64 { return 5 }
+func (s *uploading) PutMultipart(ctx context.Context, name string, body objectstore.Body) error {
+	return s.Put(ctx, name, body)
+}
+
+func (s *uploading) Uploads(context.Context) iter.Seq2[objectstore.Upload, error] {
+	return func(yield func(objectstore.Upload, error) bool) {
+		for _, u := range s.left {
+			if !yield(u, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (s *uploading) Abort(_ context.Context, upload objectstore.Upload) error {
+	s.left = slices.DeleteFunc(s.left, func(u objectstore.Upload) bool { return u == upload })
+	return nil
+}
+
+// TestUploads: what the requests of multipart uploads are is what the store says, and what is left of them is passed on.
+func TestUploads(t *testing.T) {
+	inner := &uploading{Store: mem.New(), left: []objectstore.Upload{{Name: "a", ID: "1"}, {Name: "b", ID: "2"}}}
+	s := metered.New(inner)
+	for range 2 { // the second is refused
+		_ = s.Put(t.Context(), "a", objectstore.Bytes(make([]byte, 100)))
+	}
+	for upload, err := range s.Uploads(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if upload.Name == "a" {
+			if err := s.Abort(t.Context(), upload); err != nil {
+				t.Fatal(err)
+			}
+			break
+		}
+	}
+	if len(inner.left) != 1 || inner.left[0].Name != "b" {
+		t.Errorf("uploads left are %v, want that of b", inner.left)
+	}
+	if got, want := s.Stats(), (metered.Stats{Puts: 10, Lists: 1, Deletes: 1, PutBytes: 100}); got != want {
+		t.Errorf("stats are %+v, want %+v", got, want)
+	}
+
+	none := metered.New(mem.New())
+	for upload, err := range none.Uploads(t.Context()) {
+		t.Errorf("memory has the upload %v, error %v", upload, err)
+	}
+	if err := none.Abort(t.Context(), objectstore.Upload{Name: "a", ID: "1"}); err != nil || none.Stats() != (metered.Stats{}) {
+		t.Errorf("abort in memory: %v, %+v", err, none.Stats())
 	}
 }
 

@@ -1,6 +1,7 @@
 // Package minio is an object store in a bucket of MinIO, or of a server like it, through minio-go.
 //
-// A Put carries If-None-Match:* and is one request; both 412 and 409 are a lost race. The payload is not hashed, neither
+// A Put carries If-None-Match:* and is one request, or a multipart upload whose completion carries it; both 412 and 409
+// are a lost race. The payload is not hashed, neither
 // for the signature nor for a checksum, which would cost more CPU than all the rest: objects carry their own checksums.
 package minio
 
@@ -13,6 +14,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
@@ -30,14 +32,16 @@ type Config struct {
 	Prefix string
 }
 
-// Store implements [objectstore.Store].
+// Store implements [objectstore.Multipart].
 type Store struct {
 	core   minio.Core
 	config Config
 	prefix string // of keys: empty, or with a slash at its end
+	// multipart says that large objects go in parts.
+	multipart atomic.Bool
 }
 
-var _ objectstore.Store = (*Store)(nil)
+var _ objectstore.Multipart = (*Store)(nil)
 
 // Open returns the store. It sends no request. Credentials come from the environment (MINIO_ROOT_USER and
 // MINIO_ROOT_PASSWORD, MINIO_ACCESS_KEY and MINIO_SECRET_KEY, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or from AWS's
@@ -78,6 +82,9 @@ func (s *Store) Put(ctx context.Context, name string, body objectstore.Body) err
 	}
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("put %s: %w", name, err)
+	}
+	if s.multipart.Load() && body.Size > objectstore.PartBytesMax {
+		return s.PutMultipart(ctx, name, body)
 	}
 	options := minio.PutObjectOptions{DisableMultipart: true, DisableContentSha256: true}
 	options.SetMatchETagExcept("*")

@@ -1,8 +1,9 @@
 // Package s3 is an object store in a bucket of AWS S3, or of a server that speaks its protocol, through aws-sdk-go-v2.
 //
-// A Put carries If-None-Match:* and is one request; both 412 and 409 are a lost race. On AWS the library adds a checksum
-// that the service verifies. Off AWS it adds none, as many servers cannot read them, and does not hash the payload for
-// the signature, which would cost more CPU than all the rest: objects carry their own checksums.
+// A Put carries If-None-Match:* and is one request, or a multipart upload whose completion carries it; both 412 and 409
+// are a lost race. On AWS the library adds a checksum, to each part too, that the service verifies. Off AWS it adds none,
+// as many servers cannot read them, and does not hash the payload for the signature, which would cost more CPU than all
+// the rest: objects carry their own checksums.
 package s3
 
 import (
@@ -13,6 +14,7 @@ import (
 	"iter"
 	"net/http"
 	"strings"
+	"sync/atomic"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
@@ -38,15 +40,17 @@ type Config struct {
 	Endpoint string
 }
 
-// Store implements [objectstore.Store].
+// Store implements [objectstore.Multipart].
 type Store struct {
 	client *awss3.Client
 	config Config
 	prefix string // of keys: empty, or with a slash at its end
 	put    []func(*awss3.Options)
+	// multipart says that large objects go in parts.
+	multipart atomic.Bool
 }
 
-var _ objectstore.Store = (*Store)(nil)
+var _ objectstore.Multipart = (*Store)(nil)
 
 // defaultRegion is what servers other than AWS take for a region, unless they are configured otherwise.
 const defaultRegion = "us-east-1"
@@ -116,6 +120,9 @@ func (s *Store) Put(ctx context.Context, name string, body objectstore.Body) err
 	}
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("put %s: %w", name, err)
+	}
+	if s.multipart.Load() && body.Size > objectstore.PartBytesMax {
+		return s.PutMultipart(ctx, name, body)
 	}
 	followed, trail := s3http.Follow(ctx)
 	_, err := s.client.PutObject(followed, &awss3.PutObjectInput{

@@ -7,6 +7,9 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/bucket"
 	"github.com/varve-io/varve/objectstore/storetest"
@@ -58,6 +61,35 @@ func TestContract(t *testing.T) {
 					storetest.Run(t, func(t *testing.T) objectstore.Store {
 						return open(t, client.url, server.Address, fmt.Sprintf("/run-%d/p", prefixes.Add(1)))
 					})
+				})
+			}
+		})
+	}
+}
+
+// TestUploads checks that uploads of a store that were left are found, those of others not, and that they can be aborted.
+func TestUploads(t *testing.T) {
+	setCredentials(t)
+	for _, real := range realServers {
+		t.Run(real.name, func(t *testing.T) {
+			server := real.start(t, servers.StoreOptions{Buckets: []string{bucketName}})
+			core, err := minio.NewCore(server.Address, &minio.Options{Creds: credentials.NewStaticV4(servers.AccessKey, servers.SecretKey, "")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			begin := func(key string) {
+				if _, err := core.NewMultipartUpload(t.Context(), bucketName, key, minio.PutObjectOptions{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, client := range clients {
+				t.Run(client.name, func(t *testing.T) {
+					store, ok := open(t, client.url, server.Address, "/ours/p-"+client.name).(objectstore.Multipart)
+					if !ok {
+						t.Fatal("the store knows no multipart uploads")
+					}
+					begin("others/x")
+					storetest.Uploads(t, store, func(name string) { begin("ours/p-" + client.name + "/" + name) })
 				})
 			}
 		})

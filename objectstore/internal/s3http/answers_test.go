@@ -135,15 +135,18 @@ func eachClient(t *testing.T, test func(t *testing.T, open func(address string) 
 	for client, url := range clients {
 		t.Run(client, func(t *testing.T) {
 			t.Parallel()
-			test(t, func(address string) objectstore.Store {
-				store, err := bucket.Open(t.Context(), fmt.Sprintf(url, address))
-				if err != nil {
-					t.Fatal(err)
-				}
-				return store
-			})
+			test(t, func(address string) objectstore.Store { return open(t, url, address) })
 		})
 	}
+}
+
+func open(t *testing.T, url, address string) objectstore.Store {
+	t.Helper()
+	store, err := bucket.Open(t.Context(), fmt.Sprintf(url, address))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store
 }
 
 func TestAnswersToWrites(t *testing.T) {

@@ -24,6 +24,10 @@ const (
 	codeIsFolder = "ExistingObjectIsDirectory"
 )
 
+// CodeNoUpload is S3's error code for a multipart upload that somebody has aborted. Or it is complete, after a completion
+// whose answer was lost, which is in doubt by its trail.
+const CodeNoUpload = "NoSuchUpload"
+
 // lostRace reports whether the answer to a conditional PUT says that an object of that name is there.
 func lostRace(answer Answer) bool {
 	switch answer.Status {
@@ -54,19 +58,27 @@ func ReadError(ctx context.Context, op, name string, answer Answer, err error) e
 
 // WriteError returns the error, with its kind, of a Put or Delete that failed with err.
 func (t *Trail) WriteError(ctx context.Context, op, name string, answer Answer, err error) error {
-	sent, unsure := t.outcome()
+	sent, unsure, taken := t.outcome()
 	kind := kindOf(answer)
 	switch {
 	case lostRace(answer):
 		// Even if an attempt before it is in doubt: an object of that name is there now, and Put's contract says that it
 		// may be the caller's own.
 		kind = objectstore.ErrExists
-	case unsure:
+	case unsure, taken:
 		kind = objectstore.ErrUnknownOutcome
 	case ctx.Err() != nil && !sent:
 		return fmt.Errorf("%s %s: %w", op, name, ctx.Err())
 	}
 	return fmt.Errorf("%s %s: %w: %w", op, name, kind, err)
+}
+
+// stepError returns the error, with its kind, of a request of a Put that can have no effect on the object.
+func stepError(ctx context.Context, step, name string, answer Answer, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("put %s: %s: %w", name, step, ctx.Err())
+	}
+	return fmt.Errorf("put %s: %s: %w: %w", name, step, kindOf(answer), err)
 }
 
 // kindOf is the kind of an answer that is no proof that the object exists or does not.
@@ -78,7 +90,7 @@ func kindOf(answer Answer) error {
 		return objectstore.ErrDenied
 	}
 	switch answer.Code {
-	case codeSlowDown, codeRequestTimeout, codeIsFolder:
+	case codeSlowDown, codeRequestTimeout, codeIsFolder, CodeNoUpload:
 		return objectstore.ErrUnavailable
 	}
 	if answer.Status >= http.StatusInternalServerError {

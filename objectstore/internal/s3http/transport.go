@@ -81,7 +81,9 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		attempt.GetBody = nil // it would rewind the body behind the library's back
 	}
 	response, err := t.base.RoundTrip(attempt)
-	trail.note(connected.Load(), response, err)
+	if r.Method != http.MethodGet { // minio-go asks for the bucket's region first
+		trail.note(connected.Load(), response, err)
+	}
 	return response, err
 }
 
@@ -129,6 +131,7 @@ type Trail struct {
 	mu     sync.Mutex
 	sent   bool // an attempt reached the store, or may have
 	unsure bool // an attempt may have been carried out, or may yet be, for all that its answer says
+	taken  bool // an attempt was answered with success, whatever its body says: S3 may tell an error of a completion there
 }
 
 type trailKey struct{}
@@ -149,6 +152,8 @@ func (t *Trail) note(connected bool, response *http.Response, err error) {
 	t.sent = true
 	if err != nil || doubtful(response) {
 		t.unsure = true
+	} else if response.StatusCode < http.StatusMultipleChoices {
+		t.taken = true
 	}
 }
 
@@ -165,8 +170,8 @@ func doubtful(response *http.Response) bool {
 	}
 }
 
-func (t *Trail) outcome() (sent, unsure bool) {
+func (t *Trail) outcome() (sent, unsure, taken bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.sent, t.unsure
+	return t.sent, t.unsure, t.taken
 }
