@@ -62,7 +62,7 @@ func ProbeMultipart(ctx context.Context, store Store) (err error) {
 		return nil
 	}
 	s.SetMultipart(false)
-	name := probePrefix + rand.Text()
+	name := ProbePrefix + rand.Text()
 	first, second := []byte("first of two uploads"), []byte("second of two uploads")
 	err = s.PutMultipart(ctx, name, Bytes(first))
 	if err != nil && !errors.Is(err, ErrUnknownOutcome) {

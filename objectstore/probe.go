@@ -9,8 +9,10 @@ import (
 	"time"
 )
 
+// ProbePrefix is what the names of probes start with.
+const ProbePrefix = "probe/"
+
 const (
-	probePrefix  = "probe/"
 	probeAgeMax  = time.Hour        // older probes are leftovers of a process that died in its probe
 	probeCleanup = 10 * time.Second // for deleting the probe, when the caller's time is over
 )
@@ -22,7 +24,7 @@ const (
 // A store that cannot be reached gives the error of the failed call, with its kind. A store that breaks the contract
 // gives an error of kind [ErrDenied] that says what was done, seen and wanted.
 func Probe(ctx context.Context, store Store) (err error) {
-	name := probePrefix + rand.Text()
+	name := ProbePrefix + rand.Text()
 	first, second := []byte("first of two writers"), []byte("second of two writers")
 
 	err = store.Put(ctx, name, Bytes(first))
@@ -71,7 +73,7 @@ func probeList(ctx context.Context, store Store, name string) error {
 	}
 	listed := false
 	var old []string
-	for info, err := range store.List(ctx, probePrefix, "") {
+	for info, err := range store.List(ctx, ProbePrefix, "") {
 		if err != nil {
 			return fmt.Errorf("probe %s: %w", store, err)
 		}
@@ -82,7 +84,7 @@ func probeList(ctx context.Context, store Store, name string) error {
 		}
 	}
 	if !listed {
-		return fmt.Errorf("probe %s: %s is missing from the list of %s: %w", store, name, probePrefix, ErrDenied)
+		return fmt.Errorf("probe %s: %s is missing from the list of %s: %w", store, name, ProbePrefix, ErrDenied)
 	}
 	for _, name := range old {
 		if err := store.Delete(ctx, name); err != nil {

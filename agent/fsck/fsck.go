@@ -10,6 +10,7 @@
 //     manifest says. With Deep, every section's checksum too.
 //   - Offsets: of each partition they go on without a gap from the manifest's log start through its extents to what is merged, and from there through the commits. What compaction has taken out is no gap.
 //   - Objects that nothing refers to: garbage is deleted some minutes after it became that. One that is older is an orphan, as is one of a name that Varve gives to nothing.
+//   - Multipart uploads that nobody has completed, if the bucket lets them be listed: agents abort them. One that was begun before the grace is an orphan.
 //
 // # While the cluster runs
 //
@@ -59,7 +60,7 @@ func Check(ctx context.Context, kv coordinator.KV, store objectstore.Store, o Op
 		kv: kv, store: store, o: o, began: o.Now(), report: &Report{Deep: o.Deep}, objects: make(map[string]*object), manifests: make(map[coordinator.ShardID]*manifest.Manifest),
 		unknown: make(map[coordinator.ShardID]bool), named: make(map[string]map[string]bool),
 	}
-	for _, step := range []func(context.Context) error{c.list, c.read, c.shards, c.commits, c.continuity, c.orphans, c.repair} {
+	for _, step := range []func(context.Context) error{c.list, c.read, c.shards, c.commits, c.continuity, c.orphans, c.uploads, c.repair} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -146,7 +147,7 @@ func (c *checker) repair(ctx context.Context) error {
 		if !o.removable {
 			continue
 		}
-		if err := c.delete(ctx, o.name); err != nil {
+		if err := c.remove(ctx, o); err != nil {
 			return err
 		}
 		c.report.Problems[o.problem].Repaired = true
@@ -154,12 +155,18 @@ func (c *checker) repair(ctx context.Context) error {
 	return nil
 }
 
-func (c *checker) delete(ctx context.Context, name string) error {
+func (c *checker) remove(ctx context.Context, o orphan) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if err := c.store.Delete(ctx, name); err != nil {
+	if o.uploads != nil {
+		if err := o.uploads.Abort(ctx, o.upload); err != nil {
+			return fmt.Errorf("abort upload: %w", err)
+		}
+		return nil
+	}
+	if err := c.store.Delete(ctx, o.name); err != nil {
 		return fmt.Errorf("delete orphan: %w", err)
 	}
-	delete(c.objects, name)
+	delete(c.objects, o.name)
 	return nil
 }

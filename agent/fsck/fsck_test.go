@@ -2,8 +2,10 @@ package fsck_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
+	"iter"
 	"slices"
 	"strings"
 	"testing"
@@ -395,5 +397,60 @@ func TestDropped(t *testing.T) {
 	r = w.check(2*grace, fsck.Options{Repair: true})
 	if len(r.Problems) != 2 || !r.Clean || !strings.Contains(problems(r), dropped) || !strings.Contains(problems(r), old) {
 		t.Errorf("clean %v, problems\n%s", r.Clean, problems(r))
+	}
+}
+
+// uploading is a bucket with multipart uploads that nobody completes.
+type uploading struct {
+	objectstore.Store
+	uploads []objectstore.Upload
+	err     error // of lists
+}
+
+func (s *uploading) Uploads(context.Context) iter.Seq2[objectstore.Upload, error] {
+	return func(yield func(objectstore.Upload, error) bool) {
+		if s.err != nil {
+			yield(objectstore.Upload{}, s.err)
+			return
+		}
+		for _, u := range s.uploads {
+			if !yield(u, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (s *uploading) Abort(_ context.Context, upload objectstore.Upload) error {
+	s.uploads = slices.DeleteFunc(slices.Clone(s.uploads), func(u objectstore.Upload) bool { return u == upload })
+	return nil
+}
+
+func TestUploads(t *testing.T) {
+	w := newWorld(t)
+	left := objectstore.Upload{Name: w.mergedName(0), ID: "1", Began: w.now.Add(-2 * grace)}
+	fresh := objectstore.Upload{Name: w.mergedName(0), ID: "2", Began: w.now}
+	others := objectstore.Upload{Name: "films/x", ID: "3", Began: left.Began}
+	bucket := &uploading{Store: w.store, uploads: []objectstore.Upload{left, fresh, others}}
+	check := func(repair bool) *fsck.Report {
+		t.Helper()
+		r, err := fsck.Check(t.Context(), w.kv, bucket, fsck.Options{Now: func() time.Time { return w.now }, Grace: grace, Repair: repair})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	if r := check(false); r.Clean || len(r.Problems) != 1 || !strings.Contains(problems(r), "never completed") {
+		t.Errorf("problems\n%s", problems(r))
+	}
+	if r := check(true); !r.Clean || len(r.Problems) != 1 || !r.Problems[0].Repaired {
+		t.Errorf("after the repair: problems\n%s", problems(r))
+	}
+	if want := []objectstore.Upload{fresh, others}; !slices.Equal(bucket.uploads, want) {
+		t.Errorf("uploads are %v, want %v", bucket.uploads, want)
+	}
+	bucket.uploads, bucket.err = []objectstore.Upload{left}, objectstore.ErrDenied
+	if r := check(false); !r.Clean {
+		t.Errorf("a list that is refused: problems\n%s", problems(r))
 	}
 }

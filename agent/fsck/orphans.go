@@ -2,6 +2,7 @@ package fsck
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/backup"
+	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/manifest"
 	"github.com/varve-io/varve/objectstore/segment"
 )
@@ -23,15 +25,17 @@ import (
 // Since when, is told by what can be seen still. A manifest is garbage since the next one was written. A merged segment was in use as long as a manifest that names it was the newest, and the manifests of the last minutes are there still. A
 // commit's segment was in use until its shards had merged it, into segments that are there still, unless they were merged once more. Without such a trace it counts as garbage since it was written.
 
-// probePrefix is what the names of objects start with by which agents try the bucket. They delete them, and each other's after an hour.
-const (
-	probePrefix = "probe/"
-	probeAge    = time.Hour
-)
+// probeAge is after which time agents delete the objects by which others have tried the bucket. Each deletes its own.
+const probeAge = time.Hour
 
-// orphan is an object that nothing refers to, for longer than the grace.
+// uploadMax is longer than anybody takes for an upload.
+const uploadMax = 10 * time.Minute
+
+// orphan is an object that nothing refers to, or an upload that nobody completes, for longer than the grace.
 type orphan struct {
 	name      string
+	uploads   objectstore.Uploads // of the upload; nil for an object
+	upload    objectstore.Upload
 	problem   int  // place in the report's problems
 	removable bool // it can never be referred to again
 }
@@ -52,7 +56,7 @@ func (c *checker) orphans(ctx context.Context) error {
 			err = c.superseded(ctx, name)
 		case strings.HasPrefix(name, backup.NamePrefix):
 			c.copied(name)
-		case strings.HasPrefix(name, probePrefix):
+		case strings.HasPrefix(name, objectstore.ProbePrefix):
 			err = c.unreferenced(ctx, name, c.objects[name].modified.Add(probeAge), true, "a probe of the bucket")
 		default:
 			c.stranger(name)
@@ -60,6 +64,29 @@ func (c *checker) orphans(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// uploads looks for multipart uploads that nobody completes, of objects of Varve's.
+func (c *checker) uploads(ctx context.Context) error {
+	uploads, ok := c.store.(objectstore.Uploads)
+	if !ok {
+		return nil
+	}
+	for upload, err := range uploads.Uploads(ctx) {
+		if errors.Is(err, objectstore.ErrDenied) {
+			return nil // a rule of the bucket has to look after them
+		}
+		if err != nil {
+			return err
+		}
+		age := c.began.Sub(upload.Began)
+		if _, err := segment.ParseName(upload.Name); err != nil && !strings.HasPrefix(upload.Name, objectstore.ProbePrefix) || age <= max(c.o.Grace, uploadMax) {
+			continue
+		}
+		c.orphaned = append(c.orphaned, orphan{name: upload.Name, uploads: uploads, upload: upload, problem: len(c.report.Problems), removable: true})
+		c.report.problem(Orphan, upload.Name, "a multipart upload that was begun %v ago, and never completed", age.Round(time.Second))
 	}
 	return nil
 }

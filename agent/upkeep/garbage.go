@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,6 +21,8 @@ import (
 //
 //   - A segment of a commit: the commit with its number was made, or can never be made any more, and the coordinator has none that names it.
 //   - A manifest, or a merged segment: the shard's newest manifest is another, or does not name it, and whoever wrote it leads the shard no more, or has installed one since.
+//
+// And there is what is left of multipart uploads whose agent died, or whose beginning was not answered: parts that no listing of objects shows.
 //
 // It is deleted when it has been garbage for a while: somebody may be reading it. A reader whom that surprises gets an error, and comes again.
 
@@ -40,7 +43,9 @@ type SweeperDeps struct {
 	View      *coordinator.View
 	Store     objectstore.Store
 	Manifests *Manifests
-	// Elected reports whether this agent is the cluster's controller, which looks after the segments of commits.
+	// Uploads lists and aborts multipart uploads; nil if there are none.
+	Uploads objectstore.Uploads
+	// Elected reports whether this agent is the cluster's controller, which looks after the segments of commits, and after uploads.
 	Elected func() bool
 	Now     func() time.Time
 	Log     *slog.Logger
@@ -51,10 +56,19 @@ type Sweeper struct {
 	cfg  GarbageConfig
 	deps SweeperDeps
 	seen map[string]time.Time // segments of commits that are garbage, since when
+
+	uploads map[objectstore.Upload]time.Time // that are not complete, without their times; since when this sweeper knows them
 }
 
 // viewMax bounds how long the view may be behind what was just read; it is some seconds where nothing happens.
 const viewMax = 30 * time.Second
+
+const (
+	// uploadMax is longer than anybody takes for an upload: all puts have deadlines of some minutes. An upload is not aborted before, whatever the grace.
+	uploadMax = 10 * time.Minute
+	// uploadsSeenMax is how many uploads a sweeper keeps in mind.
+	uploadsSeenMax = 1000
+)
 
 // NewSweeper returns a sweeper; [Sweeper.Run] makes it work.
 func NewSweeper(cfg GarbageConfig, deps SweeperDeps) *Sweeper {
@@ -82,9 +96,10 @@ func (s *Sweeper) sweep(ctx context.Context) error {
 		}
 	}
 	if s.deps.Elected() {
-		errs = append(errs, s.sweepCommits(ctx))
+		errs = append(errs, s.sweepCommits(ctx), s.sweepUploads(ctx))
 	} else {
 		clear(s.seen)
+		clear(s.uploads)
 	}
 	return errors.Join(errs...)
 }
@@ -128,6 +143,55 @@ func (s *Sweeper) sweepCommits(ctx context.Context) error {
 	}
 	s.seen = still
 	return nil
+}
+
+// sweepUploads aborts uploads that have been under way for so long that nobody can be at them. Their age is measured by this agent's own clock, as
+// somebody may pay with a damaged object for one that is aborted too early: see [objectstore.Uploads]. A bucket that does not let them be listed is not asked again.
+func (s *Sweeper) sweepUploads(ctx context.Context) error {
+	if s.deps.Uploads == nil {
+		return nil
+	}
+	now, still := s.deps.Now(), make(map[objectstore.Upload]time.Time)
+	var due []objectstore.Upload
+	for upload, err := range s.deps.Uploads.Uploads(ctx) {
+		if errors.Is(err, objectstore.ErrDenied) {
+			s.deps.Log.Warn("what is left of uploads stays in the bucket, as it cannot be listed; the bucket needs a rule that aborts incomplete multipart uploads", "err", err)
+			s.deps.Uploads = nil
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if !mayUpload(upload.Name) {
+			continue
+		}
+		upload.Began = time.Time{} // by the store's clock, if it is the same each time
+		since, ok := s.uploads[upload]
+		if !ok {
+			since = now
+		}
+		if now.Sub(since) >= max(s.cfg.Grace, uploadMax) {
+			due = append(due, upload)
+		} else {
+			still[upload] = since
+		}
+		if len(still)+len(due) == uploadsSeenMax {
+			break
+		}
+	}
+	s.uploads = still
+	for _, upload := range due {
+		if err := s.deps.Uploads.Abort(ctx, upload); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mayUpload reports whether an object may be one of Varve's that goes in parts: in a bucket without a prefix there may be others.
+func mayUpload(name string) bool {
+	_, err := segment.ParseName(name)
+	return err == nil || strings.HasPrefix(name, objectstore.ProbePrefix)
 }
 
 // isOver reports whether the commit for which a segment was written was made, or can never be. What is not named like a segment is not.

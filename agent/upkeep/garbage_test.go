@@ -2,6 +2,8 @@ package upkeep
 
 import (
 	"context"
+	"errors"
+	"iter"
 	"log/slog"
 	"slices"
 	"sync"
@@ -132,5 +134,70 @@ func TestSweepCommits(t *testing.T) {
 			t.Errorf("the bucket holds\n%q\nwant\n%q", got, want)
 		}
 		now = now.Add(time.Minute)
+	}
+}
+
+// leftUploads are uploads that nobody completes.
+type leftUploads struct {
+	uploads []objectstore.Upload
+	err     error // of lists, after the uploads
+	lists   int
+}
+
+func (l *leftUploads) Uploads(context.Context) iter.Seq2[objectstore.Upload, error] {
+	l.lists++
+	return func(yield func(objectstore.Upload, error) bool) {
+		for _, u := range l.uploads {
+			u.Began = time.Now() // nobody relies on it
+			if !yield(u, nil) {
+				return
+			}
+		}
+		if l.err != nil {
+			yield(objectstore.Upload{}, l.err)
+		}
+	}
+}
+
+func (l *leftUploads) Abort(_ context.Context, upload objectstore.Upload) error {
+	l.uploads = slices.DeleteFunc(slices.Clone(l.uploads), func(u objectstore.Upload) bool { return u == upload })
+	return nil
+}
+
+func TestSweepUploads(t *testing.T) {
+	merged := objectstore.Upload{Name: segment.ID{Level: segment.Merged, Log: 3, Fence: 1, Commit: 1}.Name(), ID: "1"}
+	again := objectstore.Upload{Name: merged.Name, ID: "2"}
+	probe := objectstore.Upload{Name: "probe/x", ID: "3"}
+	other := objectstore.Upload{Name: "films/x", ID: "4"}
+	left := &leftUploads{uploads: []objectstore.Upload{merged, other, probe}}
+	now := time.Now()
+	s := NewSweeper(GarbageConfig{Grace: time.Minute}, SweeperDeps{
+		Uploads: left, Now: func() time.Time { return now }, Log: slog.New(slog.DiscardHandler),
+	})
+	sweep := func(after time.Duration, want ...objectstore.Upload) {
+		t.Helper()
+		now = now.Add(after)
+		if err := s.sweepUploads(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(left.uploads, want) {
+			t.Errorf("uploads are %v, want %v", left.uploads, want)
+		}
+	}
+	sweep(0, merged, other, probe)
+	left.uploads = append(left.uploads, again)
+	sweep(uploadMax-1, merged, other, probe, again)
+	sweep(1, other, again) // the first two have been there for long enough, however short the grace
+	sweep(uploadMax-1, other)
+
+	left.err = objectstore.ErrUnavailable
+	if err := s.sweepUploads(t.Context()); !errors.Is(err, objectstore.ErrUnavailable) {
+		t.Errorf("a list that fails: %v", err)
+	}
+	left.err, left.lists = objectstore.ErrDenied, 0
+	sweep(0, other)
+	sweep(0, other)
+	if left.lists != 1 {
+		t.Errorf("a store that refuses to list is asked %d times, want once", left.lists)
 	}
 }

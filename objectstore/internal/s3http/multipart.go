@@ -28,7 +28,7 @@ type Upload[Part any] interface {
 }
 
 // PutMultipart puts the object of that name by an upload that was not begun yet. Its errors are those of
-// [objectstore.Store.Put].
+// [objectstore.Store.Put]. If the answer to the beginning is lost, nobody knows what to abort, and an upload is left.
 func PutMultipart[Part any](ctx context.Context, upload Upload[Part], name string, body objectstore.Body) error {
 	followed, _ := Follow(ctx)
 	if err := upload.Begin(followed); err != nil {
