@@ -168,9 +168,9 @@ func (f *Follower) add(ctx context.Context, c coordinator.Commit, revision int64
 }
 
 // Committed takes a commit of this agent itself, at once.
-func (f *Follower) Committed(c coordinator.Commit, footer *segment.Footer) error {
+func (f *Follower) Committed(item coordinator.CommitItem, footer *segment.Footer) error {
 	f.cfg.Footers.Put(footer)
-	_, err := f.add(context.Background(), c, 0)
+	_, err := f.add(context.Background(), item.Commit, item.Revision)
 	return err
 }
 

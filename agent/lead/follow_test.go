@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/varve-io/varve/agent/fetch"
+	"github.com/varve-io/varve/agent/flush"
 	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/lead"
 	"github.com/varve-io/varve/coordinator"
@@ -45,8 +46,16 @@ func follow(t *testing.T, catchUp func(*follower)) *follower {
 	return f
 }
 
-// commit has a commit appear that does not name its partitions, at ten times its number as revision, with the record at offset number-1.
+// commit has a commit appear, as item makes it.
 func (f *follower) commit(t *testing.T, number uint64) (object string) {
+	t.Helper()
+	item, _ := f.item(t, number)
+	f.OnCommit(item)
+	return item.Commit.Object
+}
+
+// item puts the segment of a commit that does not name its partitions, at ten times its number as revision, with the record at offset number-1.
+func (f *follower) item(t *testing.T, number uint64) (coordinator.CommitItem, *segment.Footer) {
 	t.Helper()
 	b := batch.NewBuilder(batch.None)
 	b.BaseOffset, b.LeaderEpoch = protocol.Offset(number)-1, 1
@@ -63,14 +72,13 @@ func (f *follower) commit(t *testing.T, number uint64) (object string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	object = footer.Header.ID.Name()
+	object := footer.Header.ID.Name()
 	if err := f.bucket.Put(t.Context(), object, objectstore.Body{Parts: parts, Size: footer.ObjectSize}); err != nil {
 		t.Fatal(err)
 	}
-	f.OnCommit(coordinator.CommitItem{Log: 1, Number: number, Revision: 10 * int64(number), Commit: coordinator.Commit{
+	return coordinator.CommitItem{Log: 1, Number: number, Revision: 10 * int64(number), Commit: coordinator.Commit{
 		Object: object, ObjectSize: footer.ObjectSize, FooterPos: footer.Pos, FooterSize: footer.ObjectSize - footer.Pos, Log: 1, Fence: 1, Number: number, InFooter: true, Shards: []coordinator.ShardID{shard},
-	}})
-	return object
+	}}, footer
 }
 
 // TestMergedWhileBucketAway has a commit merged and its segment deleted while the follower does not reach the bucket, which it must for its partitions: it goes on with the next one, be the view behind or not.
@@ -122,5 +130,22 @@ func TestMissingSegment(t *testing.T) {
 	gate.Open()
 	if err := <-f.ended; !errors.Is(err, objectstore.ErrNotFound) {
 		t.Errorf("the follower ended with %v, want %v", err, objectstore.ErrNotFound)
+	}
+}
+
+// TestGapBehindOwn holds that what is missing behind a commit of this agent itself is noticed, unless it is merged.
+func TestGapBehindOwn(t *testing.T) {
+	for merged, missing := range map[int64]bool{9: false, 10: true} {
+		f := follow(t, nil)
+		f.merged = merged
+		own, footer := f.item(t, 1)
+		own.Commit.Partitions = flush.CommitPartitions(footer)
+		if err := f.Committed(own, footer); err != nil {
+			t.Fatal(err)
+		}
+		f.commit(t, 3)
+		if err := f.Wait(t.Context()); (err == nil) != missing {
+			t.Errorf("merged up to %d: %v", merged, err)
+		}
 	}
 }
