@@ -12,17 +12,51 @@ import (
 
 	"github.com/varve-io/varve/agent"
 	"github.com/varve-io/varve/agent/status"
+	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore/fault"
 	"github.com/varve-io/varve/objectstore/segment"
 )
 
-// TestDamagedFooter: an agent that cannot restore one of its shards leads the others, and says so.
+// TestDamagedFooter: an agent that cannot restore one of its shards leads the others, and says so; also if nobody can tell without the footer which partitions are in its commit.
 func TestDamagedFooter(t *testing.T) {
 	t.Parallel()
+	t.Run("named by the commit", func(t *testing.T) {
+		t.Parallel()
+		damagedFooter(t, false)
+	})
+	t.Run("not named", func(t *testing.T) {
+		t.Parallel()
+		damagedFooter(t, true)
+	})
+}
+
+// forget has commits name no partitions, as if there were too many.
+func (w *world) forget(t *testing.T) {
+	t.Helper()
+	items, _, err := w.kv.List(t.Context(), coordinator.PrefixCommits, 0)
+	if err != nil || len(items) == 0 {
+		t.Fatal(len(items), err)
+	}
+	for _, it := range items {
+		c, err := coordinator.DecodeCommit(it.Value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Partitions, c.InFooter = nil, true
+		if _, err := w.kv.Txn(t.Context(), nil, []coordinator.Op{{Key: it.Key, Value: c.Encode()}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func damagedFooter(t *testing.T, forget bool) {
 	w := newWorld(t)
 	r := w.start(t, nil)
 	produce(t, r, "t", 0, 10)
 	r.stop()
+	if forget {
+		w.forget(t)
+	}
 	broken := fault.New(w.store, fault.Rule{Op: fault.Get, Prefix: segment.NamePrefix, Times: fault.Always, Effect: fault.WrongBytes})
 	whole := w.store
 	w.store = broken

@@ -125,7 +125,10 @@ func (a *Agent) takeShards(ctx context.Context, kick <-chan struct{}) (left []le
 func (a *Agent) leadGiven(ctx context.Context, given []lead.Given) error {
 	var take []lead.Given
 	for _, g := range given {
-		err := retry.Bucket(ctx, a.log, "read manifests", func() error { return a.manifests.Adopt(ctx, g.ID, g.Shard) })
+		err := a.follower.Unread(g.ID)
+		if err == nil {
+			err = retry.Bucket(ctx, a.log, "read manifests", func() error { return a.manifests.Adopt(ctx, g.ID, g.Shard) })
+		}
 		switch {
 		case err == nil:
 			take = append(take, g)

@@ -147,6 +147,33 @@ func TestColdLookup(t *testing.T) {
 	}
 }
 
+// TestColdLookupCut counts the same where the log begins within a segment, whose largest timestamp is of its first record.
+func TestColdLookupCut(t *testing.T) {
+	h := newHistory(t)
+	h.merged(t, map[int32][][]byte{0: {raw(t, 0, 10, 1000, 10), raw(t, 2, 10, 20)}})
+	h.merged(t, map[int32][][]byte{0: {raw(t, 3, 10, 500)}})
+	for _, test := range []struct {
+		start            protocol.Offset
+		ts               int64
+		offset           protocol.Offset
+		footers, batches int
+	}{
+		{0, 100, 0, 1, 1}, // nothing is cut
+		{1, 5, 1, 1, 1},
+		{1, 15, 2, 1, 1},
+		{1, 100, 3, 2, 2}, // within a batch
+		{2, 15, 2, 1, 1},
+		{2, 100, 3, 2, 1}, // between two
+		{3, 100, 3, 1, 1},
+	} {
+		h.counted.blockGets, h.counted.otherGets = 0, 0
+		found, ok, err := NewLookup(h.index, h.cold(t, 1<<20), 1<<20).FirstAtOrAfter(t.Context(), restored(0, test.start, 4), test.ts, 4)
+		if err != nil || !ok || found.Offset != test.offset || h.counted.otherGets != test.footers || h.counted.blockGets != test.batches {
+			t.Errorf("%+v: found %+v, %v, %v by %d GETs of footers and %d of batches", test, found, ok, err, h.counted.otherGets, h.counted.blockGets)
+		}
+	}
+}
+
 // readAll reads partitions from their starts to their ends, as a consumer does, and checks each byte.
 func readAll(t *testing.T, r *Reader, bytesMax int, log map[int32][]byte, ends map[int32]protocol.Offset) {
 	f := New(r)

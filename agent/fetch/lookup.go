@@ -18,7 +18,7 @@ type Found struct {
 }
 
 // Lookup finds records by time, exactly: first in the index, then in a segment's footer, then within one batch. A lookup in cold data
-// costs at most two GETs. It may be used concurrently.
+// costs at most two GETs; two more where the log begins within a section, whose largest timestamp may be of a record before. It may be used concurrently.
 type Lookup struct {
 	index         *index.Index
 	reader        *Reader

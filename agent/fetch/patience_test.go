@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"bytes"
 	"context"
 	"testing"
 	"testing/synctest"
@@ -255,6 +256,33 @@ func TestTurns(t *testing.T) {
 		}
 		if r := <-read; r.Parts[0].Err != nil || r.Parts[0].Next != 2 {
 			t.Errorf("read up to %d: %v", r.Parts[0].Next, r.Parts[0].Err)
+		}
+	})
+}
+
+// TestTurnsAndPatience has patience end while a read is in line: it gets the turn that it waits for, and brings what it verified then. The next one brings the rest.
+func TestTurnsAndPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBucket(t, 8<<20)
+		batches := [][]byte{raw(t, 0, turnBytes/2, 1), raw(t, 1, turnBytes/3, 1), raw(t, 2, turnBytes/2, 1), raw(t, 3, 2*turnBytes, 1), raw(t, 4, 10, 1)}
+		b.add(t, map[int32][][]byte{0: batches})
+		b.reader.turns = make(chan struct{}, 1)
+		for at, wants := range map[protocol.Offset]protocol.Offset{0: 2, 2: 3, 3: 4, 4: 5} {
+			b.reader.turns <- struct{}{}
+			read := make(chan *Result, 1)
+			go func() {
+				read <- b.fetch(t, unlimited, Want{Partition: restored(0, 0, 5), Offset: at, BytesMax: 8 << 20})
+			}()
+			time.Sleep(2 * coldRound)
+			if len(read) > 0 {
+				t.Error("batches are verified while others have all turns")
+			}
+			<-b.reader.turns
+			r := <-read
+			if part := &r.Parts[0]; part.Err != nil || part.Next != wants || !bytes.Equal(bytes.Join(part.Records, nil), bytes.Join(batches[at:wants], nil)) || part.Bytes != len(bytes.Join(batches[at:wants], nil)) {
+				t.Errorf("from offset %d on it read up to %d, %d bytes: %v; want %d", at, part.Next, part.Bytes, part.Err, wants)
+			}
+			r.Release()
 		}
 	})
 }

@@ -116,19 +116,34 @@ func (r *Reader) readExtent(ctx context.Context, id partition.ID, e *index.Exten
 		return false, nil
 	}
 	behind := s.Pos + s.Size - (pos + n)
-	read, err := r.verified(object(e), s, batches, func(o cache.Object) (*cache.Span, error) {
+	read, good, err := r.verified(ctx, object(e), s, batches, func(o cache.Object) (*cache.Span, error) {
 		return r.cache.ReadOn(ctx, o, pos, n, behind, want.wait)
 	})
 	if err != nil {
 		return false, err
 	}
+	batches = batches[:good]
+	n = batches[good-1].Pos + int64(batches[good-1].Size) - pos
 	r.ahead(ctx, id, e.Next, got.State.Tail, r.cache.AheadBytes()-behind, read.Ahead())
-	got.Records = append(got.Records, read.Parts()...)
+	got.Records = appendFirst(got.Records, read.Parts(), n)
 	got.Bytes += int(n)
 	got.Next = batches[len(batches)-1].Next()
 	got.transacted = got.transacted || slices.ContainsFunc(batches, func(b segment.Batch) bool { return b.Flags&segment.FlagTransactional != 0 })
 	got.held = append(got.held, read)
 	return got.Next == e.Next, nil
+}
+
+// appendFirst appends the first n bytes of slices, none of which is empty.
+func appendFirst(to, slices [][]byte, n int64) [][]byte {
+	for _, part := range slices {
+		if n <= 0 {
+			break
+		}
+		size := min(n, int64(len(part)))
+		to = append(to, part[:size:size])
+		n -= size
+	}
+	return to
 }
 
 // extentsAhead is in how many of a partition's next segments something is fetched ahead at most.
@@ -152,23 +167,23 @@ func (r *Reader) ahead(ctx context.Context, id partition.ID, offset, tail protoc
 	}
 }
 
-// verified reads these batches of a segment, by get. What does not pass is read once more, from the
+// verified reads these batches of a segment, by get, and verifies them, or as many of the first as there is patience for, but one at least: good of them. What does not pass is read once more, from the
 // bucket itself: another agent may have it wrong. Not even then does what is damaged stay in the cache, as the bucket may yet give the right bytes.
-func (r *Reader) verified(o cache.Object, s *segment.Section, batches []segment.Batch, get func(cache.Object) (*cache.Span, error)) (*cache.Span, error) {
+func (r *Reader) verified(ctx context.Context, o cache.Object, s *segment.Section, batches []segment.Batch, get func(cache.Object) (*cache.Span, error)) (read *cache.Span, good int, err error) {
 	var damage error
 	for {
 		read, err := get(o)
 		if err != nil {
-			return nil, errors.Join(damage, fmt.Errorf("read segment %s: %w", o.Name, err))
+			return nil, 0, errors.Join(damage, fmt.Errorf("read segment %s: %w", o.Name, err))
 		}
-		damage = r.verify(s, batches, read.Parts())
+		good, damage = r.verify(ctx, s, batches, read.Parts())
 		if damage == nil {
-			return read, nil
+			return read, good, nil
 		}
 		read.Release()
 		r.cache.Drop(o)
 		if o.Direct {
-			return nil, damage
+			return nil, 0, damage
 		}
 		o.Direct = true
 	}
@@ -179,13 +194,18 @@ const turnBytes = 256 << 10
 
 // verify checks each batch in slices, which stand one after the other and may cut a batch anywhere. Half of the processors do that at a time: were it as many goroutines as there are reads, producers and
 // consumers of the end would stand in the scheduler's line behind all of them, at each step of what is done for them.
-func (r *Reader) verify(s *segment.Section, batches []segment.Batch, slices [][]byte) error {
+//
+// The first turn is waited for however long the line is: who gave that up might never get one. The others not beyond the end of ctx, and then the first batches alone are good.
+func (r *Reader) verify(ctx context.Context, s *segment.Section, batches []segment.Batch, slices [][]byte) (good int, err error) {
 	r.turns <- struct{}{}
 	defer func() { <-r.turns }()
 	at, turn := 0, 0 // in slices[0]; bytes of this turn
-	for _, b := range batches {
+	for i, b := range batches {
 		size := int(b.Size)
-		if turn += size; turn > turnBytes {
+		if turn += size; turn > turnBytes && i > 0 {
+			if ctx.Err() != nil {
+				return i, nil
+			}
 			<-r.turns
 			r.turns <- struct{}{}
 			turn = size
@@ -208,10 +228,10 @@ func (r *Reader) verify(s *segment.Section, batches []segment.Batch, slices [][]
 			slices, at = slices[1:], 0
 		}
 		if err := s.VerifyBatch(b, data); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	return nil
+	return len(batches), nil
 }
 
 // batchAt reads one batch, copied out of the cache. One that two pieces share is read past it, by one GET instead of two.
@@ -220,7 +240,7 @@ func (r *Reader) batchAt(ctx context.Context, e *index.Extent, s *segment.Sectio
 	if piece := r.cache.PieceBytes(); b.Pos/piece != (end-1)/piece {
 		return r.footers.batch(ctx, e.Object, s, b)
 	}
-	read, err := r.verified(object(e), s, []segment.Batch{b}, func(o cache.Object) (*cache.Span, error) {
+	read, _, err := r.verified(ctx, object(e), s, []segment.Batch{b}, func(o cache.Object) (*cache.Span, error) {
 		return r.cache.Read(ctx, o, b.Pos, int64(b.Size))
 	})
 	if err != nil {

@@ -49,7 +49,7 @@ type Deps struct {
 	Writer *Writer
 	// Committed is told of every commit, in order, before the WAL is trimmed: what it covers must be readable from the
 	// bucket when it returns.
-	Committed func(coordinator.Commit, *segment.Footer) error
+	Committed func(coordinator.CommitItem, *segment.Footer) error
 	// Trim lets the WAL drop entries up to this one.
 	Trim func(entry int64)
 	// Crowded reports whether there are too many commits that are not merged yet; nil for never.

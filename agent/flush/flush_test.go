@@ -180,7 +180,7 @@ func TestNameTaken(t *testing.T) {
 		w.flush()
 		w.check(1)
 		id.Attempt = 1
-		if got := w.commits[0].Object; got != id.Name() {
+		if got := w.commits[0].Commit.Object; got != id.Name() {
 			t.Errorf("the commit names %s, want %s", got, id.Name())
 		}
 	})
@@ -462,7 +462,7 @@ func TestLastStable(t *testing.T) {
 			w.open = c.open
 			w.durable(10)
 			w.flush()
-			if got := w.commits[len(w.commits)-1].Partitions[0].LastStable; got != c.want {
+			if got := w.commits[len(w.commits)-1].Commit.Partitions[0].LastStable; got != c.want {
 				t.Errorf("a transaction is open at %d: last stable offset %d, want %d", c.open, got, c.want)
 			}
 		}

@@ -36,7 +36,7 @@ type world struct {
 	cancel  context.CancelFunc
 
 	mu      sync.Mutex
-	commits []coordinator.Commit
+	commits []coordinator.CommitItem // as they were told
 	trims   []int64
 	broken  error // what Committed says
 
@@ -78,10 +78,10 @@ func (w *world) run(cfg Config) {
 	w.flusher = New(cfg, Deps{
 		Writer: w.writer(), Now: time.Now, Log: slog.New(slog.DiscardHandler),
 		Crowded: w.crowded.Load,
-		Committed: func(c coordinator.Commit, f *segment.Footer) error {
+		Committed: func(c coordinator.CommitItem, f *segment.Footer) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			if f.Header.ID.Name() != c.Object {
+			if f.Header.ID.Name() != c.Commit.Object {
 				return errors.New("the footer is of another segment")
 			}
 			w.commits = append(w.commits, c)
@@ -160,8 +160,9 @@ func (w *world) check(n int) {
 				i+1, c.Number, c.FirstEntry, p.FirstOffset, entry, next)
 		}
 		next, entry = p.NextOffset, c.LastEntry+1
-		if w.commits[i].Object != c.Object || w.trims[i] != c.LastEntry {
-			w.t.Errorf("commit %d was told as %s and trimmed to %d", i+1, w.commits[i].Object, w.trims[i])
+		told := &w.commits[i]
+		if told.Log != c.Log || told.Number != c.Number || told.Revision != it.ModRevision || told.Bytes != len(it.Key)+len(it.Value) || told.Commit.Object != c.Object || w.trims[i] != c.LastEntry {
+			w.t.Errorf("commit %d, of revision %d, was told as %+v and trimmed to %d", i+1, it.ModRevision, *told, w.trims[i])
 		}
 		info, err := w.objects.Stat(w.t.Context(), c.Object)
 		if err != nil || info.Size != c.ObjectSize {

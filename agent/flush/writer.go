@@ -179,19 +179,22 @@ func (w *Writer) retry(ctx context.Context, what, name string, do func(context.C
 
 // Commit makes a staged segment part of the log, by one transaction that holds only if nobody has claimed the log and the
 // commit is the next. It returns once the outcome is certain: [coordinator.ErrFenced] if another agent has taken the log over.
-func (w *Writer) Commit(ctx context.Context, s Staged) (coordinator.Commit, error) {
-	var c coordinator.Commit
-	err := w.change(ctx, func(next *coordinator.Log) ([]coordinator.Op, error) {
+func (w *Writer) Commit(ctx context.Context, s Staged) (coordinator.CommitItem, error) {
+	var item coordinator.CommitItem
+	revision, err := w.change(ctx, func(next *coordinator.Log) ([]coordinator.Op, error) {
 		if s.number != next.Commits+1 || s.First <= next.Flushed {
 			return nil, fmt.Errorf("commit %d of entries %d to %d: want commit %d of entries after %d",
 				s.number, s.First, s.Last, next.Commits+1, next.Flushed)
 		}
-		c = newCommit(s, *next)
+		c := newCommit(s, *next)
+		op := coordinator.Op{Key: coordinator.KeyCommit(next.ID, s.number), Value: c.Encode()}
+		item = coordinator.CommitItem{Log: next.ID, Number: s.number, Bytes: len(op.Key) + len(op.Value), Commit: c}
 		next.Commits, next.Flushed = s.number, s.Last
 		next.Segments = unflushed(next.Segments, next.Flushed)
-		return []coordinator.Op{{Key: coordinator.KeyCommit(next.ID, next.Commits), Value: c.Encode()}}, nil
+		return []coordinator.Op{op}, nil
 	})
-	return c, err
+	item.Revision = revision
+	return item, err
 }
 
 // unflushed leaves out segments that were rolled away and are flushed to their end.
@@ -202,7 +205,7 @@ func unflushed(all []coordinator.WALSegment, flushed int64) []coordinator.WALSeg
 // Roll lists the log's next WAL segment, whose stores hold it already, and ends the open one before its first entry. It returns once the outcome is certain, and
 // waits for a commit under way.
 func (w *Writer) Roll(ctx context.Context, s coordinator.WALSegment) error {
-	return w.change(ctx, func(next *coordinator.Log) ([]coordinator.Op, error) {
+	_, err := w.change(ctx, func(next *coordinator.Log) ([]coordinator.Op, error) {
 		open := len(next.Segments) - 1
 		if before := next.Segments[open]; s.Number <= before.Number || s.First < before.First {
 			return nil, fmt.Errorf("roll from segment %d at entry %d to %d at %d: want higher ones", before.Number, before.First, s.Number, s.First)
@@ -213,40 +216,42 @@ func (w *Writer) Roll(ctx context.Context, s coordinator.WALSegment) error {
 		next.Segments = append(unflushed(segments, next.Flushed), s)
 		return nil, nil
 	})
+	return err
 }
 
 // Close closes the log: every entry that counts is committed. Nothing can be committed to it afterwards.
 func (w *Writer) Close(ctx context.Context) error {
-	return w.change(ctx, func(next *coordinator.Log) ([]coordinator.Op, error) {
+	_, err := w.change(ctx, func(next *coordinator.Log) ([]coordinator.Op, error) {
 		next.Closed = true
 		return nil, nil
 	})
+	return err
 }
 
-// change writes a changed record, with what edit gives beside it, by one transaction. Changes have turns.
-func (w *Writer) change(ctx context.Context, edit func(next *coordinator.Log) ([]coordinator.Op, error)) error {
+// change writes a changed record, with what edit gives beside it, by one transaction, and returns the revision that did. Changes have turns.
+func (w *Writer) change(ctx context.Context, edit func(next *coordinator.Log) ([]coordinator.Op, error)) (revision int64, err error) {
 	select {
 	case w.turn <- struct{}{}:
 		defer func() { <-w.turn }()
 	case <-ctx.Done():
-		return ctx.Err()
+		return 0, ctx.Err()
 	}
 	next := w.Record()
 	ops, err := edit(&next)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	w.guard.Next = coordinator.Encode(next)
 	err = coordinator.Insist(ctx, w.kv, []*coordinator.Guard{&w.guard}, ops, func(err error) {
 		w.log.Error("waiting for room in etcd; until then the WAL gathers", "log", next.ID, "commit", next.Commits, "err", err)
 	})
 	if err != nil {
-		return fmt.Errorf("commit %d of WAL log %s: %w", next.Commits, next.ID, err)
+		return 0, fmt.Errorf("commit %d of WAL log %s: %w", next.Commits, next.ID, err)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.record = next
-	return nil
+	return w.guard.Revision, nil
 }
 
 // newCommit describes a staged segment.
@@ -273,7 +278,7 @@ func CommitPartitions(f *segment.Footer) []coordinator.CommitPartition {
 	return all
 }
 
-// Extents calls add for each partition of a commit, with what the index must know of it. revision is that which wrote the commit, 0 if it is not known yet.
+// Extents calls add for each partition of a commit, with what the index must know of it. revision is that which wrote the commit.
 func Extents(c coordinator.Commit, revision int64, add func(partition.ID, index.Extent) error) error {
 	object := &index.Object{
 		Name: c.Object, Size: c.ObjectSize, FooterPos: c.FooterPos, CreatedMs: c.CreatedMs, Revision: revision,

@@ -23,14 +23,12 @@ import (
 
 // Object is a segment in the bucket. It is shared by the extents in it and never changes once it is in an index.
 type Object struct {
-	// Order counts the objects as [Index.Add] first saw them, from 1. Of two that have a partition in common, the one with the earlier offsets
-	// comes first; their logs and commits say nothing about that, since an older log may get the shards after a younger one.
-	Order     uint64
 	Name      string
 	Size      int64 // bytes
 	FooterPos int64 // where its footer begins; the footer ends at Size
 	CreatedMs int64 // by the writer's clock, Unix milliseconds
-	// Revision is that of the coordinator which wrote the commit; 0 for a merged segment, and for a commit that the coordinator has not shown yet.
+	// Revision is that of the coordinator which wrote the commit; 0 for a merged segment. Of two that have a partition in common, the one with the earlier offsets has the lower
+	// one; their logs and commits say nothing about that, since an older log may get the shards after a younger one.
 	Revision int64
 }
 
@@ -77,7 +75,6 @@ func (e *entry) last() protocol.Offset {
 // Index is the index of all partitions.
 type Index struct {
 	mu         sync.RWMutex
-	objects    uint64 // that were added
 	partitions map[partition.ID]*entry
 }
 
@@ -94,7 +91,10 @@ func (x *Index) Add(id partition.ID, e Extent, merged int64) error {
 		p = new(entry)
 		x.partitions[id] = p
 	}
-	end := p.last()
+	end, last := p.last(), int64(0) // and the revision of what ends there, if a commit did
+	if n := len(p.list); n > p.merged {
+		last = p.list[n-1].Object.Revision
+	}
 	switch known := len(p.list) > p.merged || p.end > 0; {
 	case known && e.Next <= p.end:
 		return nil
@@ -104,15 +104,11 @@ func (x *Index) Add(id partition.ID, e Extent, merged int64) error {
 		}
 		return fmt.Errorf("index %s/%d: offsets [%d,%d) of %s overlap, the log ends at %d",
 			id.Topic, id.Partition, e.First, e.Next, e.Object.Name, end)
-	case len(p.list) > p.merged && e.First > end && merged > 0 && p.list[len(p.list)-1].Object.Revision <= merged:
+	case len(p.list) > p.merged && e.First > end && last > 0 && last <= merged:
 		p.list = slices.Clone(p.list[:p.merged])
 	case len(p.list) > p.merged && e.First > end:
 		return fmt.Errorf("index %s/%d: offsets [%d,%d) of %s leave a gap, the log ends at %d",
 			id.Topic, id.Partition, e.First, e.Next, e.Object.Name, end)
-	}
-	if e.Object.Order == 0 {
-		x.objects++
-		e.Object.Order = x.objects
 	}
 	p.list = append(p.list, e)
 	return nil

@@ -10,7 +10,7 @@ import (
 )
 
 func extent(object string, first, next protocol.Offset, ts int64) Extent {
-	return Extent{First: first, Next: next, MaxTimestamp: ts, Size: 10, Object: &Object{Name: object}}
+	return Extent{First: first, Next: next, MaxTimestamp: ts, Size: 10, Object: &Object{Name: object, Revision: 1}}
 }
 
 func TestAdd(t *testing.T) {
@@ -31,6 +31,28 @@ func TestAdd(t *testing.T) {
 	}
 	if got := len(x.Extents(id)); got != 3 {
 		t.Errorf("%d extents, want 3", got)
+	}
+}
+
+// TestAddBehindMerged holds that commits may be missing behind one that its shard has merged, and behind no other.
+func TestAddBehindMerged(t *testing.T) {
+	id := partition.ID{Partition: 3}
+	for merged, missing := range map[int64]bool{0: false, 6: false, 7: true, 8: true} {
+		x := New()
+		for i, object := range []string{"a", "b"} {
+			e := extent(object, protocol.Offset(5*i), protocol.Offset(5*i+5), 100)
+			e.Object.Revision = int64(6 + i)
+			if err := x.Add(id, e, merged); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := x.Add(id, extent("d", 12, 15, 100), merged)
+		if (err == nil) != missing {
+			t.Errorf("merged up to %d: %v", merged, err)
+		}
+		if got := x.Extents(id); err == nil && (len(got) != 1 || got[0].First != 12) {
+			t.Errorf("merged up to %d: the index has %+v", merged, got)
+		}
 	}
 }
 

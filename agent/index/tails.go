@@ -22,6 +22,8 @@ type Part struct {
 	*Commit
 	Partitions []partition.ID // of the shard; those of topics that were deleted are missing
 	Bytes      int64          // of their batches
+	// Unread says that nobody knows yet what the shard has in it: Partitions and Bytes are missing.
+	Unread bool
 }
 
 // Tails are the commits that are in the coordinator, by the shards that have something in them, in the order in which they were written. They may be used concurrently.
@@ -77,13 +79,33 @@ func (t *Tails) Remove(log, number uint64) (name string, partitions map[uint32][
 	return c.Name, partitions
 }
 
-// Of returns what a shard has in commits after a revision, in order.
+// Fill takes in what is in a commit that was added unread, unless it has left.
+func (t *Tails) Fill(of *Commit, shards map[uint32]Part) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	at := slices.IndexFunc(t.commits, func(c *Commit) bool { return c.Log == of.Log && c.Number == of.Number })
+	if at < 0 {
+		return
+	}
+	c := t.commits[at]
+	for _, shard := range t.of[c] {
+		parts := t.shards[shard]
+		part := shards[shard]
+		part.Commit = c
+		parts[slices.IndexFunc(parts, func(p Part) bool { return p.Commit == c })] = part
+	}
+}
+
+// Of returns what a shard has in commits after a revision, in order, up to the first that is unread.
 func (t *Tails) Of(shard uint32, after int64) []Part {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	parts := t.shards[shard]
 	for len(parts) > 0 && parts[0].Revision <= after {
 		parts = parts[1:]
+	}
+	if at := slices.IndexFunc(parts, func(p Part) bool { return p.Unread }); at >= 0 {
+		parts = parts[:at]
 	}
 	return slices.Clone(parts)
 }

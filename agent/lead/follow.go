@@ -7,7 +7,6 @@ package lead
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -18,7 +17,6 @@ import (
 	"github.com/varve-io/varve/agent/partition"
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
-	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/segment"
 )
 
@@ -32,6 +30,8 @@ type Follower struct {
 	less  sync.Cond // for Wait: something was done
 	queue []func(context.Context) error
 	busy  bool
+	held  []held // in order; a new one for each change
+	waits bool   // to look at them again
 	over  bool
 	err   error
 }
@@ -69,40 +69,23 @@ func (f *Follower) push(do func(context.Context) error) {
 // OnCommit takes a commit that appeared, or left: then every shard that has something in it has merged it.
 func (f *Follower) OnCommit(item coordinator.CommitItem) {
 	f.push(func(ctx context.Context) error {
-		if item.Deleted {
-			f.remove(item)
-			return nil
+		if !item.Deleted {
+			return f.appear(ctx, item)
 		}
-		c, err := f.add(ctx, item.Commit, item.Revision)
-		if errors.Is(err, objectstore.ErrNotFound) {
-			return f.passOver(ctx, &item, err)
+		f.remove(item)
+		if f.drop(&item) {
+			return f.again(ctx)
 		}
-		if err == nil {
-			f.cfg.Tails.Add(f.tail(item, &c))
-		}
-		return err
+		return nil
 	})
 }
 
-// passOver does without a commit whose segment is not there, which missing says. That is how it should be if every shard in it has merged it: then it has left, and its segment was deleted while
-// this agent did not reach the bucket. What is in it the manifests have.
-func (f *Follower) passOver(ctx context.Context, item *coordinator.CommitItem, missing error) error {
-	if err := f.cfg.CatchUp(ctx); err != nil {
-		return err
-	}
-	for _, s := range item.Commit.Shards {
-		if f.cfg.Merged(s) < item.Revision {
-			return missing
-		}
-	}
-	return nil
-}
-
 // tail describes a commit to the tails.
-func (f *Follower) tail(item coordinator.CommitItem, c *coordinator.Commit) (*index.Commit, map[uint32]index.Part) {
+func (f *Follower) tail(h *held) (*index.Commit, map[uint32]index.Part) {
+	c := &h.item.Commit
 	shards := make(map[uint32]index.Part, len(c.Shards))
 	for _, s := range c.Shards {
-		shards[uint32(s)] = index.Part{}
+		shards[uint32(s)] = index.Part{Unread: h.unread != nil}
 	}
 	for i := range c.Partitions {
 		if p := &c.Partitions[i]; f.cfg.Known(p.Topic) {
@@ -113,7 +96,7 @@ func (f *Follower) tail(item coordinator.CommitItem, c *coordinator.Commit) (*in
 		}
 	}
 	return &index.Commit{
-		Log: uint64(item.Log), Number: item.Number, Name: c.Object, Revision: item.Revision, CreatedMs: c.CreatedMs, KeyBytes: item.Bytes,
+		Log: uint64(h.item.Log), Number: h.item.Number, Name: c.Object, Revision: h.item.Revision, CreatedMs: c.CreatedMs, KeyBytes: h.item.Bytes,
 	}, shards
 }
 
@@ -142,36 +125,33 @@ func (f *Follower) OnTopic(t coordinator.Topic, deleted bool) {
 	})
 }
 
-// add brings a commit into the index; of topics that were deleted meanwhile nothing. It returns the commit with all of its partitions.
-func (f *Follower) add(ctx context.Context, c coordinator.Commit, revision int64) (coordinator.Commit, error) {
-	if c.InFooter && len(c.Partitions) == 0 {
-		var footer *segment.Footer
-		err := retry.Bucket(ctx, f.cfg.Log, "read the footer of a commit", func() (err error) {
-			footer, err = f.cfg.Footers.Get(ctx, &index.Object{Name: c.Object, Size: c.ObjectSize, FooterPos: c.FooterPos})
-			return err
-		})
-		if err != nil {
-			return c, fmt.Errorf("index commit %d of WAL log %s: %w", c.Number, c.Log, err)
-		}
-		c.Partitions = flush.CommitPartitions(footer)
+// partitions has a commit have its partitions, if need be from its footer. If the bucket is away it waits, or not.
+func (f *Follower) partitions(ctx context.Context, c *coordinator.Commit, wait bool) error {
+	if !c.InFooter || len(c.Partitions) > 0 {
+		return nil
 	}
-	err := flush.Extents(c, revision, func(id partition.ID, e index.Extent) error {
-		if !f.cfg.Known(id.Topic) {
-			return nil
-		}
-		return f.cfg.Index.Add(id, e, f.cfg.Merged(coordinator.ShardID(e.Shard)))
-	})
+	var footer *segment.Footer
+	read := func() (err error) {
+		footer, err = f.cfg.Footers.Get(ctx, &index.Object{Name: c.Object, Size: c.ObjectSize, FooterPos: c.FooterPos})
+		return err
+	}
+	var err error
+	if wait {
+		err = retry.Bucket(ctx, f.cfg.Log, "read the footer of a commit", read)
+	} else {
+		err = read()
+	}
 	if err != nil {
-		return c, fmt.Errorf("commit %d of WAL log %s: %w", c.Number, c.Log, err)
+		return fmt.Errorf("index commit %d of WAL log %s: %w", c.Number, c.Log, err)
 	}
-	return c, nil
+	c.Partitions = flush.CommitPartitions(footer)
+	return nil
 }
 
 // Committed takes a commit of this agent itself, at once.
-func (f *Follower) Committed(c coordinator.Commit, footer *segment.Footer) error {
+func (f *Follower) Committed(item coordinator.CommitItem, footer *segment.Footer) error {
 	f.cfg.Footers.Put(footer)
-	_, err := f.add(context.Background(), c, 0)
-	return err
+	return f.index(&item, func(coordinator.ShardID) bool { return true })
 }
 
 // Run works off the queue until ctx ends or something fails.

@@ -81,7 +81,7 @@ func (r *Restorer) tails(ctx context.Context, objects map[*index.Object]struct{}
 	for o := range objects {
 		ordered = append(ordered, o)
 	}
-	slices.SortFunc(ordered, func(a, b *index.Object) int { return cmp.Compare(a.Order, b.Order) })
+	slices.SortFunc(ordered, func(a, b *index.Object) int { return cmp.Compare(a.Revision, b.Revision) })
 	type ahead struct{ footer chan *segment.Footer }
 	queue := make([]ahead, len(ordered))
 	for i := range queue {

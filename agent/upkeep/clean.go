@@ -143,6 +143,9 @@ func (c *Cleaner) Step(ctx context.Context) bool {
 		return true
 	case ctx.Err() != nil, errors.Is(err, coordinator.ErrFenced), protocol.CodeOf(err) == protocol.NotLeaderOrFollower:
 		return false
+	case errors.Is(err, errChanged):
+		c.deps.Log.Debug("a cleaning is planned anew", "shard", w.id, "err", err)
+		return true
 	}
 	c.fail(ctx, w.id, failed, bad, err)
 	return bad
@@ -341,10 +344,10 @@ func (w *cleaning) aborted(ctx context.Context, p *cleaned) ([]compact.Aborted, 
 	t := compact.NewTransactions(p.Bound)
 	for i := range p.of.Extents {
 		e := &p.of.Extents[i]
-		if e.Next <= p.of.LogStartOffset {
+		if e.Next <= w.start(p) {
 			continue
 		}
-		s, _, err := w.c.section(ctx, w.old, p.of, e)
+		s, _, err := w.c.section(ctx, w.shard, w.old, p.of, e)
 		if err != nil {
 			return nil, err
 		}
@@ -368,13 +371,18 @@ func (w *cleaning) aborted(ctx context.Context, p *cleaned) ([]compact.Aborted, 
 	return nil, fmt.Errorf("transactions that begin below %d have no end, and the last stable offset is %d", p.Bound, p.of.LastStable)
 }
 
-// section returns the section of an extent.
-func (c *Cleaner) section(ctx context.Context, m *manifest.Manifest, p *manifest.Partition, e *manifest.Extent) (*segment.Section, *index.Object, error) {
+// start returns where a partition's log begins by now. What is before is of no use, and may not be there any more: a cleaning takes as long as it takes.
+func (w *cleaning) start(p *cleaned) protocol.Offset {
+	return max(p.of.LogStartOffset, w.shard.newest().LogStart(p.id.Topic, p.id.Partition))
+}
+
+// section returns the section of an extent of a shard's manifest, which need not be the newest any more.
+func (c *Cleaner) section(ctx context.Context, sh *shard, m *manifest.Manifest, p *manifest.Partition, e *manifest.Extent) (*segment.Section, *index.Object, error) {
 	g := &m.Segments[e.Segment]
 	o := &index.Object{Name: g.Name(m.Shard), Size: g.Size, FooterPos: g.FooterPos, CreatedMs: g.CreatedMs}
 	footer, err := c.deps.Footers.Get(ctx, o)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, sh.changed(err, *g)
 	}
 	s := footer.Find(segment.Key{Shard: m.Shard, Topic: p.Topic, Partition: p.Partition})
 	if s == nil {
@@ -383,17 +391,18 @@ func (c *Cleaner) section(ctx context.Context, m *manifest.Manifest, p *manifest
 	return s, o, nil
 }
 
-// batches reads the batches of a partition that end after offset from and begin before offset end, in order, until visit says that it is enough. They are good until visit returns.
+// batches reads the batches of a partition that end after offset from and begin before offset end, in order, until visit says that it is enough. They are good until visit returns. Extents that end
+// before the log start offset by then are left out.
 func (w *cleaning) batches(ctx context.Context, p *cleaned, from, end protocol.Offset, visit func(*batch.Header, []byte) (enough bool, err error)) error {
 	for i := range p.of.Extents {
 		e := &p.of.Extents[i]
-		if e.Next <= from {
+		if e.Next <= max(from, w.start(p)) {
 			continue
 		}
 		if e.First >= end {
 			return nil
 		}
-		s, o, err := w.c.section(ctx, w.old, p.of, e)
+		s, o, err := w.c.section(ctx, w.shard, w.old, p.of, e)
 		if err != nil {
 			return err
 		}
@@ -412,7 +421,7 @@ func (w *cleaning) batches(ctx context.Context, p *cleaned, from, end protocol.O
 			}
 			data, err := w.read(ctx, o.Name, pos, n)
 			if err != nil {
-				return err
+				return w.shard.changed(err, w.old.Segments[e.Segment])
 			}
 			enough, err := visitAll(s, batches, data, func(h *batch.Header, one []byte) (bool, error) {
 				enough, err := visit(h, one)

@@ -3,6 +3,7 @@ package upkeep
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -105,6 +106,10 @@ func (c *Cleaner) judge(ctx context.Context, sh *shard, m *manifest.Manifest, no
 		}
 		one := cleaned{id: id, name: p.TopicName, of: p, rules: rules.CleanRules}
 		pieces, err := c.pieces(ctx, l, &one, claimed, now.UnixMilli())
+		if errors.Is(err, errChanged) {
+			l.untilMs = 0
+			continue
+		}
 		if err != nil {
 			c.fail(ctx, coordinator.ShardID(m.Shard), []cleaned{one}, !away(err), fmt.Errorf("how old it is: %w", err))
 			l.untilMs = 0
@@ -150,7 +155,7 @@ func (c *Cleaner) pieces(ctx context.Context, l *look, of *cleaned, claimed map[
 		}
 		piece := compact.Piece{First: e.First, Next: e.Next, Bytes: e.Size, MaxTimestampMs: e.MaxTimestamp}
 		if e.Next > from && (first || e.MaxTimestamp > young) {
-			d, err := c.dates(ctx, l.of, p, e, from, young)
+			d, err := c.dates(ctx, l, p, e, from, young)
 			if err != nil {
 				return nil, err
 			}
@@ -182,9 +187,9 @@ type dates struct {
 }
 
 // dates looks into an extent's footer.
-func (c *Cleaner) dates(ctx context.Context, m *manifest.Manifest, p *manifest.Partition, e *manifest.Extent, from protocol.Offset, youngMs int64) (dates, error) {
+func (c *Cleaner) dates(ctx context.Context, l *look, p *manifest.Partition, e *manifest.Extent, from protocol.Offset, youngMs int64) (dates, error) {
 	d := dates{young: e.Next}
-	s, _, err := c.section(ctx, m, p, e)
+	s, _, err := c.section(ctx, l.shard, l.of, p, e)
 	if err != nil {
 		return d, err
 	}

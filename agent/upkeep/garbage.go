@@ -285,12 +285,8 @@ func isLeft(name string, m *manifest.Manifest, epoch protocol.LeaderEpoch) bool 
 	if err != nil || id.Level != segment.Merged || id.Fence >= uint64(epoch) {
 		return false
 	}
-	for i := range m.Segments {
-		if m.Segments[i].Name(m.Shard) == name {
-			return false
-		}
-	}
-	return true
+	_, ok := m.FindSegment(protocol.LeaderEpoch(id.Fence), id.Commit)
+	return !ok
 }
 
 func (g *garbage) isListed(id coordinator.ShardID, epoch int32) bool {

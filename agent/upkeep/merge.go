@@ -135,6 +135,9 @@ func (m *Merger) note(ctx context.Context, at map[coordinator.ShardID]time.Time,
 		return ctx.Err()
 	case err == nil, errors.Is(err, errInvariant):
 		return err
+	case errors.Is(err, errChanged):
+		m.deps.Log.Debug("a merge is planned anew", "shards", failed, "err", err)
+		return nil
 	}
 	m.deps.Log.Warn("segments could not be merged; trying again", "shards", failed, "in", rest, "err", err)
 	for _, id := range failed {
@@ -243,6 +246,7 @@ func (m *Merger) work(id coordinator.ShardID, sh *shard, old *manifest.Manifest,
 func (m *Merger) merge(ctx context.Context, group []*work) (failed []coordinator.ShardID, err error) {
 	defer func() {
 		for _, w := range group {
+			err = w.shard.changed(err, w.joined...)
 			w.release()
 		}
 	}()

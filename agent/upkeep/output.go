@@ -22,7 +22,7 @@ func (sh *shard) claim(segments []manifest.Segment) bool {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	for _, g := range segments {
-		if sh.claims[g] || !slices.Contains(sh.manifest.Segments, g) {
+		if _, ok := sh.manifest.FindSegment(g.Epoch, g.Number); !ok || sh.claims[g] {
 			return false
 		}
 	}
@@ -45,6 +45,27 @@ func (sh *shard) claimed() map[manifest.Segment]bool {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	return maps.Clone(sh.claims)
+}
+
+// errChanged says that a segment is not there, and that the shard's newest manifest does not name it any more: who reads for longer than garbage stays has to plan anew.
+var errChanged = errors.New("the shard has another manifest by now")
+
+// changed returns the error of who reads segments that a manifest of the shard named: errChanged, if it says that something is not there, and one of them is not in the newest
+// manifest any more, or the shard is not led any more. Otherwise an object that is not there is damage.
+func (sh *shard) changed(err error, segments ...manifest.Segment) error {
+	if !errors.Is(err, objectstore.ErrNotFound) {
+		return err
+	}
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	gone := func(g manifest.Segment) bool {
+		_, ok := sh.manifest.FindSegment(g.Epoch, g.Number)
+		return !ok
+	}
+	if sh.led && !slices.ContainsFunc(segments, gone) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", errChanged, err)
 }
 
 // number is one that a leader has taken.

@@ -361,8 +361,10 @@ func (s *source) all(start protocol.Offset) iter.Seq2[[]byte, error] {
 // edit makes the merge part of the shard's next manifest, in which log start offsets may have moved since the merge began.
 func (w *work) edit(next *manifest.Manifest) {
 	joined := make([]bool, len(next.Segments)) // others may have left since
-	for i, g := range next.Segments {
-		joined[i] = slices.Contains(w.joined, g)
+	for _, g := range w.joined {
+		if at, ok := next.FindSegment(g.Epoch, g.Number); ok {
+			joined[at] = true
+		}
 	}
 	base := int32(len(next.Segments))
 	next.Segments = append(slices.Clone(next.Segments), w.made...) // those that are not referred to any more are pruned

@@ -149,6 +149,13 @@ func (m *Manifest) Find(topic protocol.TopicID, partition int32) (p *Partition, 
 	return &m.Partitions[at], true
 }
 
+// FindSegment returns the place of a segment in m.Segments, and whether it is there.
+func (m *Manifest) FindSegment(epoch protocol.LeaderEpoch, number uint64) (at int, ok bool) {
+	return slices.BinarySearchFunc(m.Segments, number, func(s Segment, number uint64) int {
+		return cmp.Or(cmp.Compare(s.Epoch, epoch), cmp.Compare(s.Number, number))
+	})
+}
+
 // LogStart returns the log start offset of a partition: 0 if the manifest does not name it.
 func (m *Manifest) LogStart(topic protocol.TopicID, partition int32) protocol.Offset {
 	p, ok := m.Find(topic, partition)

@@ -130,6 +130,21 @@ func TestSet(t *testing.T) {
 	}
 }
 
+// TestFindSegment looks for segments between, before and behind those that are there.
+func TestFindSegment(t *testing.T) {
+	m := &Manifest{Segments: []Segment{{Epoch: 1, Number: 7}, {Epoch: 3, Number: 2}, {Epoch: 3, Number: 4}}}
+	for i, g := range m.Segments {
+		if at, ok := m.FindSegment(g.Epoch, g.Number); at != i || !ok {
+			t.Errorf("%+v is found at %d (%t), want %d", g, at, ok, i)
+		}
+	}
+	for _, g := range []Segment{{Epoch: 0, Number: 7}, {Epoch: 1, Number: 2}, {Epoch: 2, Number: 4}, {Epoch: 3, Number: 3}, {Epoch: 3, Number: 5}, {Epoch: 4, Number: 1}} {
+		if at, ok := m.FindSegment(g.Epoch, g.Number); ok {
+			t.Errorf("%+v, which is not there, is found at %d", g, at)
+		}
+	}
+}
+
 func TestLive(t *testing.T) {
 	m := example()
 	if got, want := m.Live(), []int64{0, 2000, 8 * gib}; !slices.Equal(got, want) {

@@ -1,0 +1,186 @@
+package lead
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/varve-io/varve/agent/flush"
+	"github.com/varve-io/varve/agent/index"
+	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/objectstore"
+)
+
+// unreadPause is the wait before a footer that is damaged or missing is read again: somebody may have mended the bucket.
+const unreadPause = time.Minute
+
+// held is a commit of which some shards are not in the index: all of them if nobody can tell what it has of which partition, because the footer that says so is damaged or missing; and of those that
+// come behind it the same shards, since what a partition has follows one another.
+type held struct {
+	item   coordinator.CommitItem
+	unread error                 // why its partitions are not known; nil if they are
+	shards []coordinator.ShardID // that are not in the index, ascending
+}
+
+// Unread returns why the index lacks what a shard has in commits: the footer of one is damaged, or missing. It is nil if the index has all that was queued before. The shard must not be led until then.
+func (f *Follower) Unread(id coordinator.ShardID) error {
+	blocked := make(map[coordinator.ShardID]error)
+	for _, h := range f.holds() {
+		f.block(&h, blocked)
+	}
+	return blocked[id]
+}
+
+// holds returns the commits that are held, in order; they must not be changed.
+func (f *Follower) holds() []held {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.held
+}
+
+// hold has these commits be the ones that are held, and looks at them again after a while. The goroutine of Run calls it.
+func (f *Follower) hold(all []held) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.held = all
+	if len(all) == 0 || f.waits {
+		return
+	}
+	f.waits = true
+	time.AfterFunc(unreadPause, func() {
+		f.push(func(ctx context.Context) error {
+			f.mu.Lock()
+			f.waits = false
+			f.mu.Unlock()
+			return f.again(ctx)
+		})
+	})
+}
+
+// block adds the shards of a commit that is not read to those of which no later commit may be in the index: but for those that have merged it, whose manifests have what is in it.
+func (f *Follower) block(h *held, blocked map[coordinator.ShardID]error) {
+	if h.unread == nil {
+		return
+	}
+	for _, s := range h.shards {
+		if blocked[s] == nil && f.cfg.Merged(s) < h.item.Revision {
+			blocked[s] = h.unread
+		}
+	}
+}
+
+// appear takes a commit that appeared.
+func (f *Follower) appear(ctx context.Context, item coordinator.CommitItem) error {
+	h := held{item: item, shards: item.Commit.Shards}
+	err := f.partitions(ctx, &h.item.Commit, true)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, objectstore.ErrNotFound):
+		if over, err := f.isOver(ctx, &item); over || err != nil {
+			return err
+		}
+	}
+	if h.unread = err; err != nil {
+		f.tell(&h)
+	}
+	f.cfg.Tails.Add(f.tail(&h))
+	all, blocked := f.holds(), make(map[coordinator.ShardID]error)
+	for i := range all {
+		f.block(&all[i], blocked)
+	}
+	if err := f.take(&h, blocked); err != nil {
+		return err
+	}
+	if len(h.shards) > 0 {
+		f.hold(append(slices.Clip(all), h))
+	}
+	return nil
+}
+
+// isOver reports whether every shard in a commit whose segment is not there has merged it. Then it has left, and its segment was deleted while this agent did not reach the bucket: what is in it the manifests have.
+func (f *Follower) isOver(ctx context.Context, item *coordinator.CommitItem) (bool, error) {
+	if err := f.cfg.CatchUp(ctx); err != nil {
+		return false, err
+	}
+	return !slices.ContainsFunc(item.Commit.Shards, func(s coordinator.ShardID) bool { return f.cfg.Merged(s) < item.Revision }), nil
+}
+
+// take brings what a commit has of h.shards into the index, but for those that are blocked, or are by itself: these stay in h.shards.
+func (f *Follower) take(h *held, blocked map[coordinator.ShardID]error) error {
+	f.block(h, blocked)
+	left := slices.DeleteFunc(slices.Clone(h.shards), func(s coordinator.ShardID) bool { return blocked[s] == nil })
+	if h.unread == nil && len(left) < len(h.shards) {
+		err := f.index(&h.item, func(s coordinator.ShardID) bool {
+			_, wanted := slices.BinarySearch(h.shards, s)
+			return wanted && blocked[s] == nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	h.shards = left
+	return nil
+}
+
+// index brings what a commit has of the shards that are wanted into the index; of topics that were deleted meanwhile nothing.
+func (f *Follower) index(item *coordinator.CommitItem, wanted func(coordinator.ShardID) bool) error {
+	err := flush.Extents(item.Commit, item.Revision, func(id partition.ID, e index.Extent) error {
+		s := coordinator.ShardID(e.Shard)
+		if !wanted(s) || !f.cfg.Known(id.Topic) {
+			return nil
+		}
+		return f.cfg.Index.Add(id, e, f.cfg.Merged(s))
+	})
+	if err != nil {
+		return fmt.Errorf("commit %d of WAL log %s: %w", item.Number, item.Log, err)
+	}
+	return nil
+}
+
+// again looks at the commits that are held: footers may have been mended, or shards have merged what cannot be read here.
+func (f *Follower) again(ctx context.Context) error {
+	var still []held
+	blocked := make(map[coordinator.ShardID]error)
+	for _, h := range f.holds() {
+		if h.unread != nil {
+			err := f.partitions(ctx, &h.item.Commit, false)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if h.unread = err; err == nil {
+				f.cfg.Tails.Fill(f.tail(&h))
+			}
+		}
+		if err := f.take(&h, blocked); err != nil {
+			return err
+		}
+		if len(h.shards) > 0 {
+			still = append(still, h)
+			f.tell(&h)
+		}
+	}
+	f.hold(still)
+	return nil
+}
+
+// tell says that a commit cannot be read.
+func (f *Follower) tell(h *held) {
+	if h.unread != nil {
+		f.cfg.Log.Error("shards have no leader, or no other one: the footer of a commit is damaged or missing; it is read again", "shards", h.shards, "in", unreadPause, "err", h.unread)
+	}
+}
+
+// drop forgets a commit that has left, and reports whether it was held: then those behind it may be looked at.
+func (f *Follower) drop(item *coordinator.CommitItem) bool {
+	all := f.holds()
+	at := slices.IndexFunc(all, func(h held) bool { return h.item.Log == item.Log && h.item.Number == item.Number })
+	if at < 0 {
+		return false
+	}
+	f.hold(slices.Delete(slices.Clone(all), at, at+1))
+	return true
+}
