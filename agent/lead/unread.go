@@ -87,7 +87,6 @@ func (f *Follower) appear(ctx context.Context, item coordinator.CommitItem) erro
 	if h.unread = err; err != nil {
 		f.tell(&h)
 	}
-	f.cfg.Tails.Add(f.tail(&h))
 	all, blocked := f.holds(), make(map[coordinator.ShardID]error)
 	for i := range all {
 		f.block(&all[i], blocked)
@@ -95,6 +94,7 @@ func (f *Follower) appear(ctx context.Context, item coordinator.CommitItem) erro
 	if err := f.take(&h, blocked); err != nil {
 		return err
 	}
+	f.cfg.Tails.Add(f.tail(&h)) // what is merged is in the index
 	if len(h.shards) > 0 {
 		f.hold(append(slices.Clip(all), h))
 	}
