@@ -285,9 +285,9 @@ func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.Segmen
 			continue
 		case lost:
 			err = a.acceptLoss(ctx, *l)
-		case !isAlone(*l, store):
+		case l.ID < a.cluster.Restored, !isAlone(*l, store): // one from before a restore may have to wait for other agents' disks
 			continue
-		case l.ID >= a.cluster.Restored && !holds(held, *l):
+		case !holds(held, *l):
 			// Before it is claimed: it may have a writer that lives, on the disk that this one is a copy of.
 			return fmt.Errorf("WAL log %s is to be on this disk alone, which does not have it: the disk has lost it, or is another one's copy", l.ID)
 		default:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 
@@ -86,48 +87,82 @@ func (o *old) listed() (open coordinator.WALSegment) {
 	return open
 }
 
-// whole says why the stores that have answered may not hold every entry that was acknowledged; nil if they do. An entry is on as many stores as the quorum says, so that fewer that are away cannot hide one. If
-// more are, the writer's store tells which segments there were, and each of its last two that may have been open needs as many answers as a seal: that the last one follows the other is not certain, since
-// a roll that is broken off leaves a segment too.
-func (o *old) whole() error {
-	listed := o.listed()
-	if len(o.away) < max(listed.Quorum, 1) {
-		return nil
-	}
-	segments, ok := o.held[o.writer]
-	ok = ok && listed.Quorum > 0
-	last := slices.DeleteFunc(slices.Clone(segments), func(id wal.SegmentID) bool { return id.Number <= listed.Number })
-	for _, id := range last[max(0, len(last)-2):] {
-		n := 0
-		for _, held := range o.held {
-			if slices.Contains(held, id) {
-				n++
-			}
-		}
-		ok = ok && n >= listed.Quorum // of at most 2 quorum - 1
-	}
-	if len(last) < 2 {
-		n := 0
-		for _, store := range listed.Stores {
-			if _, answered := o.held[store]; answered {
-				n++
-			}
-		}
-		ok = ok && n >= sizeOf(listed).SealAnswers()
-	}
-	if !ok {
-		return fmt.Errorf("recover WAL log %s: %w: %w", o.record.ID, ErrLacking, errors.Join(o.errs...))
-	}
-	return nil
+// closed reports whether the log came to its end after the copy was made: its writer's store holds what is not flushed, and the last segment until the log is closed.
+func (o *old) closed() bool {
+	segments, answered := o.held[o.writer]
+	return answered && len(segments) == 0
 }
 
-// sealOld fences a log from before a restore on all stores that hold something of it, and finds what they have beyond its flushed position.
-func (r *Recovery) sealOld(ctx context.Context, record coordinator.Log, lossy bool) ([]*wal.Sealed, error) {
+// whole says why the stores that have answered may not hold every entry that was acknowledged; nil if they do. The writer's store, which is in each ensemble, tells which segments there were, those on disks included that
+// joined after the copy was made and that nobody knows of. An entry is on as many stores as the quorum says. So of the last segment that has entries a quorum answers, and fewer of the stores that are known are away
+// than could hide an entry; or each of the last two that may have been open has as many answers as a seal needs: that the last one follows the other is not certain, since a roll that is broken off leaves a segment too.
+func (o *old) whole() error {
+	if o.closed() {
+		return nil
+	}
+	listed := o.listed()
+	segments, ok := o.held[o.writer]
+	last := slices.DeleteFunc(slices.Clone(segments), func(id wal.SegmentID) bool { return id.Number <= listed.Number || !o.used(id) })
+	few, n := len(o.away) < max(listed.Quorum, 1), 2
+	if few {
+		n = 1
+	}
+	ok = ok && (few || listed.Quorum > 0)
+	for _, id := range last[max(0, len(last)-n):] {
+		ok = ok && len(o.copies[id]) >= listed.Quorum // of at most 2 quorum - 1
+	}
+	if len(last) < 2 && !few {
+		answers := 0
+		for _, store := range listed.Stores {
+			if _, answered := o.held[store]; answered {
+				answers++
+			}
+		}
+		ok = ok && answers >= sizeOf(listed).SealAnswers()
+	}
+	if ok {
+		return nil
+	}
+	why := o.errs
+	if _, answered := o.held[o.writer]; !answered {
+		why = append(slices.Clone(why), errWriter)
+	}
+	return fmt.Errorf("recover WAL log %s: %w: %w", o.record.ID, ErrLacking, errors.Join(why...))
+}
+
+var errWriter = errors.New("the store of the log's writer, which alone tells on which disks the log is, is among them")
+
+// used reports whether a segment has entries, as far as its copies tell. What is left of a roll that came to nothing has none.
+func (o *old) used(id wal.SegmentID) bool {
+	return slices.ContainsFunc(o.copies[id], func(c heldCopy) bool { return c.answer.Last >= c.answer.First })
+}
+
+// prepare makes sure that a log can be recovered, and returns where later leaders may have begun.
+func (r *Recovery) prepare(ctx context.Context, record coordinator.Log, lossy bool) (begins, error) {
+	o, err := r.gather(ctx, record)
+	if err != nil {
+		return nil, err
+	}
+	lacking := o.whole()
+	if lacking != nil && !lossy {
+		return nil, lacking
+	}
+	return r.begins(ctx, record.ID, lacking != nil)
+}
+
+// gather seals a log from before a restore on all stores that hold something of it.
+func (r *Recovery) gather(ctx context.Context, record coordinator.Log) (*old, error) {
 	o, err := r.search(ctx, record)
 	if err != nil {
 		return nil, err
 	}
-	if err := o.seal(r); err != nil {
+	return o, o.seal(r)
+}
+
+// sealOld fences a log from before a restore on all stores that hold something of it, and finds what they have beyond its flushed position.
+func (r *Recovery) sealOld(ctx context.Context, record coordinator.Log, lossy bool) ([]part, error) {
+	o, err := r.gather(ctx, record)
+	if err != nil {
 		return nil, err
 	}
 	if !lossy {
@@ -163,25 +198,39 @@ func (o *old) seal(r *Recovery) error {
 
 var errNowhere = errors.New("it is out of reach")
 
-// union returns what is beyond the flushed position, as segments to read one after the other, each as far as it is new. It fails if entries are nowhere before one that is known to have been durable.
-func (o *old) union(r *Recovery, lossy bool) ([]*wal.Sealed, error) {
+// start returns the first entry that may not be flushed. The record's flushed position may be older than what the writer's store, which holds all that is not flushed, has trimmed, or dropped since the log is closed.
+func (o *old) start() wal.EntryID {
+	next, lowest := wal.EntryID(o.record.Flushed+1), wal.EntryID(math.MaxUint64)
+	if _, answered := o.held[o.writer]; !answered {
+		return next
+	}
+	for _, copies := range o.copies {
+		for _, c := range copies {
+			if c.store == o.writer {
+				lowest = min(lowest, c.answer.First)
+			}
+		}
+	}
+	return max(next, lowest)
+}
+
+// union returns what is beyond the flushed position, to be read one after the other, each as far as it is new. It fails if entries are nowhere before one that is known to have been durable; by an operator's word it
+// goes on behind them.
+func (o *old) union(r *Recovery, lossy bool) ([]part, error) {
 	durable := wal.EntryID(max(o.listed().First, 1)) - 1
 	for _, copies := range o.copies {
 		for _, c := range copies {
 			durable = max(durable, c.answer.First-1) // a segment begins behind what is durable, and what is trimmed was
 		}
 	}
-	var all []*wal.Sealed
-	next := wal.EntryID(o.record.Flushed + 1)
+	var all []part
+	next := o.start()
 	for {
-		var from wal.SegmentID
-		var best heldCopy
-		for id, copies := range o.copies {
-			for _, c := range copies {
-				if c.answer.First <= next && c.answer.Last >= max(next, best.answer.Last+1) {
-					from, best = id, c
-				}
-			}
+		from, best, behind := o.furthest(next)
+		if best.store == "" && behind > 0 && lossy {
+			r.Log.Error("loss accepted: entries of a WAL log are on no store in reach", "log", o.record.ID, "from", next, "to", behind-1)
+			next = behind
+			continue
 		}
 		if best.store == "" {
 			break
@@ -190,11 +239,26 @@ func (o *old) union(r *Recovery, lossy bool) ([]*wal.Sealed, error) {
 		if err != nil {
 			return nil, fmt.Errorf("recover WAL log %s: %w", o.record.ID, err)
 		}
-		all = append(all, sealed)
+		all = append(all, part{sealed, next})
 		next = best.answer.Last + 1
 	}
 	if next <= durable && !lossy {
 		return nil, fmt.Errorf("recover WAL log %s: %w: entries %d to %d, which were durable, are on none in reach", o.record.ID, ErrLacking, next, durable)
 	}
 	return all, nil
+}
+
+// furthest returns the copy that has an entry and reaches furthest; none has it if the store is empty. behind is the next entry that there is then; 0 for none.
+func (o *old) furthest(next wal.EntryID) (from wal.SegmentID, best heldCopy, behind wal.EntryID) {
+	for id, copies := range o.copies {
+		for _, c := range copies {
+			switch first := c.answer.First; {
+			case first <= next && c.answer.Last >= max(next, best.answer.Last+1):
+				from, best = id, c
+			case first > next && c.answer.Last >= first && (behind == 0 || first < behind):
+				behind = first
+			}
+		}
+	}
+	return from, best, behind
 }

@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/varve-io/varve/agent/recovery"
 	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
 )
@@ -18,7 +20,7 @@ func newOldWorld(t *testing.T, gone int) *world {
 	w := newWorld(t)
 	first := w.record.Segments[0]
 	first.Last = -1
-	w.record.Segments = []coordinator.WALSegment{first}
+	w.record.Segments, w.record.Fence = []coordinator.WALSegment{first}, 1000
 	put(t, w.kv, coordinator.KeyLog(5), w.record)
 	for node, name := range []string{"a", "b", "c", "d"} {
 		put(t, w.kv, coordinator.PrefixStores+name, node+1)
@@ -55,15 +57,32 @@ func (w *world) drop(t *testing.T, number uint32) {
 	}
 }
 
-// flushed has the record say how far the log is flushed.
+// flushed has the record say how far the log is flushed, and a commit that it was.
 func (w *world) flushed(t *testing.T, entry int64) {
 	t.Helper()
 	w.record.Flushed = entry
 	put(t, w.kv, coordinator.KeyLog(5), w.record)
+	w.restored(t, protocol.Offset(entry), 1)
 }
 
-// ends returns the first and the next offset of what was committed, and whether the log is closed.
-func (w *world) ends(t *testing.T) string {
+// restored has a commit that the restore took from the bucket: the partition up to an offset, of that leader epoch at last.
+func (w *world) restored(t *testing.T, end protocol.Offset, epoch protocol.LeaderEpoch) {
+	t.Helper()
+	if end == 0 {
+		return
+	}
+	c := coordinator.Commit{Log: 1, Number: 1, Object: "restored", Partitions: []coordinator.CommitPartition{
+		{Topic: topic.ID, NextOffset: end, LastStable: end, LeaderEpoch: epoch},
+	}}
+	if _, err := w.kv.Txn(t.Context(), nil, []coordinator.Op{{Key: coordinator.KeyCommit(c.Log, c.Number), Value: c.Encode()}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// ends returns the first and the next offsets of what log 5 committed, and whether it is closed.
+func (w *world) ends(t *testing.T) string { return w.endsOf(t, 5) }
+
+func (w *world) endsOf(t *testing.T, log coordinator.LogID) string {
 	t.Helper()
 	items, _, err := w.kv.List(t.Context(), coordinator.PrefixCommits, 0)
 	if err != nil {
@@ -72,20 +91,51 @@ func (w *world) ends(t *testing.T) string {
 	text := "nothing"
 	for i, it := range items {
 		c, err := coordinator.DecodeCommit(it.Value)
-		if err != nil || len(items) > 1 || len(c.Partitions) != 1 {
-			t.Fatalf("commit %d of %d: %+v, %v", i, len(items), c, err)
+		switch {
+		case err != nil:
+			t.Fatal(err)
+		case c.Log != log:
+		case text != "nothing":
+			t.Fatalf("commit %d of %d: %+v is not the only one of its log", i, len(items), c)
+		default:
+			text = extents(&c)
 		}
-		text = fmt.Sprintf("%d-%d", c.Partitions[0].FirstOffset, c.Partitions[0].NextOffset)
 	}
-	if logs := list(t, w.kv); !logs.Closed(5) {
+	if logs := list(t, w.kv); !logs.Closed(log) {
 		text += ", open"
 	}
 	return text
 }
 
+// extents returns the offsets that a commit has of partition 0, and of others behind their numbers.
+func extents(c *coordinator.Commit) string {
+	var all []string
+	for _, p := range c.Partitions {
+		text := fmt.Sprintf("%d-%d", p.FirstOffset, p.NextOffset)
+		if p.Partition > 0 {
+			text = fmt.Sprintf("%d:%s", p.Partition, text)
+		}
+		all = append(all, text)
+	}
+	return strings.Join(all, " ")
+}
+
 // TestRolledSinceCopy recovers a log that rolled twice, or was closed, since the copy was made from which etcd was restored: whatever was acknowledged is recovered, or the log stays open.
 func TestRolledSinceCopy(t *testing.T) {
 	four := []string{"a", "b", "c", "d"}
+	closedWithout := func(t *testing.T, w *world) {
+		w.flushed(t, 11) // of what d has nobody counted the last
+		for _, a := range w.open {
+			_ = a.Close()
+		}
+		for _, name := range []string{"a", "b", "c"} {
+			for _, s := range w.stores[name].Segments() {
+				if err := w.stores[name].Drop(s.ID); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
 	for name, test := range map[string]struct {
 		change func(t *testing.T, w *world)
 		gone   int
@@ -94,7 +144,7 @@ func TestRolledSinceCopy(t *testing.T) {
 		lossy  string // if an operator accepts the loss; empty: as want
 	}{
 		"all":                      {reach: four, want: "0-12"},
-		"without its writer":       {reach: []string{"b", "c", "d"}, want: "0-12"},
+		"without its writer":       {reach: []string{"b", "c", "d"}, want: "nothing, open", lossy: "0-12"}, // it may have been on disks that nobody knows
 		"without b":                {reach: []string{"a", "c", "d"}, want: "0-12"},
 		"without c":                {reach: []string{"a", "b", "d"}, want: "0-12"},
 		"without d":                {reach: []string{"a", "b", "c"}, want: "0-12"},
@@ -124,12 +174,32 @@ func TestRolledSinceCopy(t *testing.T) {
 				w.drop(t, number)
 			}
 		}},
-		"something is nowhere": {reach: four, want: "nothing, open", lossy: "0-4", change: func(t *testing.T, w *world) { w.drop(t, 3) }},
+		"flushed further than the record says": {reach: four, want: "8-12", change: func(t *testing.T, w *world) { // a commit is missing in the bucket that others have merged
+			w.flushed(t, 8)
+			w.record.Flushed = 6
+			put(t, w.kv, coordinator.KeyLog(5), w.record)
+			w.drop(t, 1)
+			w.drop(t, 3)
+		}},
+		"more was restored than the record says is flushed": {reach: four, want: "6-12", change: func(t *testing.T, w *world) {
+			w.flushed(t, 6)
+			w.record.Flushed = 2
+			put(t, w.kv, coordinator.KeyLog(5), w.record)
+		}},
+		"closed, and a store was away":               {reach: four, want: "nothing", change: closedWithout},
+		"closed, and its writer's store is in reach": {reach: four[:1], want: "nothing", change: closedWithout},
+		"something is nowhere":                       {reach: four, want: "nothing, open", lossy: "0-4", change: func(t *testing.T, w *world) { w.drop(t, 3) }},
 		"a roll came to nothing": {reach: four, want: "0-12", change: func(t *testing.T, w *world) {
 			w.write(t, "d", coordinator.WALSegment{Number: 5, First: 11}, 11) // and the log went on without it
 		}},
 		"a roll came to nothing at the end": {reach: four, want: "0-12", change: func(t *testing.T, w *world) {
 			w.write(t, "b", coordinator.WALSegment{Number: 5, First: 13}, 12)
+		}},
+		"a roll of the writer came to nothing": {reach: four, want: "0-12", change: func(t *testing.T, w *world) {
+			w.write(t, "a", coordinator.WALSegment{Number: 5, First: 13}, 12)
+		}},
+		"it rolled to disks that nobody knows": {reach: four, want: "nothing, open", lossy: "0-14", change: func(t *testing.T, w *world) {
+			w.write(t, "a", coordinator.WALSegment{Number: 5, First: 13}, 14)
 		}},
 		"a record without segments": {reach: four[:3], want: "nothing, open", lossy: "0-12", change: func(t *testing.T, w *world) {
 			w.record.Segments = nil

@@ -6,6 +6,8 @@
 //	close      no entry of the log is missing in the bucket; its shards may get a new leader
 //
 // A recoverer that dies is followed by another, which claims the log anew and continues after the last commit.
+//
+// Of a log from before a restore the record is older than the log: what it holds is asked of all stores (old.go), and what of that counts is judged by what is committed, and by the other logs (judge.go).
 package recovery
 
 import (
@@ -14,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/varve-io/varve/agent/flush"
@@ -41,6 +44,9 @@ type Recovery struct {
 	Claimer  coordinator.LogID // incarnation that recovers
 	Now      func() time.Time
 	Log      *slog.Logger
+
+	mu    sync.Mutex
+	known map[coordinator.LogID]begins // of logs from before the restore that were read
 }
 
 // Recoverable reports whether stores in reach may suffice to seal the log's open segment, and to read those that were rolled away.
@@ -63,21 +69,18 @@ func sizeOf(s coordinator.WALSegment) quorum.Size {
 	return quorum.Size{Copies: len(s.Stores), Quorum: s.Quorum}
 }
 
-// Run recovers one log, unless it is closed by now. Of one from before a restore the error may be [ErrLacking].
+// Run recovers one log, unless it is closed by now. Of one from before a restore the error may be [ErrLacking], also while another log from before it lacks stores. Several logs may be recovered at once.
 func (r *Recovery) Run(ctx context.Context, id coordinator.LogID) error { return r.run(ctx, id, false) }
 
 // run recovers a log. lossy is an operator's word that of one from before a restore what is on no store in reach may be given up.
 func (r *Recovery) run(ctx context.Context, id coordinator.LogID, lossy bool) error {
-	if id < r.Restored && !lossy { // before it is claimed, which would be for nothing
+	var later begins
+	if id < r.Restored { // before it is claimed, which would be for nothing
 		record, _, err := r.read(ctx, id)
 		if err != nil || record.Closed {
 			return err
 		}
-		o, err := r.search(ctx, record)
-		if err != nil {
-			return err
-		}
-		if err := o.whole(); err != nil {
+		if later, err = r.prepare(ctx, record, lossy); err != nil {
 			return err
 		}
 	}
@@ -88,18 +91,21 @@ func (r *Recovery) run(ctx context.Context, id coordinator.LogID, lossy bool) er
 	if record.Closed {
 		return nil
 	}
-	var sealed []*wal.Sealed
+	var parts []part
+	var s *sieve
 	if id < r.Restored {
-		sealed, err = r.sealOld(ctx, record, lossy)
+		if parts, err = r.sealOld(ctx, record, lossy); err == nil {
+			s, err = r.sieve(ctx, later, lossy)
+		}
 	} else {
-		sealed, err = r.seal(record)
+		parts, err = r.seal(record)
 	}
 	if err != nil {
 		return err
 	}
 	last := wal.EntryID(record.Flushed)
-	if n := len(sealed); n > 0 {
-		last = max(last, sealed[n-1].Last)
+	if n := len(parts); n > 0 {
+		last = max(last, parts[n-1].Last)
 	}
 	r.Log.Info("recovering WAL log", "log", id, "flushed", record.Flushed, "last", last)
 	w := flush.NewWriter(flush.WriterConfig{
@@ -109,8 +115,11 @@ func (r *Recovery) run(ctx context.Context, id coordinator.LogID, lossy bool) er
 	if err != nil {
 		return err
 	}
-	if err := r.flush(ctx, w, sealed, topics); err != nil {
+	if err := r.flush(ctx, w, parts, topics, s); err != nil {
 		return fmt.Errorf("recover WAL log %s: %w", id, err)
+	}
+	if s != nil {
+		s.tell(id)
 	}
 	if err := w.Close(ctx); err != nil {
 		return err
@@ -203,9 +212,29 @@ func (r *Recovery) read(ctx context.Context, id coordinator.LogID) (record coord
 	return record, revision, err
 }
 
+// part is what is to be recovered of a segment: the entries from number from on.
+type part struct {
+	*wal.Sealed
+	from wal.EntryID
+}
+
+// read calls visit with the entries of parts, in order; their bytes are valid until visit returns.
+func read(parts []part, visit func(wal.EntryID, []byte) error) error {
+	for _, p := range parts {
+		if p.from > p.Last {
+			continue
+		}
+		if err := p.Read(p.from, visit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // seal fences the log's open segment on its stores, and finds those that were rolled away and are not flushed. The open one comes last.
-func (r *Recovery) seal(record coordinator.Log) ([]*wal.Sealed, error) {
-	var all []*wal.Sealed
+func (r *Recovery) seal(record coordinator.Log) ([]part, error) {
+	var all []part
+	next := wal.EntryID(record.Flushed + 1)
 	for _, s := range record.Segments {
 		stores := make([]wal.Sealer, len(s.Stores))
 		for i, name := range s.Stores {
@@ -225,7 +254,8 @@ func (r *Recovery) seal(record coordinator.Log) ([]*wal.Sealed, error) {
 		if err != nil {
 			return nil, fmt.Errorf("recover WAL log %s: %w", record.ID, err)
 		}
-		all = append(all, sealed)
+		all = append(all, part{sealed, next})
+		next = max(next, sealed.Last+1)
 	}
 	return all, nil
 }
@@ -248,8 +278,8 @@ func (r *Recovery) topics(ctx context.Context) (map[protocol.TopicID]string, err
 	return names, err
 }
 
-// flush commits what the sealed log has beyond its flushed position, a segment at a time.
-func (r *Recovery) flush(ctx context.Context, w *flush.Writer, sealed []*wal.Sealed, topics map[protocol.TopicID]string) error {
+// flush commits what is to be recovered, a segment at a time; through a sieve if the log is from before a restore.
+func (r *Recovery) flush(ctx context.Context, w *flush.Writer, parts []part, topics map[protocol.TopicID]string, sieve *sieve) error {
 	var records []flush.Record
 	var builder segment.Builder
 	size := 0
@@ -271,8 +301,11 @@ func (r *Recovery) flush(ctx context.Context, w *flush.Writer, sealed []*wal.Sea
 			return fmt.Errorf("entry %d: %w", n, err)
 		}
 		name, ok := topics[h.Topic]
-		if !ok {
-			return nil
+		if ok && sieve != nil {
+			ok, err = sieve.takes(ctx, n, &h, b)
+		}
+		if !ok || err != nil {
+			return err
 		}
 		if len(records) == segment.SectionsMax || size > 0 && size+len(b) > flush.SegmentBytesDefault {
 			if err := cut(); err != nil {
@@ -286,15 +319,8 @@ func (r *Recovery) flush(ctx context.Context, w *flush.Writer, sealed []*wal.Sea
 		size += len(b)
 		return nil
 	}
-	next := wal.EntryID(w.Record().Flushed + 1)
-	for _, s := range sealed {
-		if next > s.Last {
-			continue
-		}
-		if err := s.Read(next, add); err != nil {
-			return err
-		}
-		next = s.Last + 1
+	if err := read(parts, add); err != nil {
+		return err
 	}
 	return cut()
 }

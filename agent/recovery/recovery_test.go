@@ -70,23 +70,40 @@ func newWorld(t *testing.T) *world {
 // write puts a segment's entries into a store, one record each, whose offset is the entry's number less one. The last stable offset is half of the entry's number.
 func (w *world) write(t *testing.T, store string, s coordinator.WALSegment, last int64) {
 	t.Helper()
-	id := wal.SegmentID{Log: wal.LogID(w.record.ID), Number: s.Number}
+	var all []entry
+	for n := s.First; n <= last; n++ {
+		all = append(all, entry{offset: protocol.Offset(n - 1), epoch: 1})
+	}
+	w.fill(t, store, w.record.ID, s, all...)
+}
+
+// entry is a record in a partition of the topic.
+type entry struct {
+	partition int32
+	offset    protocol.Offset
+	epoch     protocol.LeaderEpoch
+}
+
+// fill puts a segment of a log with these entries into a store.
+func (w *world) fill(t *testing.T, store string, log coordinator.LogID, s coordinator.WALSegment, all ...entry) {
+	t.Helper()
+	id := wal.SegmentID{Log: wal.LogID(log), Number: s.Number}
 	a, err := w.stores[store].Create(id, 1, wal.EntryID(s.First))
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.open = append(w.open, a)
-	for entry := s.First; entry <= last; entry++ {
+	for i, e := range all {
 		b := batch.NewBuilder(batch.None)
-		b.BaseOffset, b.LeaderEpoch = protocol.Offset(entry-1), 1
-		b.Append(1, nil, fmt.Append(nil, "entry ", entry))
+		b.BaseOffset, b.LeaderEpoch = e.offset, e.epoch
+		b.Append(1, nil, fmt.Append(nil, "offset ", e.offset, " of log ", log))
 		payload, err := b.AppendTo(nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var head [ingest.EntryHeaderBytes]byte
-		ingest.EntryHeader{Topic: topic.ID, LastStable: protocol.Offset(entry / 2)}.Put(head[:])
-		h := frame.Header{Segment: id, Fence: 1, First: wal.EntryID(entry)}
+		ingest.EntryHeader{Topic: topic.ID, Partition: e.partition, LastStable: (e.offset + 1) / 2}.Put(head[:])
+		h := frame.Header{Segment: id, Fence: 1, First: wal.EntryID(s.First) + wal.EntryID(i)}
 		memory := disk.Aligned(frame.BlockBytes)
 		h.Put(memory[frame.HeaderBytes:], head[:], payload, crc32c.Tail{})
 		frame.Finish(memory, &h)

@@ -1,0 +1,240 @@
+package recovery_test
+
+import (
+	"errors"
+	"slices"
+	"testing"
+
+	"github.com/varve-io/varve/agent/recovery"
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/objectstore/manifest"
+	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/wal"
+	"github.com/varve-io/varve/wal/disk"
+)
+
+// at returns entries of partition 0 with these offsets.
+func at(epoch protocol.LeaderEpoch, offsets ...protocol.Offset) (all []entry) {
+	for _, o := range offsets {
+		all = append(all, entry{offset: o, epoch: epoch})
+	}
+	return all
+}
+
+// newTwoLogs is a world after a restore with two open logs, of which nothing was flushed when the copy was made: log 7, whose writer has store a, on a, b and c, and log 8, whose writer has b, on b, c and d.
+func newTwoLogs(t *testing.T) *world {
+	t.Helper()
+	w := newOldWorld(t, 0)
+	w.drop(t, 1)
+	w.drop(t, 3)
+	w.drop(t, 4)
+	w.record.Closed = true
+	put(t, w.kv, coordinator.KeyLog(5), w.record)
+	for _, l := range []coordinator.Log{
+		{ID: 7, Node: 1, Fence: 1000, Segments: []coordinator.WALSegment{{Number: 1, First: 1, Last: -1, Stores: []string{"a", "b", "c"}, Quorum: 2}}},
+		{ID: 8, Node: 2, Fence: 1000, Segments: []coordinator.WALSegment{{Number: 1, First: 1, Last: -1, Stores: []string{"b", "c", "d"}, Quorum: 2}}},
+	} {
+		put(t, w.kv, coordinator.KeyLog(l.ID), l)
+	}
+	return w
+}
+
+// both fills the first segment of a log on some stores.
+func (w *world) both(t *testing.T, log coordinator.LogID, all []entry, stores ...string) {
+	t.Helper()
+	for _, name := range stores {
+		w.fill(t, name, log, coordinator.WALSegment{Number: 1, First: 1}, all...)
+	}
+}
+
+// run recovers a log, with an operator's word if lossy.
+func (w *world) run(t *testing.T, log coordinator.LogID, lossy bool, reach ...string) error {
+	t.Helper()
+	if lossy {
+		return w.old(reach...).RunDamaged(t.Context(), log, w.stores["a"])
+	}
+	return w.old(reach...).Run(t.Context(), log)
+}
+
+// TestLaterLeader: log 7 was recovered before etcd was lost, while a store was away that holds what nobody counted, and log 8 has the partition since. Neither loses what was acknowledged, nor is an offset given twice,
+// in whichever order they are recovered.
+func TestLaterLeader(t *testing.T) {
+	for name, test := range map[string]struct {
+		seven, eight []entry
+		end          protocol.Offset // of what the restore took from the bucket
+		epoch        protocol.LeaderEpoch
+		want         [2]string // of logs 7 and 8
+	}{
+		"the later leader's records are on disks alone": {
+			seven: at(1, 0, 1, 2), eight: at(2, 2, 3), end: 2, epoch: 1, want: [2]string{"nothing", "2-4"},
+		},
+		"they are committed": {
+			seven: at(1, 0, 1, 2), eight: at(2, 2, 3), end: 4, epoch: 2, want: [2]string{"nothing", "nothing"},
+		},
+		"they are committed in part": {
+			seven: at(1, 0, 1, 2, 3, 4), eight: at(2, 2, 3), end: 3, epoch: 2, want: [2]string{"nothing", "3-4"},
+		},
+		"what nobody counted goes on behind them": {
+			seven: at(1, 0, 1, 2, 3, 4, 5), eight: at(2, 2, 3), end: 4, epoch: 2, want: [2]string{"nothing", "nothing"},
+		},
+		"nobody wrote after it": {
+			seven: at(1, 0, 1, 2), end: 2, epoch: 1, want: [2]string{"2-3", "nothing"},
+		},
+		"nothing was ever committed": {
+			seven: at(1, 0, 1, 2), want: [2]string{"0-3", "nothing"},
+		},
+		"the older log led later": {
+			seven: at(3, 2, 3), eight: at(2, 0, 1, 2, 3, 4), end: 2, epoch: 2, want: [2]string{"2-4", "nothing"},
+		},
+		"the older log led again": {
+			seven: slices.Concat(at(1, 0, 1), at(3, 4, 5)), eight: at(2, 2, 3, 4), end: 4, epoch: 2, want: [2]string{"4-6", "nothing"},
+		},
+		"the later leader wrote to another partition": {
+			seven: at(1, 0, 1, 2), eight: []entry{{1, 0, 2}}, end: 2, epoch: 1, want: [2]string{"2-3", "1:0-1"},
+		},
+	} {
+		for _, order := range [][]coordinator.LogID{{7, 8}, {8, 7}} {
+			w := newTwoLogs(t)
+			w.both(t, 7, test.seven, "a") // b and c have dropped it
+			w.both(t, 8, test.eight, "b", "c", "d")
+			w.restored(t, test.end, test.epoch)
+			for _, log := range order {
+				if err := w.run(t, log, false, "a", "b", "c", "d"); err != nil {
+					t.Errorf("%s: recover log %s of %v: %v", name, log, order, err)
+				}
+			}
+			if got := [2]string{w.endsOf(t, 7), w.endsOf(t, 8)}; got != test.want {
+				t.Errorf("%s: recovered in the order %v, committed %q, want %q", name, order, got, test.want)
+			}
+		}
+	}
+}
+
+// TestLaterLeaderMerged: what is merged counts as committed.
+func TestLaterLeaderMerged(t *testing.T) {
+	w := newTwoLogs(t)
+	w.both(t, 7, at(1, 0, 1, 2, 3), "a", "b", "c")
+	m := manifest.Manifest{Epoch: 1, Generation: 1, Cluster: [16]byte{9}}
+	m.Set(manifest.Partition{Topic: topic.ID, TopicName: topic.Name, End: 2, Epochs: []manifest.EpochStart{{Epoch: 1}}})
+	object, err := m.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.bucket.Put(t.Context(), m.Name(), objectstore.Bytes(object)); err != nil {
+		t.Fatal(err)
+	}
+	put(t, w.kv, coordinator.KeyShard(0), coordinator.Shard{Epoch: 9, Manifest: m.Name()})
+	if err := w.run(t, 7, false, "a", "b", "c", "d"); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.endsOf(t, 7); got != "2-4" {
+		t.Errorf("committed %s, want 2-4", got)
+	}
+}
+
+// TestLaterLeaderAway: no log is recovered while another one, which may show later leaders, is not in reach, unless an operator gives it up that is not.
+func TestLaterLeaderAway(t *testing.T) {
+	w := newTwoLogs(t)
+	w.both(t, 7, at(1, 0, 1, 2), "a")
+	w.both(t, 8, at(2, 2, 3), "b", "c", "d")
+	w.restored(t, 2, 1)
+	reach := []string{"a", "c", "d"} // log 8 lacks its writer's store
+	for _, lossy := range []bool{false, true} {
+		if err := w.run(t, 7, lossy, reach...); !errors.Is(err, recovery.ErrLacking) {
+			t.Errorf("log 7 recovered with %v; its loss accepted: %t", err, lossy)
+		}
+	}
+	if err := w.run(t, 8, true, reach...); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.run(t, 7, false, reach...); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := [2]string{w.endsOf(t, 7), w.endsOf(t, 8)}, [2]string{"nothing", "2-4"}; got != want {
+		t.Errorf("committed %q, want %q", got, want)
+	}
+}
+
+// TestBothAway: of two logs that lack stores an operator gives up one after the other.
+func TestBothAway(t *testing.T) {
+	w := newTwoLogs(t)
+	w.both(t, 7, at(1, 0, 1, 2), "a", "c")
+	w.both(t, 8, at(2, 2, 3), "b", "c", "d")
+	w.restored(t, 2, 1)
+	for _, log := range []coordinator.LogID{8, 7} {
+		if err := w.run(t, log, true, "c", "d"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, want := [2]string{w.endsOf(t, 7), w.endsOf(t, 8)}, [2]string{"nothing", "2-4"}; got != want {
+		t.Errorf("committed %q, want %q", got, want)
+	}
+}
+
+// TestEarlierLeader: of what is missing in the bucket disks may have the beginning, in another log: a log waits for what comes before it.
+func TestEarlierLeader(t *testing.T) {
+	w := newTwoLogs(t)
+	w.both(t, 7, at(1, 0, 1), "a", "b", "c")
+	w.both(t, 8, at(2, 2, 3), "b", "c", "d")
+	all := []string{"a", "b", "c", "d"}
+	if err := w.run(t, 8, false, all...); !errors.Is(err, recovery.ErrLacking) {
+		t.Errorf("log 8 recovered with %v", err)
+	}
+	for _, log := range []coordinator.LogID{7, 8} {
+		if err := w.run(t, log, false, all...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, want := [2]string{w.endsOf(t, 7), w.endsOf(t, 8)}, [2]string{"0-2", "2-4"}; got != want {
+		t.Errorf("committed %q, want %q", got, want)
+	}
+}
+
+// TestBehindLoss: by an operator's word a log goes on behind entries that are nowhere, with what continues its partition.
+func TestBehindLoss(t *testing.T) {
+	w := newTwoLogs(t)
+	w.both(t, 7, at(1, 0, 1), "a", "b", "c")
+	for _, name := range []string{"a", "b", "c"} { // entries 3 and 4 were in a segment that is gone
+		w.fill(t, name, 7, coordinator.WALSegment{Number: 3, First: 5}, entry{0, 4, 1}, entry{1, 0, 1}, entry{2, 7, 1}, entry{2, 8, 1})
+	}
+	all := []string{"a", "b", "c", "d"}
+	if err := w.run(t, 7, false, all...); !errors.Is(err, recovery.ErrLacking) {
+		t.Errorf("recovered with %v", err)
+	}
+	if err := w.run(t, 7, true, all...); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := w.endsOf(t, 7), "0-2 1:0-1 2:7-9"; got != want {
+		t.Errorf("committed %s, want %s", got, want)
+	}
+}
+
+// TestTrimmed: what the writer's store has trimmed was flushed, however far the record says that the log was.
+func TestTrimmed(t *testing.T) {
+	for name, trimmed := range map[string][]string{"on all": {"a", "b", "c"}, "on the writer's": {"a"}, "on another": {"b"}} {
+		w := newTwoLogs(t)
+		var all []entry
+		for o := range protocol.Offset(60) {
+			all = append(all, entry{offset: o, epoch: 1})
+		}
+		w.both(t, 7, all, "a", "b", "c")
+		w.restored(t, 45, 1)
+		for _, store := range trimmed {
+			s := w.stores[store]
+			id := wal.SegmentID{Log: 7, Number: 1}
+			if err := s.Trim(id, 45); err != nil {
+				t.Fatal(err)
+			}
+			if at := slices.IndexFunc(s.Segments(), func(i disk.SegmentInfo) bool { return i.ID == id }); s.Segments()[at].First < 20 {
+				t.Fatalf("%s: store %s has %+v", name, store, s.Segments()[at])
+			}
+		}
+		if err := w.run(t, 7, false, "a", "b", "c", "d"); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got := w.endsOf(t, 7); got != "45-60" {
+			t.Errorf("%s: committed %s, want 45-60", name, got)
+		}
+	}
+}
