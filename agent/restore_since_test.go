@@ -1,6 +1,7 @@
 package agent_test
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/varve-io/varve/agent/upkeep"
 	"github.com/varve-io/varve/coordinator"
 	memkv "github.com/varve-io/varve/coordinator/mem"
+	"github.com/varve-io/varve/protocol"
 )
 
 // TestRestoreRecreated loses etcd after a topic was deleted and created anew, which no copy has: the agents' logs show which one came later.
@@ -59,6 +61,64 @@ func TestRestoreRecreated(t *testing.T) {
 	expect(t, reader, at, 5)
 	next.produce(t, "t", partitions, 5, 8, "")
 	expect(t, reader, at, 8)
+	next.check(t)
+}
+
+// TestRestoreHole loses etcd, and a segment that was flushed since the copy was made is not in the bucket, as if a later upload had overtaken it: the agent's disk has what was in it.
+func TestRestoreHole(t *testing.T) {
+	c := newCluster(t, func(cfg *agent.Config) {
+		copying(cfg)
+		cfg.Copies = 1
+		cfg.Merge = upkeep.MergeConfig{DataBytes: 1 << 30, CommitsMax: 1 << 20, KeyBytesMax: 1 << 30, AgeMax: time.Hour}
+	}, "a")
+	c.create(t, "t", 2)
+	c.produce(t, "t", 2, 0, 10, "")
+	c.awaitFlushed(t, "t", 10)
+	number := c.awaitCopy(t)
+	c.produce(t, "t", 1, 10, 20, "")
+	eventually(t, "partition 0 is flushed", func() bool { return c.ends(t, "t")[0] == 20 })
+	producer := c.client(t, kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	for i := 10; i < 20; i++ {
+		send(t, producer, "t", 1, fmt.Sprint(i, " "))
+	}
+	c.awaitFlushed(t, "t", 20)
+	items, _, err := c.kv.List(t.Context(), coordinator.PrefixCommits, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.killAll()
+	c.forgetCopies(t, number)
+	deleted := 0
+	for _, it := range items {
+		commit, err := coordinator.DecodeCommit(it.Value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p := commit.Partitions[0]; len(commit.Partitions) > 1 || p.Partition != 0 || p.FirstOffset < 10 {
+			continue
+		}
+		if err := c.bucket.Delete(t.Context(), commit.Object); err != nil {
+			t.Fatal(err)
+		}
+		deleted++
+	}
+	if deleted == 0 {
+		t.Fatal("no commit has what was written to partition 0 since the copy")
+	}
+
+	next := c.again(t, memkv.New(memkv.Config{ClusterID: 2, Start: time.Now()}), false)
+	if _, err := next.restore(t, rebuild.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := next.ends(t, "t"); !slices.Equal(got, []protocol.Offset{10, 20}) {
+		t.Errorf("restored to %v, want [10 20]", got)
+	}
+	next.startAll(t)
+	reader := next.client(t, kgo.ConsumeTopics("t"))
+	at := make([]int64, 2)
+	expect(t, reader, at, 20)
+	next.produce(t, "t", 2, 20, 25, "")
+	expect(t, reader, at, 25)
 	next.check(t)
 }
 

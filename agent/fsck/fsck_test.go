@@ -113,6 +113,20 @@ func TestDamage(t *testing.T) {
 			w.log.Commits = 2
 			w.write(coordinator.KeyLog(5), w.log)
 		}, false, []string{"bad key: meta/commits/0000000000000005/0000000000000003: its log has 2 commits", "flushed to 3"}},
+		{"a log is flushed further than its last commit", func(w *world) {
+			w.log.Flushed++
+			w.write(coordinator.KeyLog(5), w.log)
+			w.write(coordinator.KeyCluster, coordinator.Cluster{ID: cluster.String(), Shards: 2, Restored: 6})
+		}, false, []string{"flushed to 4"}},
+		{"a log is flushed less than its last commit", func(w *world) {
+			w.log.Flushed--
+			w.write(coordinator.KeyLog(5), w.log)
+		}, false, []string{"flushed to 2"}},
+		{"a restore did not find a commit before the last one", func(w *world) {
+			w.log.Flushed--
+			w.write(coordinator.KeyLog(5), w.log)
+			w.write(coordinator.KeyCluster, coordinator.Cluster{ID: cluster.String(), Shards: 2, Restored: 6})
+		}, false, nil},
 		{"a log is unknown", func(w *world) { w.delete(coordinator.KeyLog(5)) }, false, []string{"nobody knows its log", "nobody knows its log"}},
 		{"a guard of another leader", func(w *world) { w.write(coordinator.KeyWrite(1), coordinator.Write{Owner: 5, Epoch: 4}) }, false, []string{"bad key: meta/shards/0001"}},
 		{"a topic that is no JSON", func(w *world) { w.write(coordinator.KeyTopic("bad"), []byte("{")) }, false, []string{"bad key: meta/topics/bad"}},

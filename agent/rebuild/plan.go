@@ -56,10 +56,36 @@ type Plan struct {
 	Missing, Notes []string
 }
 
-// Progress is how far a log was flushed.
+// Progress is how far a log was flushed. Of the numbers up to Commits some may never have been committed, or be missing in the bucket: uploads overtake each other. Flushed lies before the first of these, so that
+// what disks have of it is recovered.
 type Progress struct {
 	Fence, Commits uint64
-	Flushed        int64
+	Flushed        int64 // entry
+	hole           bool  // a number is missing of which nothing tells that it was committed
+}
+
+// writerFence is the fence of a log's own writer. Whoever has claimed a log has a higher one.
+const writerFence = 1
+
+// with returns the progress of a log of which a segment is taken, or was merged: the next of its numbers that there is. A writer uploads several segments at once, so that one shows nothing of numbers before it. Whoever
+// has claimed the log begins behind the last commit, and uploads one after the other.
+func (at Progress) with(h *segment.Header) Progress {
+	at.hole = h.ID.Fence == writerFence && (at.hole || h.ID.Commit != at.Commits+1)
+	at.Fence, at.Commits = h.ID.Fence, h.ID.Commit
+	if !at.hole {
+		at.Flushed = h.LastEntry
+	}
+	return at
+}
+
+// progress returns how far a log was flushed, as far as it is known by now.
+func (p *planner) progress(log coordinator.LogID) Progress {
+	at, ok := p.plan.Logs[log]
+	if !ok {
+		l := p.Logs[log]
+		at = Progress{Commits: l.Commits, Flushed: l.Flushed}
+	}
+	return at
 }
 
 // MayBeNew reports whether a segment of level 0 may have been committed after the copy was made: its log was not over then, it had fewer commits, and nobody had claimed it from the segment's writer.
@@ -360,8 +386,7 @@ func (p *planner) adopt(byLog map[coordinator.LogID][]candidate) {
 						waiting[shard]--
 					}
 				}
-				id := c.segment.Header.ID
-				p.plan.Logs[log] = Progress{Fence: id.Fence, Commits: id.Commit, Flushed: c.segment.Header.LastEntry}
+				p.plan.Logs[log] = p.progress(log).with(&c.segment.Header)
 				if !over {
 					revision++
 					p.take(Commit{Commit: commitOf(c.segment.Footer), Revision: revision, Footer: c.segment.Footer}, c.all, shards)

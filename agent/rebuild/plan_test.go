@@ -104,6 +104,8 @@ type planCase struct {
 
 	partitions int32 // of orders, if they are more
 
+	progress map[coordinator.LogID]string // commits/flushed entry, of logs that have more than the copy knows; an entry has its commit's number
+
 	gone bool               // orders is no more
 	anew [2]protocol.Offset // ends of the topic that has its name
 }
@@ -127,16 +129,44 @@ func TestPlan(t *testing.T) {
 			copied:   map[string][]part{"1/1/1/0": one(0, 10, 1)},
 			segments: map[string][]part{"1/2/1/0": one(10, 20, 1), "1/3/1/0": one(20, 30, 1)},
 			want:     []string{"1/1", "1/2", "1/3"}, adopted: 2, ends: [2]protocol.Offset{30},
+			progress: map[coordinator.LogID]string{1: "3/3"},
 		},
 		"numbers that are missing were merged": {
 			merged:   []end{{0, 20, 1}},
 			segments: map[string][]part{"1/3/1/0": one(20, 30, 1)},
 			want:     []string{"1/3"}, adopted: 1, ends: [2]protocol.Offset{30},
+			progress: map[coordinator.LogID]string{1: "3/0"},
 		},
 		"offsets that are missing end the log": {
 			copied:   map[string][]part{"1/1/1/0": one(0, 10, 1)},
 			segments: map[string][]part{"1/3/1/0": one(20, 30, 1), "1/4/1/0": {{partition: 1, next: 5, epoch: 1}}},
 			want:     []string{"1/1"}, ends: [2]protocol.Offset{10}, notes: 1,
+		},
+		"a number was never uploaded": { // disks have it
+			copied:   map[string][]part{"1/1/1/0": one(0, 10, 1)},
+			segments: map[string][]part{"1/3/1/0": {{partition: 1, next: 5, epoch: 1}}, "1/4/1/0": {{partition: 1, first: 5, next: 9, epoch: 1}}},
+			want:     []string{"1/1", "1/3", "1/4"}, adopted: 2, ends: [2]protocol.Offset{10, 9},
+			progress: map[coordinator.LogID]string{1: "4/1"},
+		},
+		"a number before one that is merged was never uploaded": {
+			copied:   map[string][]part{"1/1/1/0": one(0, 10, 1)},
+			merged:   []end{{0, 10, 1}, {1, 5, 1}},
+			segments: map[string][]part{"1/3/1/0": {{partition: 1, next: 5, epoch: 1}}},
+			left:     1, ends: [2]protocol.Offset{10, 5},
+			progress: map[coordinator.LogID]string{1: "3/1"},
+		},
+		"a number is missing, and the log was claimed": { // by whom it had been committed
+			copied:   map[string][]part{"1/1/1/0": one(0, 10, 1)},
+			segments: map[string][]part{"1/3/1/0": {{partition: 1, next: 5, epoch: 1}}, "1/5/2/0": one(10, 20, 1), "1/6/2/0": one(20, 30, 1)},
+			want:     []string{"1/1", "1/3", "1/5", "1/6"}, adopted: 3, ends: [2]protocol.Offset{30, 5},
+			progress: map[coordinator.LogID]string{1: "6/6"},
+		},
+		"what is damaged lies before what is taken": {
+			copied:   map[string][]part{"1/1/1/0": one(0, 10, 1)},
+			damaged:  []string{"segments/1/2"},
+			segments: map[string][]part{"1/3/1/0": {{partition: 1, next: 5, epoch: 1}}},
+			want:     []string{"1/1", "1/3"}, adopted: 1, ends: [2]protocol.Offset{10, 5}, missing: 1,
+			progress: map[coordinator.LogID]string{1: "3/1"},
 		},
 		"what is merged is left out": {
 			copied:   map[string][]part{"1/1/1/0": one(0, 10, 1)},
@@ -144,6 +174,7 @@ func TestPlan(t *testing.T) {
 			merged:   []end{{0, 20, 1}},
 			segments: map[string][]part{"1/2/1/0": one(10, 20, 1)},
 			left:     1, ends: [2]protocol.Offset{20},
+			progress: map[coordinator.LogID]string{1: "2/2"},
 		},
 		"one shard of two has merged": {
 			merged:   []end{{0, 20, 1}, {1, 10, 1}},
@@ -156,6 +187,7 @@ func TestPlan(t *testing.T) {
 				"1/1/1/0": one(0, 10, 1), "1/2/1/0": one(10, 20, 1), "1/3/1/0": one(20, 30, 1), "1/2/2/0": one(10, 25, 1),
 			},
 			want: []string{"1/1", "1/2"}, adopted: 2, ends: [2]protocol.Offset{25},
+			progress: map[coordinator.LogID]string{1: "2/2"},
 		},
 		"of attempts the last counts": {
 			segments: map[string][]part{"1/1/1/0": one(0, 10, 1), "1/1/1/1": one(0, 12, 1), "1/2/1/0": one(12, 20, 1)},
@@ -191,6 +223,7 @@ func TestPlan(t *testing.T) {
 			merged:   []end{{0, 15, 1}},
 			segments: map[string][]part{"1/1/1/0": one(10, 20, 1), "1/2/2/0": one(15, 20, 1)},
 			want:     []string{"1/2"}, adopted: 1, ends: [2]protocol.Offset{20},
+			progress: map[coordinator.LogID]string{1: "2/2"},
 		},
 		"what is merged comes first": { // by log 4 alone, the second shard would have its merged commit behind one that is not
 			merged: []end{{0, 0, 0}, {1, 10, 1}},
@@ -291,7 +324,7 @@ func TestPlan(t *testing.T) {
 func (c planCase) run(t *testing.T) {
 	f := &Found{
 		Topics: map[protocol.TopicID]coordinator.Topic{orders.ID: orders}, Shards: make(map[coordinator.ShardID]coordinator.Shard),
-		Manifests: make(map[coordinator.ShardID]*manifest.Manifest), Damaged: c.damaged,
+		Manifests: make(map[coordinator.ShardID]*manifest.Manifest), Damaged: c.damaged, Logs: make(map[coordinator.LogID]coordinator.Log),
 	}
 	for n, epoch := range c.epochs {
 		f.Shards[shardOf(n)] = coordinator.Shard{Epoch: epoch}
@@ -322,6 +355,7 @@ func (c planCase) run(t *testing.T) {
 			commit.Footer = nil
 		}
 		f.Commits = append(f.Commits, commit)
+		f.Logs[commit.Log] = coordinator.Log{ID: commit.Log, Fence: commit.Fence, Commits: commit.Number, Flushed: commit.LastEntry}
 	}
 	for name, parts := range c.segments {
 		f.Segments = append(f.Segments, Segment{flushed(t, name, parts...)})
@@ -348,6 +382,11 @@ func (c planCase) run(t *testing.T) {
 		}
 		if upTo := revisions[p.Merged[shardOf(n)]]; upTo != c.upTo[n] {
 			t.Errorf("the shard of partition %d has merged up to %q, want %q", n, upTo, c.upTo[n])
+		}
+	}
+	for log, want := range c.progress {
+		if at := p.Logs[log]; fmt.Sprintf("%d/%d", at.Commits, at.Flushed) != want {
+			t.Errorf("log %s is at %+v, want %s", log, at, want)
 		}
 	}
 	if got := p.Topics[orders.ID].Partitions; c.partitions > 0 && got != c.partitions {
