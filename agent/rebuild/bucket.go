@@ -254,10 +254,12 @@ func absent(err error) error {
 	return err
 }
 
-// unread tells an object that is damaged from one of a version that only a newer build reads.
+// unread takes an object that cannot be read for one that is damaged, be it by its version alone: if a newer build wrote it, an operator is told the version that it has, and what lacks without it.
 func unread(name string, err error) error {
-	if errors.Is(err, segment.ErrCorrupt) || errors.Is(err, manifest.ErrCorrupt) {
-		return fmt.Errorf("%s: %w: %w", name, errDamaged, err)
+	for _, kind := range []error{segment.ErrCorrupt, manifest.ErrCorrupt, segment.ErrVersion, manifest.ErrVersion} {
+		if errors.Is(err, kind) {
+			return fmt.Errorf("%s: %w: %w", name, errDamaged, err)
+		}
 	}
 	return fmt.Errorf("read %s: %w", name, err)
 }

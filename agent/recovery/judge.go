@@ -2,6 +2,7 @@ package recovery
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/batch"
 	"github.com/varve-io/varve/wal"
+	"github.com/varve-io/varve/wal/disk"
 )
 
 // stretch is what a batch takes of its partition.
@@ -275,11 +277,30 @@ func (r *Recovery) beginsOf(ctx context.Context, record coordinator.Log, blind b
 	if of != nil {
 		return of, nil
 	}
+	for {
+		of, err := r.readBegins(ctx, record, blind)
+		if !errors.Is(err, disk.ErrFenced) {
+			return of, err
+		}
+		newer, _, readErr := r.read(ctx, record.ID) // somebody may have claimed it meanwhile
+		switch {
+		case readErr != nil:
+			return nil, readErr
+		case newer.Closed: // what counted of it is committed
+			return nil, nil
+		case newer.Fence == record.Fence:
+			return nil, err
+		}
+		record = newer
+	}
+}
+
+func (r *Recovery) readBegins(ctx context.Context, record coordinator.Log, blind bool) (begins, error) {
 	parts, err := r.sealOld(ctx, record, blind)
 	if err != nil {
 		return nil, err
 	}
-	of = make(begins)
+	of := make(begins)
 	err = read(parts, func(n wal.EntryID, entry []byte) error {
 		h, b, err := ingest.ParseEntry(entry)
 		if err != nil {

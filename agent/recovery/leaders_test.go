@@ -111,6 +111,36 @@ func TestLaterLeader(t *testing.T) {
 	}
 }
 
+// TestLaterLeaderRace lets three agents recover both logs at once: whoever loses a claim is told so, and what is committed in the end is what counts, once.
+func TestLaterLeaderRace(t *testing.T) {
+	for range 10 {
+		w := newTwoLogs(t)
+		w.both(t, 7, at(1, 0, 1, 2), "a")
+		w.both(t, 8, at(2, 2, 3), "b", "c", "d")
+		w.restored(t, 2, 1)
+		results := make(chan error)
+		for range 3 {
+			r := w.old("a", "b", "c", "d")
+			for _, log := range []coordinator.LogID{7, 8} {
+				go func() { results <- r.Run(t.Context(), log) }()
+			}
+		}
+		for range 6 {
+			if err := <-results; err != nil && !errors.Is(err, coordinator.ErrFenced) && !errors.Is(err, disk.ErrFenced) {
+				t.Error(err)
+			}
+		}
+		for _, log := range []coordinator.LogID{7, 8} {
+			if err := w.run(t, log, false, "a", "b", "c", "d"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, want := [2]string{w.endsOf(t, 7), w.endsOf(t, 8)}, [2]string{"nothing", "2-4"}; got != want {
+			t.Fatalf("committed %q, want %q", got, want)
+		}
+	}
+}
+
 // TestLaterLeaderMerged: what is merged counts as committed.
 func TestLaterLeaderMerged(t *testing.T) {
 	w := newTwoLogs(t)
