@@ -160,3 +160,33 @@ func TestRestoreOpenTransaction(t *testing.T) {
 		t.Errorf("committed are %q", got)
 	}
 }
+
+// TestRestoreUnknownTransaction loses etcd while a transaction is open of which neither the copy nor the bucket knows, but an agent's disk alone: it is aborted.
+func TestRestoreUnknownTransaction(t *testing.T) {
+	c := newCluster(t, func(cfg *agent.Config) {
+		copying(cfg)
+		cfg.Flush.AgeMax = time.Hour
+	}, "a", "b", "c")
+	c.create(t, "x", 1)
+	number := c.awaitCopy(t)
+	begin := func(c *cluster) *kgo.Client {
+		return c.client(t, kgo.TransactionalID("p"), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	}
+	p := begin(c)
+	if err := p.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	send(t, p, "x", 0, "one")
+	c.killAll()
+	c.forgetCopies(t, number)
+
+	next := c.again(t, memkv.New(memkv.Config{ClusterID: 2, Start: time.Now()}), false)
+	if _, err := next.restore(t, rebuild.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	next.startAll(t)
+	transact(t, begin(next), "x", "two", true)
+	if got := next.committed(t, "x", 1); !slices.Equal(got, []string{"two"}) {
+		t.Errorf("committed are %q", got)
+	}
+}

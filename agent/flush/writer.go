@@ -76,6 +76,11 @@ func (w *Writer) Record() coordinator.Log {
 	return w.record
 }
 
+// Guard returns a guard that only compares: it holds until the log's record changes, by this writer or by who claims the log. It is for the goroutine that commits.
+func (w *Writer) Guard() *coordinator.Guard {
+	return &coordinator.Guard{Key: w.guard.Key, Revision: w.guard.Revision}
+}
+
 // NextCommit returns the number that the next commit must have.
 func (w *Writer) NextCommit() uint64 { return w.Record().Commits + 1 }
 

@@ -35,23 +35,23 @@ func (r *rebuilder) marked(p *manifest.Partition, id partition.ID, newer bool) {
 	}
 }
 
-// standing is how a transactional producer stands in a partition.
-type standing struct {
-	epoch    protocol.ProducerEpoch
-	markedMs int64 // when its newest marker was written at the latest, Unix milliseconds; 0 for none
+// Standing is how a transactional producer stands in a partition.
+type Standing struct {
+	Epoch    protocol.ProducerEpoch // the highest
+	MarkedMs int64                  // when its newest marker was written at the latest, Unix milliseconds; 0 for none
 }
 
 // past reports whether the transaction that a record has decided is over in a partition: what is open there began after it.
-func (at standing) past(s *txn.Snapshot) bool {
+func (at Standing) past(s *txn.Snapshot) bool {
 	if s.Version2 { // the marker has the epoch in which the next one begins
-		return at.epoch >= s.Epoch
+		return at.Epoch >= s.Epoch
 	}
-	return at.epoch > s.Epoch || at.markedMs >= s.UpdatedMs
+	return at.Epoch > s.Epoch || at.MarkedMs >= s.UpdatedMs
 }
 
 // standings tells of all transactional producers how they stand in their partitions.
-func (r *rebuilder) standings() map[protocol.ProducerID]map[txn.Partition]standing {
-	all := make(map[protocol.ProducerID]map[txn.Partition]standing)
+func (r *rebuilder) standings() map[protocol.ProducerID]map[txn.Partition]Standing {
+	all := make(map[protocol.ProducerID]map[txn.Partition]Standing)
 	for id, l := range r.logs {
 		if _, ok := r.plan.Topics[id.Topic]; !ok {
 			continue
@@ -61,9 +61,9 @@ func (r *rebuilder) standings() map[protocol.ProducerID]map[txn.Partition]standi
 				continue // it has no transactions
 			}
 			if all[p.ID] == nil {
-				all[p.ID] = make(map[txn.Partition]standing)
+				all[p.ID] = make(map[txn.Partition]Standing)
 			}
-			all[p.ID][txn.Partition{Topic: id.Topic, Partition: id.Partition}] = standing{p.Epoch, r.marks[producerAt{p.ID, id}]}
+			all[p.ID][txn.Partition{Topic: id.Topic, Partition: id.Partition}] = Standing{p.Epoch, r.marks[producerAt{p.ID, id}]}
 		}
 	}
 	return all
@@ -77,29 +77,43 @@ func (r *rebuilder) transactions(all map[string]txn.Snapshot, fresh protocol.Pro
 		s := all[key]
 		at := producers[s.ProducerID]
 		delete(producers, s.ProducerID)
-		if s.State != txn.PrepareCommit {
-			all[key] = aborted(s, at)
-			continue
-		}
-		s.Fence = s.Partitions.Union(slices.Collect(maps.Keys(at)))
-		s.Partitions = slices.DeleteFunc(slices.Clone(s.Partitions), func(p txn.Partition) bool { return at[p].past(&s) })
-		if s.NextProducerID < 0 {
+		s = Settle(s, at)
+		if s.State == txn.PrepareCommit && s.NextProducerID < 0 {
 			s.NextProducerID = fresh
 			fresh++
 		}
 		all[key] = s
 	}
 	for id, at := range producers {
-		name := fmt.Sprintf("varve-restore-%d", id) // whose it was nobody knows
-		all[coordinator.KeyTxn(coordinator.ShardOfName(name, r.found.Cluster.Shards), name)] = aborted(txn.Snapshot{
-			Format: 1, ProducerID: id, TimeoutMs: 60_000, StartedMs: -1, UpdatedMs: r.state.CreatedMs,
-		}, at)
+		key, s := Unclaimed(id, r.found.Cluster.Shards, r.state.CreatedMs)
+		all[key] = Settle(s, at)
 	}
 	return fresh
 }
 
+// Settle returns what becomes of a transactional id, whose producer is found to stand so in these partitions. What is found more may be settled later, before anybody coordinates the id.
+func Settle(s txn.Snapshot, at map[txn.Partition]Standing) txn.Snapshot {
+	if s.State != txn.PrepareCommit {
+		return aborted(s, at)
+	}
+	s.Fence = s.Fence.Union(s.Partitions).Union(slices.Collect(maps.Keys(at)))
+	s.Partitions = slices.DeleteFunc(slices.Clone(s.Partitions), func(p txn.Partition) bool {
+		to, found := at[p]
+		return found && to.past(&s)
+	})
+	return s
+}
+
+// Unclaimed returns the key and the record of a producer of which nobody knows whose it was, so that what it has begun can be ended. nowMs is Unix milliseconds.
+func Unclaimed(id protocol.ProducerID, shards uint32, nowMs int64) (key string, s txn.Snapshot) {
+	name := fmt.Sprintf("varve-restore-%d", id)
+	return coordinator.KeyTxn(coordinator.ShardOfName(name, shards), name), txn.Snapshot{
+		Format: 1, State: txn.Empty, ProducerID: id, TimeoutMs: 60_000, StartedMs: -1, UpdatedMs: nowMs,
+	}
+}
+
 // aborted returns a transactional id whose transaction is aborted, in these partitions too, and whose producer is fenced.
-func aborted(s txn.Snapshot, at map[txn.Partition]standing) txn.Snapshot {
+func aborted(s txn.Snapshot, at map[txn.Partition]Standing) txn.Snapshot {
 	s.Partitions = s.Partitions.Union(slices.Collect(maps.Keys(at)))
 	s.State = txn.Empty
 	if len(s.Partitions) > 0 {

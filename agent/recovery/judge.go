@@ -258,7 +258,7 @@ func (r *Recovery) begins(ctx context.Context, id coordinator.LogID, blind bool)
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("WAL log %s waits for log %s, which may have its partitions too: %w", id, other.ID, err)
+			return nil, fmt.Errorf("WAL log %s waits for log %s, which may have its partitions too: %w: %s", id, other.ID, ErrLacking, err.Error()) // damage there is none here
 		}
 		for id, epochs := range of {
 			for epoch, first := range epochs {

@@ -91,7 +91,7 @@ func TestLaterLeader(t *testing.T) {
 			seven: slices.Concat(at(1, 0, 1), at(3, 4, 5)), eight: at(2, 2, 3, 4), end: 4, epoch: 2, want: [2]string{"4-6", "nothing"},
 		},
 		"the later leader wrote to another partition": {
-			seven: at(1, 0, 1, 2), eight: []entry{{1, 0, 2}}, end: 2, epoch: 1, want: [2]string{"2-3", "1:0-1"},
+			seven: at(1, 0, 1, 2), eight: []entry{{partition: 1, epoch: 2}}, end: 2, epoch: 1, want: [2]string{"2-3", "1:0-1"},
 		},
 	} {
 		for _, order := range [][]coordinator.LogID{{7, 8}, {8, 7}} {
@@ -226,7 +226,7 @@ func TestBehindLoss(t *testing.T) {
 	w := newTwoLogs(t)
 	w.both(t, 7, at(1, 0, 1), "a", "b", "c")
 	for _, name := range []string{"a", "b", "c"} { // entries 3 and 4 were in a segment that is gone
-		w.fill(t, name, 7, coordinator.WALSegment{Number: 3, First: 5}, entry{0, 4, 1}, entry{1, 0, 1}, entry{2, 7, 1}, entry{2, 8, 1})
+		w.fill(t, name, 7, coordinator.WALSegment{Number: 3, First: 5}, entry{offset: 4, epoch: 1}, entry{partition: 1, epoch: 1}, entry{partition: 2, offset: 7, epoch: 1}, entry{partition: 2, offset: 8, epoch: 1})
 	}
 	all := []string{"a", "b", "c", "d"}
 	if err := w.run(t, 7, false, all...); !errors.Is(err, recovery.ErrLacking) {

@@ -7,7 +7,7 @@
 //
 // A recoverer that dies is followed by another, which claims the log anew and continues after the last commit.
 //
-// Of a log from before a restore the record is older than the log: what it holds is asked of all stores (old.go), and what of that counts is judged by what is committed, and by the other logs (judge.go).
+// Of a log from before a restore the record is older than the log: what it holds is asked of all stores (old.go), and what of that counts is judged by what is committed, and by the other logs (judge.go); what it tells of transactions is settled (transactions.go).
 package recovery
 
 import (
@@ -286,6 +286,11 @@ func (r *Recovery) flush(ctx context.Context, w *flush.Writer, parts []part, top
 	cut := func() error {
 		if len(records) == 0 {
 			return nil
+		}
+		if sieve != nil {
+			if err := r.settle(ctx, w, records); err != nil {
+				return err
+			}
 		}
 		staged, err := w.Upload(ctx, &builder, w.NextCommit(), records)
 		if err != nil {

@@ -82,6 +82,10 @@ type entry struct {
 	partition int32
 	offset    protocol.Offset
 	epoch     protocol.LeaderEpoch
+
+	producer int32 // a transactional one; 0 for none
+	at       protocol.ProducerEpoch
+	marker   int64 // the record is a marker of that time; 0 if it is none
 }
 
 // fill puts a segment of a log with these entries into a store.
@@ -97,7 +101,13 @@ func (w *world) fill(t *testing.T, store string, log coordinator.LogID, s coordi
 		b := batch.NewBuilder(batch.None)
 		b.BaseOffset, b.LeaderEpoch = e.offset, e.epoch
 		b.Append(1, nil, fmt.Append(nil, "offset ", e.offset, " of log ", log))
+		if e.producer > 0 {
+			b.Transactional, b.ProducerID, b.ProducerEpoch, b.BaseSequence = true, protocol.ProducerID(e.producer), e.at, 0
+		}
 		payload, err := b.AppendTo(nil)
+		if e.marker > 0 {
+			payload, err = batch.AppendControlBatch(nil, e.offset, e.epoch, batch.EndMarker{ProducerID: protocol.ProducerID(e.producer), ProducerEpoch: e.at, Marker: batch.Commit, Timestamp: e.marker})
+		}
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,0 +1,107 @@
+package recovery_test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/coordinator/txn"
+	"github.com/varve-io/varve/protocol"
+)
+
+// TestSettle: what a restore has decided of transactions by the bucket alone is decided anew by what disks have beside.
+func TestSettle(t *testing.T) {
+	const producer, decidedMs, lastEpoch = 40, 1000, 32766
+	set := func(partitions ...int32) txn.Set {
+		var all []txn.Partition
+		for _, n := range partitions {
+			all = append(all, txn.Partition{Topic: topic.ID, Partition: n})
+		}
+		return txn.NewSet(all...)
+	}
+	record := func(state txn.State, epoch protocol.ProducerEpoch, partitions, fence txn.Set) *txn.Snapshot {
+		return &txn.Snapshot{
+			Format: 1, State: state, ProducerID: producer, Epoch: epoch, LastProducerID: -1, LastEpoch: -1, NextProducerID: -1, Partitions: partitions, Fence: fence, StartedMs: -1, UpdatedMs: decidedMs,
+		}
+	}
+	begun := entry{epoch: 1, producer: producer, at: 3}
+	marked := func(e entry, atMs int64) entry {
+		e.marker = atMs
+		return e
+	}
+	next := entry{offset: 1, epoch: 1, producer: producer, at: 3}
+	for name, test := range map[string]struct {
+		restored *txn.Snapshot // nil: nobody knows the producer
+		entries  []entry
+		want     string // state, epoch, partitions, fence; empty for no record
+	}{
+		"an id that had nothing open": {
+			restored: record(txn.Empty, lastEpoch, nil, nil), entries: []entry{begun}, want: "PrepareAbort 32766 [0] []",
+		},
+		"an open transaction in more partitions": {
+			restored: record(txn.PrepareAbort, lastEpoch, set(7), nil), entries: []entry{begun, {partition: 2, epoch: 1, producer: producer, at: 3}}, want: "PrepareAbort 32766 [0 2 7] []",
+		},
+		"a producer that nobody knows": {entries: []entry{begun}, want: "PrepareAbort 32766 [0] []"},
+		"records without transactions": {entries: at(1, 0, 1, 2), want: ""},
+		"a decision, and its records": {
+			restored: record(txn.PrepareCommit, 3, set(0, 7), set(0, 7)), entries: []entry{begun}, want: "PrepareCommit 3 [0 7] [0 7]",
+		},
+		"a decision, and its marker": {
+			restored: record(txn.PrepareCommit, 3, set(0, 7), set(0, 7)), entries: []entry{marked(begun, decidedMs), next}, want: "PrepareCommit 3 [7] [0 7]",
+		},
+		"a decision, and the marker of the one before": {
+			restored: record(txn.PrepareCommit, 3, set(0, 7), set(0, 7)), entries: []entry{marked(begun, decidedMs-1), next}, want: "PrepareCommit 3 [0 7] [0 7]",
+		},
+		"a decision, and what came later elsewhere": {
+			restored: record(txn.PrepareCommit, 3, set(7), set(7)), entries: []entry{begun}, want: "PrepareCommit 3 [7] [0 7]",
+		},
+		"what is not committed anew": {
+			restored: record(txn.Empty, lastEpoch, nil, nil), entries: []entry{{offset: 5, epoch: 0, producer: producer, at: 3}}, want: "Empty 32766 [] []",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newTwoLogs(t)
+			put(t, w.kv, coordinator.KeyCluster, coordinator.Cluster{Shards: 4})
+			key := coordinator.KeyTxn(coordinator.ShardOfName("varve-restore-40", 4), "varve-restore-40")
+			if test.restored != nil {
+				key = coordinator.KeyTxn(1, "id")
+				put(t, w.kv, key, *test.restored)
+			}
+			if test.entries[0].offset == 5 {
+				w.restored(t, 5, 1) // by a later leader
+			}
+			w.both(t, 7, test.entries, "a", "b", "c")
+			for range 2 {
+				if err := w.run(t, 7, false, "a", "b", "c", "d"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			item, _, err := w.kv.Get(t.Context(), key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := ""
+			if item.ModRevision > 0 {
+				s, err := coordinator.Decode[txn.Snapshot](item)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got = fmt.Sprint(s.State, " ", s.Epoch, " ", numbers(s.Partitions), " ", numbers(s.Fence))
+			}
+			if got != test.want {
+				t.Errorf("%s, want %s", got, test.want)
+			}
+		})
+	}
+}
+
+// numbers returns the numbers of partitions.
+func numbers(s txn.Set) []int32 {
+	all := []int32{}
+	for _, p := range s {
+		all = append(all, p.Partition)
+	}
+	slices.Sort(all)
+	return all
+}
