@@ -10,11 +10,16 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/varve-io/varve/agent"
+	"github.com/varve-io/varve/agent/ingest"
 	"github.com/varve-io/varve/agent/rebuild"
 	"github.com/varve-io/varve/agent/status"
 	"github.com/varve-io/varve/coordinator"
 	memkv "github.com/varve-io/varve/coordinator/mem"
 	"github.com/varve-io/varve/protocol"
+	"github.com/varve-io/varve/protocol/batch"
+	"github.com/varve-io/varve/protocol/crc32c"
+	"github.com/varve-io/varve/wal"
+	"github.com/varve-io/varve/wal/disk"
 )
 
 // copyAs has one copy in the bucket, of that etcd.
@@ -127,18 +132,9 @@ func (c *cluster) logs(t *testing.T, closed bool) (all []coordinator.LogID) {
 	return all
 }
 
-// TestRestoreRolled: after the copy was made an agent died, whose log others recovered, and their logs rolled to other ensembles, where what they acknowledged since is. It is recovered from there.
-func TestRestoreRolled(t *testing.T) {
-	c := newCluster(t, func(cfg *agent.Config) {
-		copying(cfg)
-		cfg.Copies, cfg.Flush.AgeMax = 3, time.Hour
-	}, "a", "b", "c")
-	const partitions = 12
-	c.create(t, "t", partitions)
-	c.produce(t, "t", partitions, 0, 10, "")
-	old, before := snapshot(t, c.kv), c.logs(t, false)
-	c.members[2].kill()
-	c.pass(5 * time.Second) // its lease ends
+// awaitRolled waits until, of three agents of which one is gone, its log is recovered, and the others' have rolled away from its disk.
+func (c *cluster) awaitRolled(t *testing.T) {
+	t.Helper()
 	eventually(t, "its log is recovered, and the others rolled", func() bool {
 		logs, err := coordinator.ListLogs(t.Context(), c.kv, 0)
 		if err != nil {
@@ -152,6 +148,21 @@ func TestRestoreRolled(t *testing.T) {
 		}
 		return rolled == 2 && len(c.logs(t, true)) == 1
 	})
+}
+
+// TestRestoreRolled: after the copy was made an agent died, whose log others recovered, and their logs rolled to other ensembles, where what they acknowledged since is. It is recovered from there.
+func TestRestoreRolled(t *testing.T) {
+	c := newCluster(t, func(cfg *agent.Config) {
+		copying(cfg)
+		cfg.Copies, cfg.Flush.AgeMax = 3, time.Hour
+	}, "a", "b", "c")
+	const partitions = 12
+	c.create(t, "t", partitions)
+	c.produce(t, "t", partitions, 0, 10, "")
+	old, before := snapshot(t, c.kv), c.logs(t, false)
+	c.members[2].kill()
+	c.pass(5 * time.Second) // its lease ends
+	c.awaitRolled(t)
 	c.produce(t, "t", partitions, 10, 20, "")
 	c.killAll()
 	c.copyAs(t, old)
@@ -169,4 +180,91 @@ func TestRestoreRolled(t *testing.T) {
 	reader := next.client(t, kgo.ConsumeTopics("t"))
 	expect(t, reader, make([]int64, partitions), 30)
 	next.check(t)
+}
+
+// TestRestoreUncounted: after the copy was made an agent died, and its log was recovered without its disk, which holds a batch that nobody counted. Others have its partitions since, and have written another one at that
+// offset, which their disks alone have. Once all disks are there, it is theirs that counts.
+func TestRestoreUncounted(t *testing.T) {
+	c := newCluster(t, func(cfg *agent.Config) {
+		copying(cfg)
+		cfg.Copies, cfg.Flush.AgeMax = 3, time.Hour
+	}, "a", "b", "c")
+	const partitions = 12
+	c.create(t, "t", partitions)
+	c.produce(t, "t", partitions, 0, 10, "")
+	old := snapshot(t, c.kv)
+	c.members[2].kill()
+	c.pass(5 * time.Second) // its lease ends
+	c.awaitRolled(t)
+	log := c.logs(t, true)[0]
+	c.produce(t, "t", partitions, 10, 20, "")
+	c.killAll()
+	c.copyAs(t, old)
+	repeat(t, c.members[2].dir, wal.LogID(log))
+
+	next := c.again(t, memkv.New(memkv.Config{ClusterID: 2, Start: time.Now()}), false)
+	if _, err := next.restore(t, rebuild.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	next.startAll(t)
+	reader := next.client(t, kgo.ConsumeTopics("t"))
+	at := make([]int64, partitions)
+	expect(t, reader, at, 20)
+	next.produce(t, "t", partitions, 20, 30, "")
+	expect(t, reader, at, 30)
+	next.check(t)
+}
+
+// repeat appends the last batch of a log again to its segment on a disk, with the offsets that follow it, as if the writer had died before another disk had it.
+func repeat(t *testing.T, dir string, log wal.LogID) {
+	t.Helper()
+	d, err := disk.Open(disk.Config{Dir: dir, FileBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	held := slices.DeleteFunc(d.Segments(), func(s disk.SegmentInfo) bool { return s.ID.Log != log })
+	if len(held) != 1 {
+		t.Fatalf("the disk holds %+v of the log", held)
+	}
+	id, first := held[0].ID, held[0].First
+	var entries [][]byte
+	err = d.Read(id, first, func(_ wal.EntryID, b []byte) error {
+		entries = append(entries, slices.Clone(b))
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := slices.Clone(entries[len(entries)-1])
+	_, b, err := ingest.ParseEntry(again)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := batch.Parse(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch.Restamp(b, h.NextOffset(), h.LeaderEpoch)
+	if err := d.Drop(id); err != nil {
+		t.Fatal(err)
+	}
+	a, err := d.Create(id, 1, first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := wal.New(wal.Config{Segment: id, Fence: 1, First: first}, wal.Copy{Name: "own", Store: a})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range append(entries, again) {
+		if _, err := l.Append(nil, e, crc32c.Tail{}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
 }
