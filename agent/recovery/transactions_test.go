@@ -1,6 +1,7 @@
 package recovery_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"testing"
@@ -93,6 +94,51 @@ func TestSettle(t *testing.T) {
 				t.Errorf("%s, want %s", got, test.want)
 			}
 		})
+	}
+}
+
+// before calls a function before the first transaction that writes a key.
+type before struct {
+	coordinator.KV
+	key string
+	do  func()
+}
+
+func (k *before) Txn(ctx context.Context, compares []coordinator.Compare, ops []coordinator.Op) (coordinator.TxnResult, error) {
+	if do := k.do; do != nil && slices.ContainsFunc(ops, func(op coordinator.Op) bool { return op.Key == k.key }) {
+		k.do = nil
+		do()
+	}
+	return k.KV.Txn(ctx, compares, ops)
+}
+
+// TestSettleRace: two logs that are recovered at once settle the same transactional id.
+func TestSettleRace(t *testing.T) {
+	w := newTwoLogs(t)
+	put(t, w.kv, coordinator.KeyCluster, coordinator.Cluster{Shards: 4})
+	w.both(t, 7, []entry{{epoch: 1, producer: 40}, {partition: 1, epoch: 1, producer: 40}}, "a", "b", "c")
+	w.both(t, 8, []entry{{partition: 2, epoch: 1, producer: 40}, {partition: 3, epoch: 1, producer: 40}}, "b", "c", "d")
+	r := w.old("a", "b", "c", "d")
+	kv := &before{KV: w.kv, key: coordinator.KeyTxn(coordinator.ShardOfName("varve-restore-40", 4), "varve-restore-40")}
+	kv.do = func() {
+		if err := w.run(t, 8, false, "a", "b", "c", "d"); err != nil {
+			t.Error(err)
+		}
+	}
+	r.KV = kv
+	if err := r.Run(t.Context(), 7); err != nil {
+		t.Fatal(err)
+	}
+	item, _, err := w.kv.Get(t.Context(), kv.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := coordinator.Decode[txn.Snapshot](item)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := numbers(s.Partitions); !slices.Equal(got, []int32{0, 1, 2, 3}) {
+		t.Errorf("partitions %v are to be ended, want 0 to 3", got)
 	}
 }
 
