@@ -217,17 +217,15 @@ func (p *process) serve(ctx context.Context) (err error) {
 	defer fail(nil)
 
 	for _, s := range p.seats {
+		// Before the WAL, which may need the room. A process that still has the file open keeps it, and the WAL refuses this one.
+		if err := diskcache.Remove(s.cache); err != nil {
+			p.log.Warn("what is left of a disk cache stays", "err", err)
+		}
 		s.disk, err = disk.Open(disk.Config{Dir: s.folder, SyncNone: !p.cfg.WALSync, Logger: s.log}) //nolint:contextcheck // the store ends by Close, after the drain
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.cfg.Place("data"), err)
 		}
 		defer func() { err = errors.Join(err, s.disk.Close()) }()
-		if p.cfg.DiskCacheBytes == 0 {
-			// The WAL's lock says that the process which made it is gone.
-			if err := diskcache.Remove(s.cache); err != nil {
-				p.log.Warn("a disk cache that is not used any more stays", "err", err)
-			}
-		}
 	}
 	p.etcd = p.cfg.Etcd
 	if p.dev {
@@ -283,7 +281,7 @@ func outcome(ctx context.Context, err error) error {
 const (
 	probePause        = 500 * time.Millisecond
 	probePauseLongest = 15 * time.Second
-	probeTimeout      = 20 * time.Second
+	probeTimeout      = 20 * time.Second // for multipart uploads once more
 )
 
 // openBucket waits until the bucket is there and does what the log relies on. When ctx ends first, so does the wait, with its error.
@@ -301,10 +299,11 @@ func (p *process) openBucket(ctx context.Context) (objectstore.Store, error) {
 	}
 	for pause := probePause; ; pause = min(2*pause, probePauseLongest) {
 		attempt, cancel := context.WithTimeout(ctx, probeTimeout)
-		err := p.probe(attempt, store)
+		err := objectstore.Probe(attempt, store)
 		cancel()
 		if err == nil {
 			p.log.Info("bucket found", "bucket", store)
+			p.probeMultipart(ctx, store)
 			return store, nil
 		}
 		if ctx.Err() != nil {
@@ -319,17 +318,13 @@ func (p *process) openBucket(ctx context.Context) (objectstore.Store, error) {
 	}
 }
 
-// probe tries a bucket. One that cannot do multipart uploads as it should can be used: large objects go in one request then.
-func (p *process) probe(ctx context.Context, store objectstore.Store) error {
-	if err := objectstore.Probe(ctx, store); err != nil {
-		return err
+// probeMultipart tries multipart uploads. A bucket that does not carry them out as it should, or not now, can be used all the same.
+func (p *process) probeMultipart(ctx context.Context, store objectstore.Store) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	if err := objectstore.ProbeMultipart(ctx, store); err != nil {
+		p.log.Warn("large objects go in one request each until the next start", "bucket", store, "err", err)
 	}
-	err := objectstore.ProbeMultipart(ctx, store)
-	if errors.Is(err, objectstore.ErrDenied) {
-		p.log.Warn("large objects go in one request each", "bucket", store, "err", err)
-		return nil
-	}
-	return err
 }
 
 // readPeerTLS reads the certificates for traffic between agents.

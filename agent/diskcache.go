@@ -2,10 +2,17 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"time"
 
 	"github.com/varve-io/varve/objectstore/cache"
 	"github.com/varve-io/varve/objectstore/diskcache"
 )
+
+// diskCloseMax is how long the end of an agent waits for the disk cache's file to be removed.
+const diskCloseMax = 5 * time.Second
+
+var errDiskLate = errors.New("the disk takes too long")
 
 // openDiskCache puts a cache on disk in front of the bucket, if one is configured, until the incarnation ends. One that cannot be made is done without: all that it does is to save requests.
 func (a *Agent) openDiskCache(run context.Context, bucket cache.Source) cache.Source {
@@ -22,8 +29,15 @@ func (a *Agent) openDiskCache(run context.Context, bucket cache.Source) cache.So
 	a.disk = disk
 	a.spawn(run, "remove the disk cache at the end", func(ctx context.Context) error {
 		<-ctx.Done()
-		if err := disk.Close(); err != nil {
-			a.log.Warn("the disk cache is not removed", "folder", cfg.Folder, "err", err)
+		closed := make(chan error, 1)
+		go func() { closed <- disk.Close() }()
+		err := errDiskLate
+		select {
+		case err = <-closed:
+		case <-time.After(diskCloseMax):
+		}
+		if err != nil {
+			a.log.Warn("the disk cache is not removed; the next start does", "folder", cfg.Folder, "err", err)
 		}
 		return nil
 	})

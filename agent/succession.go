@@ -238,6 +238,11 @@ func (s *succession) end(r result) error {
 		return nil
 	case errors.Is(r.err, coordinator.ErrFenced):
 		s.a.log.Info("another agent recovers the WAL log", "log", r.log)
+	case errors.Is(r.err, recovery.ErrWaiting):
+		if !ab.said {
+			ab.said = true
+			s.a.log.Warn("a WAL log from before the restore is not recovered yet", "log", r.log, "err", r.err)
+		}
 	case errors.Is(r.err, recovery.ErrLacking):
 		s.tooFew(ab, r.err)
 	default:

@@ -55,7 +55,7 @@ type Uploads interface {
 // object is there, and makes Put use them then. It leaves other stores as they are. It works on a small object of its
 // own, as [Probe] does, which must have succeeded before.
 //
-// A store that cannot do it gives an error of kind [ErrDenied]: it can be used, and gets each object in one request.
+// A store that cannot do it gives an error of kind [ErrDenied]. It can be used, as after any other error: it gets each object in one request.
 func ProbeMultipart(ctx context.Context, store Store) (err error) {
 	s, ok := store.(Multipart)
 	if !ok {

@@ -1,6 +1,7 @@
 package lead
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,11 +28,16 @@ type held struct {
 
 // Unread returns why the index lacks what a shard has in commits: the footer of one is damaged, or missing. It is nil if the index has all that was queued before. The shard must not be led until then.
 func (f *Follower) Unread(id coordinator.ShardID) error {
+	return f.blocked()[id]
+}
+
+// blocked returns the shards of which no later commit may be in the index, and why.
+func (f *Follower) blocked() map[coordinator.ShardID]error {
 	blocked := make(map[coordinator.ShardID]error)
 	for _, h := range f.holds() {
 		f.block(&h, blocked)
 	}
-	return blocked[id]
+	return blocked
 }
 
 // holds returns the commits that are held, in order; they must not be changed.
@@ -60,17 +66,17 @@ func (f *Follower) hold(all []held) {
 	})
 }
 
-// block adds the shards of a commit that is not read to those of which no later commit may be in the index: but for those that have merged it, whose manifests have what is in it.
+// block adds the shards of a commit that is held to those of which no later commit may be in the index: but for those that have merged it, whose manifests have what is in it. One that is read
+// blocks them as well, until it is looked at again: what is before it may have been merged meanwhile.
 func (f *Follower) block(h *held, blocked map[coordinator.ShardID]error) {
-	if h.unread == nil {
-		return
-	}
 	for _, s := range h.shards {
 		if blocked[s] == nil && f.cfg.Merged(s) < h.item.Revision {
-			blocked[s] = h.unread
+			blocked[s] = cmp.Or(h.unread, errHeld)
 		}
 	}
 }
+
+var errHeld = errors.New("a commit waits for what comes before it to be in the index")
 
 // appear takes a commit that appeared.
 func (f *Follower) appear(ctx context.Context, item coordinator.CommitItem) error {
@@ -87,16 +93,12 @@ func (f *Follower) appear(ctx context.Context, item coordinator.CommitItem) erro
 	if h.unread = err; err != nil {
 		f.tell(&h)
 	}
-	all, blocked := f.holds(), make(map[coordinator.ShardID]error)
-	for i := range all {
-		f.block(&all[i], blocked)
-	}
-	if err := f.take(&h, blocked); err != nil {
+	if err := f.take(&h, f.blocked()); err != nil {
 		return err
 	}
 	f.cfg.Tails.Add(f.tail(&h)) // what is merged is in the index
 	if len(h.shards) > 0 {
-		f.hold(append(slices.Clip(all), h))
+		f.hold(append(slices.Clip(f.holds()), h))
 	}
 	return nil
 }
@@ -111,7 +113,9 @@ func (f *Follower) isOver(ctx context.Context, item *coordinator.CommitItem) (bo
 
 // take brings what a commit has of h.shards into the index, but for those that are blocked, or are by itself: these stay in h.shards.
 func (f *Follower) take(h *held, blocked map[coordinator.ShardID]error) error {
-	f.block(h, blocked)
+	if h.unread != nil {
+		f.block(h, blocked)
+	}
 	left := slices.DeleteFunc(slices.Clone(h.shards), func(s coordinator.ShardID) bool { return blocked[s] == nil })
 	if h.unread == nil && len(left) < len(h.shards) {
 		err := f.index(&h.item, func(s coordinator.ShardID) bool {

@@ -88,11 +88,12 @@ type sieve struct {
 	tips     map[partition.ID]tip
 	unread   map[coordinator.ShardID]string // names of manifests that are not in tips yet
 	counts   [apart + 1]int                 // of batches, by verdicts
+	unknown  map[protocol.TopicID]int       // batches of topics that etcd does not have
 }
 
 // sieve reads what is committed.
 func (r *Recovery) sieve(ctx context.Context, later begins, lossy bool) (*sieve, error) {
-	s := &sieve{recovery: r, lossy: lossy, begins: later, tips: make(map[partition.ID]tip), unread: make(map[coordinator.ShardID]string)}
+	s := &sieve{recovery: r, lossy: lossy, begins: later, tips: make(map[partition.ID]tip), unread: make(map[coordinator.ShardID]string), unknown: make(map[protocol.TopicID]int)}
 	var items []coordinator.Item
 	err := retry.Coordinator(ctx, r.Log, "read what is committed", func(ctx context.Context) (err error) {
 		items, _, err = coordinator.ListAll(ctx, r.KV, coordinator.PrefixCommits, coordinator.PrefixShards)
@@ -200,8 +201,7 @@ func (s *sieve) merged(ctx context.Context, shard coordinator.ShardID) error {
 	return nil
 }
 
-// takes reports whether an entry is to be committed. It fails if what comes before its batch is not committed; by an operator's word such a batch is left out, as there may be no gap, unless it is the first of its
-// partition.
+// takes reports whether an entry is to be committed. It fails if what comes before its batch is not committed; by an operator's word such a batch is left out, as there may be no gap.
 func (s *sieve) takes(ctx context.Context, n wal.EntryID, h *ingest.EntryHeader, b []byte) (bool, error) {
 	if err := s.merged(ctx, h.Shard); err != nil {
 		return false, err
@@ -213,9 +213,6 @@ func (s *sieve) takes(ctx context.Context, n wal.EntryID, h *ingest.EntryHeader,
 	id := partition.ID{Topic: h.Topic, Partition: h.Partition}
 	end := s.tips[id].end
 	v := judge(at, s.tips[id], s.begins[id])
-	if v == apart && s.lossy && end == 0 {
-		v = follows
-	}
 	s.counts[v]++
 	switch {
 	case v == follows:
@@ -233,6 +230,10 @@ func (s *sieve) tell(log coordinator.LogID) {
 		"batches", s.counts[follows], "committed", s.counts[committed], "neverCounted", s.counts[void])
 	if n := s.counts[apart]; n > 0 {
 		s.recovery.Log.Error("loss accepted: batches of a WAL log are left out, since what comes before them is lost", "log", log, "batches", n)
+	}
+	for topic, n := range s.unknown {
+		s.recovery.Log.Error("batches of a WAL log are left out, since their topic is not known: it was deleted, or created after the copy was made that was restored, and nothing of it was in the bucket",
+			"log", log, "topic", topic, "batches", n)
 	}
 }
 
@@ -258,7 +259,7 @@ func (r *Recovery) begins(ctx context.Context, id coordinator.LogID, blind bool)
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("WAL log %s waits for log %s, which may have its partitions too: %w: %s", id, other.ID, ErrLacking, err.Error()) // damage there is none here
+			return nil, fmt.Errorf("WAL log %s waits for log %s, which may have its partitions too: %w: %s", id, other.ID, ErrWaiting, err.Error()) // damage there is none here
 		}
 		for id, epochs := range of {
 			for epoch, first := range epochs {

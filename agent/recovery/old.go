@@ -19,6 +19,9 @@ import (
 // ErrLacking: of a log from before a restore, the stores in reach may not hold all that was acknowledged.
 var ErrLacking = errors.New("stores that are away may hold more of the WAL log")
 
+// ErrWaiting is an [ErrLacking] of another log from before the restore: this one waits for it.
+var ErrWaiting = fmt.Errorf("it has to be read before: %w", ErrLacking)
+
 // old is what stores hold of a log from before the coordinator's state was rebuilt. The record may be older than the log: segments may have followed the one that it has as open, on other ensembles, and the
 // log may have been closed. So the stores are asked. Entries are numbered through all segments, and one writer wrote them, so that each copy of an entry is as good as another: what is recovered is the union.
 type old struct {
@@ -93,6 +96,21 @@ func (o *old) closed() bool {
 	return answered && len(segments) == 0
 }
 
+// tellClosed tells what other stores still have of a log that is closed: nobody but an operator knows whether files were taken from the writer's.
+func (o *old) tellClosed(r *Recovery) {
+	if !o.closed() {
+		return
+	}
+	for id, copies := range o.copies {
+		for _, c := range copies {
+			if c.answer.Last > wal.EntryID(o.record.Flushed) {
+				r.Log.Warn("a WAL log from before the restore was closed, as its writer's store has nothing of it; what others have is left out, and lost if files were moved away from that store's disk",
+					"log", o.record.ID, "writer", o.writer, "segment", id.Number, "store", c.store, "last", c.answer.Last, "flushed", o.record.Flushed)
+			}
+		}
+	}
+}
+
 // whole says why the stores that have answered may not hold every entry that was acknowledged; nil if they do. The writer's store, which is in each ensemble, tells which segments there were, those on disks included that
 // joined after the copy was made and that nobody knows of. An entry is on as many stores as the quorum says. So of the last segment that has entries a quorum answers, and fewer of the stores that are known are away
 // than could hide an entry; or each of the last two that may have been open has as many answers as a seal needs: that the last one follows the other is not certain, since a roll that is broken off leaves a segment too.
@@ -144,6 +162,9 @@ func (r *Recovery) prepare(ctx context.Context, record coordinator.Log, lossy bo
 		return nil, err
 	}
 	lacking := o.whole()
+	if lacking == nil {
+		_, lacking = o.union(r, false)
+	}
 	if lacking != nil && !lossy {
 		return nil, lacking
 	}
@@ -165,6 +186,7 @@ func (r *Recovery) sealOld(ctx context.Context, record coordinator.Log, lossy bo
 	if err != nil {
 		return nil, err
 	}
+	o.tellClosed(r)
 	if !lossy {
 		if err := o.whole(); err != nil {
 			return nil, err

@@ -69,7 +69,7 @@ func sizeOf(s coordinator.WALSegment) quorum.Size {
 	return quorum.Size{Copies: len(s.Stores), Quorum: s.Quorum}
 }
 
-// Run recovers one log, unless it is closed by now. Of one from before a restore the error may be [ErrLacking], also while another log from before it lacks stores. Several logs may be recovered at once.
+// Run recovers one log, unless it is closed by now. Of one from before a restore the error may be [ErrLacking], or [ErrWaiting] while another log from before it lacks stores. Several logs may be recovered at once.
 func (r *Recovery) Run(ctx context.Context, id coordinator.LogID) error { return r.run(ctx, id, false) }
 
 // run recovers a log. lossy is an operator's word that of one from before a restore what is on no store in reach may be given up.
@@ -306,8 +306,12 @@ func (r *Recovery) flush(ctx context.Context, w *flush.Writer, parts []part, top
 			return fmt.Errorf("entry %d: %w", n, err)
 		}
 		name, ok := topics[h.Topic]
-		if ok && sieve != nil {
+		switch {
+		case sieve == nil:
+		case ok:
 			ok, err = sieve.takes(ctx, n, &h, b)
+		default:
+			sieve.unknown[h.Topic]++
 		}
 		if !ok || err != nil {
 			return err

@@ -341,10 +341,10 @@ func (w *cleaning) copied(b []byte) []byte {
 
 // aborted returns the aborted transactions of a partition that begin below the bound.
 func (w *cleaning) aborted(ctx context.Context, p *cleaned) ([]compact.Aborted, error) {
-	t := compact.NewTransactions(p.Bound)
+	t, start := compact.NewTransactions(p.Bound), w.start(p) // once: of a transaction the beginning alone might be seen
 	for i := range p.of.Extents {
 		e := &p.of.Extents[i]
-		if e.Next <= w.start(p) {
+		if e.Next <= start {
 			continue
 		}
 		s, _, err := w.c.section(ctx, w.shard, w.old, p.of, e)

@@ -58,13 +58,14 @@ type Sweeper struct {
 	seen map[string]time.Time // segments of commits that are garbage, since when
 
 	uploads map[objectstore.Upload]time.Time // that are not complete, without their times; since when this sweeper knows them
+	refused bool                             // an operator has been told that uploads cannot be listed, or aborted
 }
 
 // viewMax bounds how long the view may be behind what was just read; it is some seconds where nothing happens.
 const viewMax = 30 * time.Second
 
 const (
-	// uploadMax is longer than anybody takes for an upload: all puts have deadlines of some minutes. An upload is not aborted before, whatever the grace.
+	// uploadMax is longer than anybody takes for an upload: all puts have deadlines of some minutes. An upload is not aborted before; nobody reads it, so that the grace does not matter.
 	uploadMax = 10 * time.Minute
 	// uploadsSeenMax is how many uploads a sweeper keeps in mind.
 	uploadsSeenMax = 1000
@@ -146,21 +147,15 @@ func (s *Sweeper) sweepCommits(ctx context.Context) error {
 }
 
 // sweepUploads aborts uploads that have been under way for so long that nobody can be at them. Their age is measured by this agent's own clock, as
-// somebody may pay with a damaged object for one that is aborted too early: see [objectstore.Uploads]. A bucket that does not let them be listed is not asked again.
+// somebody may pay with a damaged object for one that is aborted too early: see [objectstore.Uploads].
 func (s *Sweeper) sweepUploads(ctx context.Context) error {
 	if s.deps.Uploads == nil {
 		return nil
 	}
 	now, still := s.deps.Now(), make(map[objectstore.Upload]time.Time)
-	var due []objectstore.Upload
 	for upload, err := range s.deps.Uploads.Uploads(ctx) {
-		if errors.Is(err, objectstore.ErrDenied) {
-			s.deps.Log.Warn("what is left of uploads stays in the bucket, as it cannot be listed; the bucket needs a rule that aborts incomplete multipart uploads", "err", err)
-			s.deps.Uploads = nil
-			return nil
-		}
 		if err != nil {
-			return err
+			return s.refuse(err)
 		}
 		if !mayUpload(upload.Name) {
 			continue
@@ -170,20 +165,34 @@ func (s *Sweeper) sweepUploads(ctx context.Context) error {
 		if !ok {
 			since = now
 		}
-		if now.Sub(since) >= max(s.cfg.Grace, uploadMax) {
-			due = append(due, upload)
-		} else {
-			still[upload] = since
-		}
-		if len(still)+len(due) == uploadsSeenMax {
+		still[upload] = since
+		if len(still) == uploadsSeenMax {
 			break
 		}
 	}
 	s.uploads = still
-	for _, upload := range due {
-		if err := s.deps.Uploads.Abort(ctx, upload); err != nil {
-			return err
+	var errs []error
+	for upload, since := range still {
+		if now.Sub(since) < uploadMax {
+			continue
 		}
+		err := s.deps.Uploads.Abort(ctx, upload)
+		if err == nil {
+			delete(still, upload)
+		}
+		errs = append(errs, s.refuse(err))
+	}
+	return errors.Join(errs...)
+}
+
+// refuse returns the error of listing or aborting uploads, unless it says that the bucket does not have that done: of which an operator is told once.
+func (s *Sweeper) refuse(err error) error {
+	if !errors.Is(err, objectstore.ErrDenied) && !errors.Is(err, objectstore.ErrNotFound) {
+		return err
+	}
+	if !s.refused {
+		s.refused = true
+		s.deps.Log.Warn("what is left of uploads stays in the bucket; it needs a rule that aborts incomplete multipart uploads", "err", err)
 	}
 	return nil
 }

@@ -1,11 +1,13 @@
 package upkeep
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"iter"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -140,12 +142,11 @@ func TestSweepCommits(t *testing.T) {
 // leftUploads are uploads that nobody completes.
 type leftUploads struct {
 	uploads []objectstore.Upload
-	err     error // of lists, after the uploads
-	lists   int
+	err     error            // of lists, after the uploads
+	aborts  map[string]error // of aborts, by ID
 }
 
 func (l *leftUploads) Uploads(context.Context) iter.Seq2[objectstore.Upload, error] {
-	l.lists++
 	return func(yield func(objectstore.Upload, error) bool) {
 		for _, u := range l.uploads {
 			u.Began = time.Now() // nobody relies on it
@@ -160,6 +161,9 @@ func (l *leftUploads) Uploads(context.Context) iter.Seq2[objectstore.Upload, err
 }
 
 func (l *leftUploads) Abort(_ context.Context, upload objectstore.Upload) error {
+	if err := l.aborts[upload.ID]; err != nil {
+		return err
+	}
 	l.uploads = slices.DeleteFunc(slices.Clone(l.uploads), func(u objectstore.Upload) bool { return u == upload })
 	return nil
 }
@@ -171,8 +175,9 @@ func TestSweepUploads(t *testing.T) {
 	other := objectstore.Upload{Name: "films/x", ID: "4"}
 	left := &leftUploads{uploads: []objectstore.Upload{merged, other, probe}}
 	now := time.Now()
+	var log bytes.Buffer
 	s := NewSweeper(GarbageConfig{Grace: time.Minute}, SweeperDeps{
-		Uploads: left, Now: func() time.Time { return now }, Log: slog.New(slog.DiscardHandler),
+		Uploads: left, Now: func() time.Time { return now }, Log: slog.New(slog.NewTextHandler(&log, nil)),
 	})
 	sweep := func(after time.Duration, want ...objectstore.Upload) {
 		t.Helper()
@@ -194,10 +199,23 @@ func TestSweepUploads(t *testing.T) {
 	if err := s.sweepUploads(t.Context()); !errors.Is(err, objectstore.ErrUnavailable) {
 		t.Errorf("a list that fails: %v", err)
 	}
-	left.err, left.lists = objectstore.ErrDenied, 0
-	sweep(0, other)
-	sweep(0, other)
-	if left.lists != 1 {
-		t.Errorf("a store that refuses to list is asked %d times, want once", left.lists)
+	left.err = nil
+	left.uploads, left.aborts = []objectstore.Upload{merged, other, again}, map[string]error{merged.ID: objectstore.ErrUnavailable}
+	sweep(0, merged, other, again)
+	now = now.Add(uploadMax)
+	if err := s.sweepUploads(t.Context()); !errors.Is(err, objectstore.ErrUnavailable) || !slices.Equal(left.uploads, []objectstore.Upload{merged, other}) {
+		t.Errorf("an abort that fails: %v, and there are %v", err, left.uploads)
 	}
+	if log.Len() > 0 {
+		t.Errorf("it says %q", log.String())
+	}
+	left.aborts = map[string]error{merged.ID: objectstore.ErrDenied}
+	sweep(0, merged, other)
+	left.err = objectstore.ErrDenied
+	sweep(0, merged, other)
+	if n := strings.Count(log.String(), "it needs a rule"); n != 1 {
+		t.Errorf("it is said %d times that the bucket refuses, want once", n)
+	}
+	left.err, left.aborts = nil, nil
+	sweep(0, other)
 }

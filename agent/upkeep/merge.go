@@ -246,7 +246,9 @@ func (m *Merger) work(id coordinator.ShardID, sh *shard, old *manifest.Manifest,
 func (m *Merger) merge(ctx context.Context, group []*work) (failed []coordinator.ShardID, err error) {
 	defer func() {
 		for _, w := range group {
-			err = w.shard.changed(err, w.joined...)
+			if len(w.joined) > 0 {
+				err = w.shard.changed(err, w.joined...)
+			}
 			w.release()
 		}
 	}()

@@ -48,7 +48,7 @@ func (s *Store) Uploads(ctx context.Context) iter.Seq2[objectstore.Upload, error
 					return
 				}
 			}
-			if !page.IsTruncated {
+			if !page.IsTruncated || page.NextKeyMarker == "" {
 				return
 			}
 			afterKey, afterID = page.NextKeyMarker, page.NextUploadIDMarker

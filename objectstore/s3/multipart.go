@@ -28,10 +28,13 @@ func (s *Store) PutMultipart(ctx context.Context, name string, body objectstore.
 	return s3http.PutMultipart(ctx, &upload{store: s, key: s.key(name)}, name, body)
 }
 
-// Uploads implements [objectstore.Multipart]. The whole bucket is asked for: MinIO takes a prefix for the name of one object.
+// Uploads implements [objectstore.Multipart]. Off AWS the whole bucket is asked for: MinIO takes a prefix for the name of one object.
 func (s *Store) Uploads(ctx context.Context) iter.Seq2[objectstore.Upload, error] {
 	return func(yield func(objectstore.Upload, error) bool) {
 		in := &awss3.ListMultipartUploadsInput{Bucket: &s.config.Bucket}
+		if s.config.Endpoint == "" {
+			in.Prefix = &s.prefix
+		}
 		for {
 			page, err := s.client.ListMultipartUploads(ctx, in)
 			if err != nil {
@@ -47,7 +50,7 @@ func (s *Store) Uploads(ctx context.Context) iter.Seq2[objectstore.Upload, error
 					return
 				}
 			}
-			if !aws.ToBool(page.IsTruncated) {
+			if !aws.ToBool(page.IsTruncated) || aws.ToString(page.NextKeyMarker) == "" {
 				return
 			}
 			in.KeyMarker, in.UploadIdMarker = page.NextKeyMarker, page.NextUploadIdMarker

@@ -2,7 +2,6 @@ package s3http
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -11,11 +10,8 @@ import (
 	"github.com/varve-io/varve/objectstore"
 )
 
-// Limits of a multipart upload.
-const (
-	partsLive = 4               // of one upload are sent at once
-	abortMax  = 5 * time.Second // for an abort, which may begin when the caller's time is over
-)
+// abortMax bounds an abort, which may begin when the caller's time is over.
+const abortMax = 5 * time.Second
 
 // Upload is a multipart upload of one object as a client library carries it out. Each method is one request, with the
 // library's retries. Part is what the store answers to a part, and wants to see again in the end.
@@ -35,22 +31,22 @@ func PutMultipart[Part any](ctx context.Context, upload Upload[Part], name strin
 		return stepError(ctx, "begin its upload", name, upload.Answer(err), err)
 	}
 	parts, err := sendParts(ctx, upload, name, body)
+	doubtful := false
 	if err == nil {
-		err = complete(ctx, upload, name, parts)
+		doubtful, err = complete(ctx, upload, name, parts)
 	}
-	if err != nil && !errors.Is(err, objectstore.ErrUnknownOutcome) {
+	if err != nil && !doubtful {
 		abort(ctx, upload)
 	}
 	return err
 }
 
-// sendParts sends all parts, and returns when the body is not used any more.
+// sendParts sends all parts at once, a few as there are, and returns when the body is not used any more.
 func sendParts[Part any](ctx context.Context, upload Upload[Part], name string, body objectstore.Body) ([]Part, error) {
 	count := partsOf(body.Size)
 	each := (body.Size + count - 1) / count
 	parts := make([]Part, count)
 	group, sending := errgroup.WithContext(ctx)
-	group.SetLimit(partsLive)
 	for i := range count {
 		group.Go(func() error {
 			followed, _ := Follow(sending) // so that the body is free when the attempt is over
@@ -67,16 +63,18 @@ func sendParts[Part any](ctx context.Context, upload Upload[Part], name string, 
 }
 
 // complete makes the parts an object. It is believed at its first word only: versitygw says that an attempt succeeded
-// while one before it is under way, and may refuse that one.
-func complete[Part any](ctx context.Context, upload Upload[Part], name string, parts []Part) error {
+// while one before it is under way, and may refuse that one. If it is doubtful, an attempt may be under way still.
+func complete[Part any](ctx context.Context, upload Upload[Part], name string, parts []Part) (doubtful bool, err error) {
 	followed, trail := Follow(ctx)
-	if err := upload.Complete(followed, parts); err != nil {
-		return trail.WriteError(ctx, "put", name, upload.Answer(err), err)
+	err = upload.Complete(followed, parts)
+	_, unsure, taken := trail.outcome()
+	switch {
+	case err != nil:
+		return unsure || taken, trail.WriteError(ctx, "put", name, upload.Answer(err), err)
+	case unsure:
+		return true, fmt.Errorf("put %s: its upload was completed twice: %w", name, objectstore.ErrUnknownOutcome)
 	}
-	if _, unsure, _ := trail.outcome(); unsure {
-		return fmt.Errorf("put %s: its upload was completed twice: %w", name, objectstore.ErrUnknownOutcome)
-	}
-	return nil
+	return false, nil
 }
 
 // abort removes what was uploaded, if it can: else it is one of those that are left. It must not be called while a

@@ -150,7 +150,7 @@ func (t *Trail) note(connected bool, response *http.Response, err error) {
 		return
 	}
 	t.sent = true
-	if err != nil || doubtful(response) {
+	if t.taken || err != nil || doubtful(response) { // nobody sends again what was done, unless the answer's body put it in doubt
 		t.unsure = true
 	} else if response.StatusCode < http.StatusMultipleChoices {
 		t.taken = true
