@@ -124,7 +124,12 @@ func (k *agentKV) Txn(ctx context.Context, compares []coordinator.Compare, ops [
 		x.ops[i].Value = slices.Clone(x.ops[i].Value)
 	}
 	late := func() lateWrite {
-		return lateWrite{what: k.by.name + " " + x.String(), apply: func() { _, _ = k.w.apply(x) }}
+		kv := k.w.kv
+		return lateWrite{what: k.by.name + " " + x.String(), apply: func() {
+			if k.w.kv == kv { // else it was on its way to an etcd that is gone
+				_, _ = k.w.apply(x)
+			}
+		}}
 	}
 	c := &call{what: x.String(), late: late, run: func(e effect) {
 		switch e {
@@ -167,7 +172,7 @@ func (w *world) apply(x *txn) (coordinator.TxnResult, error) {
 		compares, ops = y.compares, y.ops
 	}
 	res, err := w.kv.Txn(w.ctx, compares, ops)
-	if err == nil && res.Succeeded {
+	if err == nil && res.Succeeded && !w.restoring() {
 		w.check.applied(ops)
 	}
 	return res, err
@@ -175,7 +180,8 @@ func (w *world) apply(x *txn) (coordinator.TxnResult, error) {
 
 // Watch implements coordinator.KV.
 func (k *agentKV) Watch(ctx context.Context, prefix string, rev int64, fn func(coordinator.Batch)) error {
-	cursor := k.w.kv.NewCursor(prefix, rev)
+	kv := k.w.kv
+	cursor := kv.NewCursor(prefix, rev)
 	for {
 		var b coordinator.Batch
 		var ok bool
@@ -183,7 +189,13 @@ func (k *agentKV) Watch(ctx context.Context, prefix string, rev int64, fn func(c
 		if parked := k.call(ctx, &call{
 			kind: kindWatch, what: "watch " + prefix,
 			ready: func() bool { return k.w.revision() > rev && k.by.away[kindKV] <= k.w.step },
-			run:   func(effect) { b, ok, err = cursor.Next() },
+			run: func(effect) {
+				if kv != k.w.kv { // another one is in its place: the watch begins anew where it was
+					kv = k.w.kv
+					cursor = kv.NewCursor(prefix, rev)
+				}
+				b, ok, err = cursor.Next()
+			},
 		}); parked != nil {
 			return parked
 		}

@@ -38,6 +38,8 @@ type scene interface {
 	flush() (done func() bool)
 	// offsetIn decodes a consumer offset.
 	offsetIn(coordinator.Item) (int64, error)
+	// restoring reports whether etcd is lost, and not yet rebuilt.
+	restoring() bool
 	// stopAll kills everything, so that no goroutine remains.
 	stopAll()
 }
