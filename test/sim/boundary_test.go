@@ -44,6 +44,7 @@ func (k *agentKV) Get(ctx context.Context, key string) (item coordinator.Item, r
 			return
 		}
 		item, rev, err = k.w.kv.Get(k.w.ctx, key)
+		rev = k.saw(rev)
 		if change := k.w.broken.got; change != nil && err == nil {
 			change(&item, &rev)
 		}
@@ -63,6 +64,9 @@ func (k *agentKV) List(ctx context.Context, prefix string, at int64) (items []co
 			return
 		}
 		items, rev, err = k.w.kv.List(k.w.ctx, prefix, at)
+		if at == 0 {
+			rev = k.saw(rev)
+		}
 		if change := k.w.broken.logs; change != nil && prefix == coordinator.PrefixLogs && err == nil {
 			items = changeLogs(items, func(all []coordinator.Log) { change(k.w, who, at, all) })
 		}
@@ -117,6 +121,15 @@ func (x *txn) String() string {
 	return s
 }
 
+// saw takes note of the revision of an answer, and returns it.
+func (k *agentKV) saw(revision int64) int64 {
+	k.by.seen = max(k.by.seen, revision)
+	if k.w.broken.unseen {
+		return k.by.seen
+	}
+	return revision
+}
+
 // Txn implements coordinator.KV.
 func (k *agentKV) Txn(ctx context.Context, compares []coordinator.Compare, ops []coordinator.Op) (res coordinator.TxnResult, err error) {
 	x := &txn{compares: slices.Clone(compares), ops: slices.Clone(ops)}
@@ -142,6 +155,7 @@ func (k *agentKV) Txn(ctx context.Context, compares []coordinator.Compare, ops [
 			err = coordinator.ErrNoSpace
 		default:
 			res, err = k.w.apply(x)
+			res.Revision = k.saw(res.Revision)
 			if e == answerLost && err == nil {
 				err = coordinator.ErrUnknownOutcome
 			}
@@ -170,6 +184,12 @@ func (w *world) apply(x *txn) (coordinator.TxnResult, error) {
 		y := &txn{compares: slices.Clone(compares), ops: slices.Clone(ops)}
 		change(w, y)
 		compares, ops = y.compares, y.ops
+	}
+	if change := w.broken.restored; change != nil && w.restoring() {
+		ops = slices.Clone(ops)
+		for i := range ops {
+			change(w.scene.(*cluster).loss, &ops[i])
+		}
 	}
 	res, err := w.kv.Txn(w.ctx, compares, ops)
 	if err == nil && res.Succeeded && !w.restoring() {

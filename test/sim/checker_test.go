@@ -211,6 +211,7 @@ func (c *checker) commit(op coordinator.Op) {
 	}
 	for i := range commit.Partitions {
 		p := &commit.Partitions[i]
+		c.w.aside("%s has offsets %d to %d of partition %d, of leader epoch %d", op.Key, p.FirstOffset, p.NextOffset, p.Partition, p.LeaderEpoch)
 		if p.FirstOffset != c.ends[p.Partition] {
 			c.report("3: %s begins at offset %d of partition %d, which ends at %d", op.Key, p.FirstOffset, p.Partition, c.ends[p.Partition])
 		}

@@ -104,6 +104,19 @@ func (x *copied) knows(id coordinator.LogID) bool {
 	return ok || id < x.past
 }
 
+// log returns a log's record; zero if the copy has none.
+func (x *copied) log(id coordinator.LogID) (l coordinator.Log) {
+	it, ok := x.items[coordinator.KeyLog(id)]
+	if !ok {
+		return l
+	}
+	l, err := coordinator.Decode[coordinator.Log](coordinator.Item{Key: it.Key, Value: it.Value})
+	if err != nil {
+		panic(err)
+	}
+	return l
+}
+
 // mayLoseEtcd returns the copy from which etcd would be rebuilt, if that is certain to bring back all that was acknowledged: it knows all logs that are open, and those of which there is something on a
 // disk. Else nil.
 func (c *cluster) mayLoseEtcd() *copied {
@@ -113,6 +126,11 @@ func (c *cluster) mayLoseEtcd() *copied {
 	}
 	for id, l := range c.check.logs {
 		if !l.Closed && !x.knows(id) {
+			return nil
+		}
+	}
+	for id := range c.check.logs {
+		if l := x.log(id); l.ID != 0 && !l.Closed && id < c.check.old { // what was to be recovered after the loss before has been, and the copy says so
 			return nil
 		}
 	}
@@ -136,19 +154,38 @@ func (m *host) holds() []disk.SegmentInfo {
 
 // loseEtcd has etcd lose everything, or what it had since some revision.
 func (c *cluster) loseEtcd(x *copied) {
-	c.loss = &loss{c: c, copied: x}
-	if c.rng.IntN(2) == 0 {
-		if old := c.before(x, 1+c.rng.Int64N(x.id.Revision)); old != nil {
-			c.loss.back, c.loss.open = true, true
-			c.note("etcd is set back to revision %d, from %d; the newest copy is %d", revisionOf(old), c.revision(), x.id.Number)
-			c.kv = old
-			return
-		}
+	if c.rng.IntN(2) > 0 || !c.setBack(x, 1+c.rng.Int64N(x.id.Revision)) {
+		c.wipe(x)
 	}
+}
+
+// wipe has etcd lose everything. All agents have ended.
+func (c *cluster) wipe(x *copied) {
 	c.note("etcd is lost at revision %d; the newest copy is %d, of revision %d", c.revision(), x.id.Number, x.id.Revision)
+	c.loss = &loss{c: c, copied: x}
 	c.kv = kvmem.New(kvmem.Config{ClusterID: 2, Start: time.Now()})
 	c.loss.endAll()
 }
+
+// setBack has etcd be again as it was at a revision. Agents live. It reports whether that is possible.
+func (c *cluster) setBack(x *copied, revision int64) bool {
+	old := c.before(x, revision)
+	if old == nil {
+		return false
+	}
+	c.note("etcd is set back to revision %d, from %d; the newest copy is %d", revisionOf(old), c.revision(), x.id.Number)
+	c.loss = &loss{c: c, copied: x, back: true, open: true}
+	c.kv = old
+	for _, n := range c.living() {
+		if n.seen < revisionOf(old)+setBackMin { // nothing tells it, unless it becomes the controller
+			c.kill(n, false)
+		}
+	}
+	return true
+}
+
+// setBackMin is by how much etcd is set back at least. All agents write once more before they learn of it, and who asks last must not find it beyond what it has seen.
+const setBackMin = 40
 
 func revisionOf(kv *kvmem.Store) int64 {
 	status, err := kv.Status(context.Background())
@@ -268,7 +305,7 @@ func (l *loss) begin() {
 	var ctx context.Context
 	ctx, r.cancel = context.WithCancel(l.c.ctx)
 	kv := &agentKV{Store: l.c.kv, w: l.c.world, by: &r.process}
-	bucket := &agentBucket{Store: l.c.bucket, w: l.c.world, by: &r.process}
+	bucket := &restorerBucket{agentBucket{Store: l.c.bucket, w: l.c.world, by: &r.process}}
 	o := rebuild.Options{Repair: l.back, AcceptMissing: l.missing, Secret: []byte("a secret of 32 bytes or the like"), Log: discard}
 	if l.c.log != nil {
 		o.Log = slog.New(slog.NewTextHandler(asideOf{l.c.world, r.name}, nil))

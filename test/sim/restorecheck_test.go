@@ -108,6 +108,7 @@ func (c *checker) adopted(it coordinator.Item) {
 	}
 	for i := range commit.Partitions {
 		p := &commit.Partitions[i]
+		c.w.aside("the restored %s has offsets %d to %d of partition %d, of leader epoch %d", it.Key, p.FirstOffset, p.NextOffset, p.Partition, p.LeaderEpoch)
 		s := footer.Find(segment.Key{Shard: uint32(p.Shard), Topic: p.Topic, Partition: p.Partition})
 		if s == nil || s.FirstOffset != p.FirstOffset || s.NextOffset != p.NextOffset || s.Pos != p.Pos || s.Size != p.Size {
 			c.report("8: the restored %s and %s differ about partition %d", it.Key, commit.Object, p.Partition)

@@ -134,6 +134,7 @@ type process struct {
 	stalled int          // no call of it happens before this step
 	hung    int          // nor any of its disk before this one
 	away    map[kind]int // until which step it alone does not reach etcd or the bucket
+	seen    int64        // the highest revision that etcd has answered
 }
 
 func newProcess(name string) process {
