@@ -69,6 +69,9 @@ func (c *checker) restored(l *loss) {
 	for _, g := range c.w.load.committers {
 		g.acked = c.restoredOffset(items, g.key, was, revision)
 	}
+	if x := c.w.load.txns; x != nil {
+		x.restored(c, l.copied, items, was)
+	}
 	l.c.group.restored(c.restoredOffset(items, l.c.group.key(), was, revision))
 }
 
