@@ -13,9 +13,9 @@ import (
 
 // The rules of losing etcd, each broken.
 
-// TestRestoreBreakages breaks one of them at a time.
+// TestRestoreBreakages breaks one of them at a time. More are broken under scripts.
 func TestRestoreBreakages(t *testing.T) {
-	for _, b := range []breakage{setBackUnseen, restoredIDsAgain, restoredLogsClosed, restoreSeesTheCopyAlone, restoredAtOnce} {
+	for _, b := range []breakage{restoredLogsClosed, restoreSeesTheCopyAlone, restoredAtOnce, restoredOpen, restoredWithoutOffsets} {
 		t.Run(strings.ReplaceAll(b.name, " ", "_"), func(t *testing.T) { b.notice(t, restored, clusterBreakageSeeds) })
 	}
 }
@@ -58,6 +58,19 @@ var restoredAtOnce = breakage{name: "take logs from before a restore for such as
 	}
 	c.Restored = 0
 	op.Value = coordinator.Encode(c)
+}}
+
+// What was going on goes on.
+var restoredOpen = breakage{name: "leave transactions as the copy has them", restored: func(l *loss, op *coordinator.Op) {
+	if it, ok := l.copied.items[op.Key]; ok && strings.HasPrefix(op.Key, coordinator.PrefixTxns) {
+		op.Value = it.Value
+	}
+}}
+
+var restoredWithoutOffsets = breakage{name: "leave groups' offsets out", restored: func(_ *loss, op *coordinator.Op) {
+	if strings.HasPrefix(op.Key, coordinator.PrefixOffsets) {
+		*op = coordinator.Op{Key: op.Key, Delete: true}
+	}
 }}
 
 // restorerBucket is the bucket as a restore reaches it.

@@ -256,6 +256,8 @@ func (x *transacting) decide(name string, s *txnrecord.Snapshot) {
 		}
 		x.c.note("the transaction of %s in epoch %d/%d is %v", t.by.client, of.id, of.epoch, how)
 		switch {
+		case t.decided == how && t.decidedIn == 0: // before etcd was lost
+			return
 		case t.decided != undecided:
 			x.c.check.report("6: the transaction of %s in epoch %d/%d is %v, it was %v", t.by.client, of.id, of.epoch, how, t.decided)
 		case how == committed && t.asked != committed:
