@@ -35,6 +35,7 @@ func restored(ctx context.Context, seed uint64, broken breakage) *world {
 		w.steps = 5000
 		c.transact()
 	}
+	w.rests = 3 * healSteps // each recovery of a log from before asks all disks
 	c.chances.lose = 0
 	c.copyPause = []time.Duration{time.Second, 5 * time.Second, 20 * time.Second}[c.rng.IntN(3)]
 	c.lossFrom = 300 + c.rng.IntN(1500)
