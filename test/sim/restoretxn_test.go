@@ -35,7 +35,7 @@ func (x *transacting) restored(c *checker, copied *copied, items []coordinator.I
 				t.decide(aborted, x.c.step)
 			}
 			behind = behind || inDoubt && known && t.decided == committed && t.claim == claim{s.ProducerID, s.Epoch}
-			t.decidedIn, t.doneIn = 0, 1 // of another etcd
+			t.past, t.decidedIn, t.doneIn = true, 0, 1 // of another etcd
 		}
 		x.seen[id.group] = c.restoredOffset(items, coordinator.KeyOffsets(id.group, x.c.topic.Name, 0), was, copied.id.Revision)
 	}

@@ -68,6 +68,7 @@ type transaction struct {
 	decidedAt  int     // step
 	decidedIn  int64   // revision
 	doneIn     int64   // revision in which its markers were written; 0 for not yet
+	past       bool    // etcd was lost since
 	torn       bool    // it need not be whole: etcd was lost while its markers were under way
 }
 

@@ -250,14 +250,20 @@ func (x *transacting) decide(name string, s *txnrecord.Snapshot) {
 	if s.Version2 {
 		of = claim{s.LastProducerID, s.LastEpoch}
 	}
+	var past *transaction
 	for _, t := range slices.Backward(x.all) {
 		if t.by.of.name != name || t.claim != of {
 			continue
 		}
 		x.c.note("the transaction of %s in epoch %d/%d is %v", t.by.client, of.id, of.epoch, how)
+		if t.past {
+			if t.decided == how {
+				return
+			}
+			past = t // one before it may have had the same claim
+			continue
+		}
 		switch {
-		case t.decided == how && t.decidedIn == 0: // before etcd was lost
-			return
 		case t.decided != undecided:
 			x.c.check.report("6: the transaction of %s in epoch %d/%d is %v, it was %v", t.by.client, of.id, of.epoch, how, t.decided)
 		case how == committed && t.asked != committed:
@@ -268,6 +274,9 @@ func (x *transacting) decide(name string, s *txnrecord.Snapshot) {
 			t.by.of.committed = max(t.by.of.committed, t.offset)
 		}
 		return
+	}
+	if past != nil {
+		x.c.check.report("6: the transaction of %s in epoch %d/%d is %v, it was %v before etcd was lost", past.by.client, of.id, of.epoch, how, past.decided)
 	}
 }
 
