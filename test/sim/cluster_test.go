@@ -272,10 +272,15 @@ func (c *cluster) trouble() bool {
 	if c.loss != nil && c.loss.act() {
 		return true
 	}
-	if c.lossFrom > 0 && c.lossFrom <= c.step && c.loss == nil {
+	due := c.lossFrom > 0 && c.lossFrom <= c.step && c.loss == nil
+	if due {
 		if x := c.mayLoseEtcd(); x != nil {
 			c.lossFrom = c.step + 300 + c.rng.IntN(2000)
 			c.loseEtcd(x)
+			return true
+		}
+		if c.rng.IntN(15) == 0 {
+			c.pass(300 * time.Millisecond)
 			return true
 		}
 	}
@@ -308,6 +313,8 @@ func (c *cluster) trouble() bool {
 		return true
 	}
 	switch {
+	case due && c.step < c.lossFrom+calmBefore:
+		return false
 	case roll(c.chances.power):
 		c.kill(n, true)
 	case roll(c.chances.kill):

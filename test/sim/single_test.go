@@ -237,7 +237,7 @@ func (w *single) flush() func() bool { return w.leads().flushAll() }
 func (w *single) offsetIn(it coordinator.Item) (int64, error) { return coordinator.Decode[int64](it) }
 
 // restoring implements scene.
-func (s *single) restoring() bool { return false }
+func (w *single) restoring() bool { return false }
 
 // stopAll implements scene.
 func (w *single) stopAll() {
