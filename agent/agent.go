@@ -137,6 +137,7 @@ type Agent struct {
 	stores       *stores
 	peers        *forward.Peers
 	bucket       *reach         // deps.Store
+	etcd         *lineage       // deps.KV
 	requests     *metered.Store // below it
 	usage        *usage
 	space        space
@@ -194,7 +195,9 @@ func New(cfg Config, deps Deps) *Agent {
 	counted := metered.New(deps.Store)
 	bucket := newReach(counted)
 	deps.Store = bucket
-	return &Agent{cfg: cfg, deps: deps, log: deps.Log, bucket: bucket, requests: counted, usage: newUsage(deps.Now()), deleted: make(chan string, deletedMax), joined: make(chan struct{}), ready: make(chan struct{})}
+	etcd := &lineage{KV: deps.KV}
+	deps.KV = etcd
+	return &Agent{cfg: cfg, deps: deps, etcd: etcd, log: deps.Log, bucket: bucket, requests: counted, usage: newUsage(deps.Now()), deleted: make(chan string, deletedMax), joined: make(chan struct{}), ready: make(chan struct{})}
 }
 
 // Ready is closed when the agent serves clients.
@@ -215,7 +218,7 @@ var errStopped = errors.New("stopped")
 func (a *Agent) Run(ctx context.Context) error {
 	// What runs outlives ctx until it is drained.
 	run, fatal := context.WithCancelCause(context.WithoutCancel(ctx))
-	a.fatal = fatal
+	a.fatal, a.etcd.setBack = fatal, fatal
 	defer a.endLog(run)
 	defer a.tasks.Wait()
 	defer fatal(errStopped)

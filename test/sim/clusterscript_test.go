@@ -22,6 +22,7 @@ func playCluster(t *testing.T, size int, broken breakage, run func(*clusterScrip
 	return perform(t, func(ctx context.Context) (*world, func()) {
 		c := newCluster(ctx, 1, broken, size, clusterShards)
 		s := &clusterScript{stage{c.world}, c}
+		c.check.restores = true
 		return c.world, func() {
 			s.wait("the cluster", s.settled)
 			s.held = append(s.held, func(c *call) bool { return strings.HasPrefix(c.what, "txn "+coordinator.PrefixMoves) }) // no shard moves but by the script
@@ -58,6 +59,9 @@ var clusterScripts = []struct {
 	{9, "read beyond the index", 3, readBeyondTheIndex, nil},
 	{9, "read from a deposed leader", 3, readFromADeposedLeader, []breakage{proofOfNothing}},
 	{10, "quorum changes before the seal", 3, quorumChangesBeforeTheSeal, []breakage{sealOnTooFew}},
+	{11, "etcd is set back", 3, etcdSetBack, []breakage{setBackUnseen, restoredIDsAgain}},
+	{12, "recoverers seal differently, and etcd is rebuilt", 3, recoverersThenRebuilt, []breakage{restoreSeesTheCopyAlone}},
+	{12, "on disks alone when etcd is lost", 3, onDisksAlone, []breakage{restoredLogsClosed}},
 	{12, "recoverers seal differently", 3, recoverersSealDifferently, []breakage{commitUnguarded}},
 	{15, "handed a shard, and dies", 3, handedAShardAndDies, nil},
 	{15, "a lease, and no peers", 3, leaseWithoutPeers, []breakage{proofOfNothing}},

@@ -29,15 +29,14 @@
 //	              lost before; that of an agent that has left is thrown away
 //	clocks        an hour wrong from the start; they jump, by an hour forward, by seconds back; agents whose calls all wait, for longer than a lease
 //	bucket        calls fail (as by a 503), are slow, happen and are not answered, or come late; it is away, for all or for one agent
-//	etcd          the same; leases end, it is full, it forgets history under a watch that lags
+//	etcd          the same; leases end, it is full, it forgets history under a watch that lags; it is lost, or set back under agents that live, and rebuilt (TestRestore)
 //	agents        are killed, start, leave, two at once that take themselves for the leader
 //
 // A request to another machine is two parked calls, its way there and its way back. So are those that agents ask each other in Kafka's protocol: whether a transaction includes a
 // partition, and that markers be written. The connection that a segment is appended through is over after its first error, as in
 // wal/peer, whose place this network takes. Clients speak with agents without a network between; they give up, repeat, and ask the wrong agent.
 //
-// Not there: an etcd that is restored from an old copy, and a cluster rebuilt from the bucket alone; clocks that jump
-// without the durations that were measured by them, which a time.Time cannot express.
+// Not there: clocks that jump without the durations that were measured by them, which a time.Time cannot express; agents whose disks are lost with etcd.
 //
 // # The same seed
 //
@@ -70,6 +69,17 @@
 // In clusters whose topic has a retention (TestRetention), and whose records are deleted by request too, a log may start later, never earlier, and only as far as somebody asked for or as leaves the bytes
 // that are retained. What was seen of what is deleted is compared with what was committed.
 //
+// In clusters that lose etcd (TestRestore), every second of which has transactions, nobody goes on until it is rebuilt from the newest copy and the bucket, by what `varve restore` runs, which is killed and
+// repeated too. All disks are there then, and the copy knows all logs that are open or on a disk, as docs want it; what an earlier loss left to be recovered has been, and is in the copy. Etcd is lost
+// whole, or it is again as it once was, 40 revisions or more before what each agent that lives then has seen: they end by themselves, or are killed. Then
+//
+//	what was committed is committed, and the same; what was acknowledged comes from the disks; what any reader saw stays, and no producer id is given again
+//	groups have the offsets that they had at the revision of the copy, neither older ones nor others
+//	a transaction that the copy has as decided is decided so, and one whose markers were all written; one that was open is aborted. Not judged are those whose markers
+//	were under way, if they were decided after the copy was made, and of version 1 what began behind a decision that the copy has and whose markers it does not
+//
+// Transactions that no coordinator knows of then are ended by an operator, in the end.
+//
 // Not here: 9, of limits.
 //
 // # Interleavings
@@ -101,9 +111,11 @@
 //	     read from a deposed leader                            take leadership for proved
 //	     a batch without its stable offset                     answer up to the high watermark
 //	10   quorum changes before the seal                        seal on too few answers
-//	11   a restored etcd: not there                            -
+//	11   etcd is set back                                      go on while revisions fall; give producer ids from where the copy is
 //	12   TestRecovererDiesAfterUpload                          commit without comparing the log's record
-//	     recoverers seal differently                           the same; rebuilding from the bucket is not there
+//	     recoverers seal differently                           the same
+//	     recoverers seal differently, and etcd is rebuilt      pass over what owners flushed since the copy
+//	     on disks alone when etcd is lost                      close WAL logs where they were flushed, with disks there
 //	13   TestPutTimesOut                                       take a put that timed out for done
 //	     TestNameIsTaken                                       take an object of the same name for one's own
 //	14   TestCommitBetweenReadAndClaim                         read the flushed position before the claim
@@ -122,7 +134,7 @@
 // sent before the decision is durable, the high watermark is answered, the list of aborted transactions is left out, offsets are applied when they are sent, a stale epoch is
 // accepted, markers that an old leader was sent count as written, a new coordinator forgets open transactions. TestMergeBreakages has commits leave that are not merged, manifests
 // without producers, or without their open transactions, and segments that are in use taken for garbage; TestCompactionBreakages has a part of what a cleaning made put in place, TestRetentionBreakages
-// has logs start too late, or anew. Not broken, since no boundary lies there: that a marker voids
+// has logs start too late, or anew. TestRestoreBreakages has a restore close logs, pass over segments, let shards be led before logs are recovered, and leave transactions as they were, or groups' offsets out. Not broken, since no boundary lies there: that a marker voids
 // a ticket (agent/partition), whose batch the producer's epoch keeps out as well.
 //
 //	go test ./test/sim                       some seconds, always the same seeds
@@ -131,4 +143,5 @@
 //	go test ./test/sim -run TestSeeds -seed 17 -v      replays one, with its trace
 //	go test ./test/sim -run TestTransactions -seed 17 -v   the same with transactions
 //	go test ./test/sim -run TestClusters -seed 17 -v   replays a cluster, with what its agents say
+//	go test ./test/sim -run TestRestore -seed 17 -v    one that loses etcd
 package sim

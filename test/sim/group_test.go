@@ -44,6 +44,9 @@ func newGroup(c *cluster) *group {
 	return g
 }
 
+// key is that of its offsets.
+func (g *group) key() string { return coordinator.KeyOffsets(g.name, g.c.topic.Name, 0) }
+
 // memberPatience is after how many steps a member gives up a request, which may wait for other members.
 const memberPatience = 400
 
@@ -188,7 +191,7 @@ func (g *group) answer(m *member, response kmsg.Response) protocol.ErrorCode {
 
 // final checks the offset that is left: no commit that was acknowledged came after it, unless nobody knows when that one was done.
 func (g *group) final() {
-	item, _, err := g.c.kv.Get(g.c.ctx, coordinator.KeyOffsets(g.name, g.c.topic.Name, 0))
+	item, _, err := g.c.kv.Get(g.c.ctx, g.key())
 	if err != nil {
 		panic(err)
 	}

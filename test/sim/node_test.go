@@ -43,6 +43,9 @@ func (c *cluster) start(m *host) *node {
 		c: c, machine: m, process: newProcess(fmt.Sprintf("a%d", c.starts)), listener: newListener(),
 		clients: make(map[string]*kafka), high: make(map[int32]int64),
 	}
+	if m.node != nil {
+		m.held = m.holds()
+	}
 	m.node = n
 	c.nodes = append(c.nodes, n)
 	c.note("%s starts on %s", n.name, m.name)
@@ -74,6 +77,9 @@ func (n *node) exist(ctx context.Context, fs disk.FS) {
 	cfg.Garbage = upkeep.GarbageConfig{Pause: 5 * time.Second, Grace: 30 * time.Second}
 	if n.c.retention > 0 {
 		cfg.RetentionPause = n.c.retention
+	}
+	if n.c.copyPause > 0 {
+		cfg.CopyPause = n.c.copyPause
 	}
 	if n.c.broken.forgetProducers {
 		cfg.ProducerIdleMax = -cfg.ProducerIdleMax

@@ -26,16 +26,16 @@ func (c *cluster) inquire(n *node, client string, r kmsg.Request, answer func(km
 
 // pollQuestions takes the answers.
 func (c *cluster) pollQuestions() {
-	var open []*question
-	for _, q := range c.asked {
+	asked := c.asked
+	c.asked = nil
+	for _, q := range asked {
 		switch {
 		case !q.exchange.answered():
-			open = append(open, q)
+			c.asked = append(c.asked, q)
 		case q.exchange.response != nil:
 			q.check(q.exchange.response)
 		}
 	}
-	c.asked = open
 }
 
 // askProducerID asks for a producer id, which nobody must have had before.

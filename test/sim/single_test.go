@@ -236,6 +236,9 @@ func (w *single) flush() func() bool { return w.leads().flushAll() }
 // offsetIn implements scene.
 func (w *single) offsetIn(it coordinator.Item) (int64, error) { return coordinator.Decode[int64](it) }
 
+// restoring implements scene.
+func (w *single) restoring() bool { return false }
+
 // stopAll implements scene.
 func (w *single) stopAll() {
 	for _, m := range w.machines {

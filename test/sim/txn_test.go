@@ -66,6 +66,10 @@ type transaction struct {
 	asked      outcome // of EndTxn
 	decided    outcome // as etcd has it
 	decidedAt  int     // step
+	decidedIn  int64   // revision
+	doneIn     int64   // revision in which its markers were written; 0 for not yet
+	past       bool    // etcd was lost since
+	torn       bool    // it need not be whole: etcd was lost while its markers were under way
 }
 
 // outcome of a transaction.
@@ -203,6 +207,9 @@ func (x *transacting) finish() bool {
 			done = false
 			if b := x.c.leaderOf(x.c.shardOf(number)); b != nil {
 				x.read(b, number, max(x.c.load.logs[number].floor, 0), "", true)
+				if x.c.check.old > 0 && time.Since(x.idle) > 2*restsFor {
+					x.endHanging(b, number)
+				}
 			}
 		}
 	}

@@ -113,7 +113,7 @@ func (x *transacting) answered(r *isolatedRead, p *kmsg.FetchResponseTopicPartit
 	}
 	for _, record := range r.visible {
 		t := x.of[recordID{record.ID.Writer, record.ID.Seq}]
-		if r.committed && t != nil && t.decided != committed {
+		if r.committed && t != nil && t.decided != committed && !t.torn {
 			report("6: %s shows offset %d of %d to a reader of what is committed, its transaction is %v", r.from.name, record.Offset, r.number, t.decided)
 		}
 	}
@@ -218,6 +218,7 @@ func (x *transacting) applied(ops []coordinator.Op) {
 				panic(err)
 			}
 			x.decide(name, &s)
+			x.done(name, &s)
 		}
 	}
 	for _, op := range ops {
@@ -249,22 +250,33 @@ func (x *transacting) decide(name string, s *txnrecord.Snapshot) {
 	if s.Version2 {
 		of = claim{s.LastProducerID, s.LastEpoch}
 	}
+	var past *transaction
 	for _, t := range slices.Backward(x.all) {
 		if t.by.of.name != name || t.claim != of {
 			continue
 		}
 		x.c.note("the transaction of %s in epoch %d/%d is %v", t.by.client, of.id, of.epoch, how)
+		if t.past {
+			if t.decided == how {
+				return
+			}
+			past = t // one before it may have had the same claim
+			continue
+		}
 		switch {
 		case t.decided != undecided:
 			x.c.check.report("6: the transaction of %s in epoch %d/%d is %v, it was %v", t.by.client, of.id, of.epoch, how, t.decided)
 		case how == committed && t.asked != committed:
 			x.c.check.report("6: the transaction of %s in epoch %d/%d is committed, which nobody has asked for", t.by.client, of.id, of.epoch)
 		}
-		t.decided, t.decidedAt = how, x.c.step
+		t.decided, t.decidedAt, t.decidedIn = how, x.c.step, x.c.revision()
 		if how == committed && t.offset > 0 {
 			t.by.of.committed = max(t.by.of.committed, t.offset)
 		}
 		return
+	}
+	if past != nil {
+		x.c.check.report("6: the transaction of %s in epoch %d/%d is %v, it was %v before etcd was lost", past.by.client, of.id, of.epoch, how, past.decided)
 	}
 }
 
@@ -311,7 +323,7 @@ func (x *transacting) final(number int32, batches [][]byte) {
 		x.c.check.report("6: the transaction of producer %d is open in partition %d, from offset %d on", id, number, all[at[0]].Offset)
 	}
 	for _, r := range all {
-		if r.of != nil && r.visible != (r.of.decided == committed) {
+		if r.of != nil && !r.of.torn && r.visible != (r.of.decided == committed) {
 			x.c.check.report("6: offset %d of %d is visible %v, its transaction, of %s in epoch %d/%d, is %v",
 				r.Offset, number, r.visible, r.of.by.client, r.of.claim.id, r.of.claim.epoch, r.of.decided)
 		}

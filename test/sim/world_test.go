@@ -38,6 +38,8 @@ type scene interface {
 	flush() (done func() bool)
 	// offsetIn decodes a consumer offset.
 	offsetIn(coordinator.Item) (int64, error)
+	// restoring reports whether etcd is lost, and not yet rebuilt.
+	restoring() bool
 	// stopAll kills everything, so that no goroutine remains.
 	stopAll()
 }
@@ -68,6 +70,7 @@ type world struct {
 
 	step  int
 	steps int // before it heals
+	rests int // steps that it may take then
 	trace uint64
 	log   func(string) // nil: the trace is only hashed
 
@@ -132,6 +135,7 @@ type process struct {
 	stalled int          // no call of it happens before this step
 	hung    int          // nor any of its disk before this one
 	away    map[kind]int // until which step it alone does not reach etcd or the bucket
+	seen    int64        // the highest revision that etcd has answered
 }
 
 func newProcess(name string) process {
@@ -149,7 +153,7 @@ type chances struct {
 func newWorld(ctx context.Context, seed uint64, broken breakage, shards uint32) *world {
 	rng := rand.New(rand.NewPCG(seed, 0x51))
 	w := &world{
-		ctx: ctx, rng: rng, broken: broken, bucket: mem.New(), away: make(map[kind]int),
+		ctx: ctx, rng: rng, broken: broken, bucket: mem.New(), away: make(map[kind]int), rests: healSteps,
 		kv:      kvmem.New(kvmem.Config{ClusterID: 1, Start: time.Now()}),
 		topic:   coordinator.Topic{ID: protocol.TopicID{1: 7}, Name: "t", Partitions: partitions, Replication: 1},
 		cluster: coordinator.Cluster{ID: protocol.TopicID{9: 9}.String(), Shards: shards, Generation: 1},
@@ -174,7 +178,7 @@ func newWorld(ctx context.Context, seed uint64, broken breakage, shards uint32) 
 }
 
 const (
-	// healSteps is how long a world may take to come to rest; most need some hundred.
+	// healSteps is how long a world may take to come to rest, unless it says otherwise; most need some hundred.
 	healSteps  = 6000
 	partitions = 3
 )
@@ -431,15 +435,15 @@ func (w *world) heal() {
 	}
 	w.late = nil
 	w.mend()
-	ok := w.until(healSteps, func() bool { return w.recovered() && w.load.finish() })
+	ok := w.until(w.rests, func() bool { return w.recovered() && w.load.finish() })
 	if w.check.failed() {
 		return
 	}
 	if !ok {
-		w.check.report("liveness: %d steps after the last trouble clients still wait: %s", healSteps, w.load.waiting())
+		w.check.report("liveness: %d steps after the last trouble clients still wait: %s", w.rests, w.load.waiting())
 		return
 	}
-	if !w.until(healSteps, w.flush()) {
+	if !w.until(w.rests, w.flush()) {
 		w.check.report("liveness: the flush does not end")
 		return
 	}

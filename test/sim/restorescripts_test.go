@@ -1,0 +1,107 @@
+package sim
+
+import (
+	"errors"
+
+	"github.com/varve-io/varve/agent/rebuild"
+	"github.com/varve-io/varve/coordinator"
+)
+
+// Scripts of the interleavings 11 and 12: etcd is set back, or lost, and rebuilt from the bucket.
+
+// awaitCopy waits until there is a copy that is newer than a revision, and knows everybody.
+func (s *clusterScript) awaitCopy(revision int64) (x *copied) {
+	s.wait("a copy", func() bool {
+		x = s.mayLoseEtcd()
+		return x != nil && x.id.Revision > revision
+	})
+	return x
+}
+
+// rebuild has an operator rebuild etcd, and waits until all serve again.
+func (s *clusterScript) rebuild() {
+	s.wait("etcd to be rebuilt", func() bool {
+		if s.loss != nil {
+			s.loss.hurry()
+		}
+		return s.loss == nil
+	})
+	s.wait("the cluster to serve again", s.recovered)
+}
+
+// askID asks a node for a producer id, which it need not give.
+func (s *clusterScript) askID(n *node) {
+	s.askProducerID(n)
+	s.wait("an answer, or the agent's end", func() bool { return len(s.asked) == 0 || !n.lives() })
+}
+
+// etcdSetBack: etcd is restored from yesterday under agents that live: their watches wait at a revision that is to come, and it would give producer ids and epochs again (13.11).
+func etcdSetBack(s *clusterScript) {
+	p, owner := s.begin()
+	g := s.load.committers[0]
+	yesterday := s.revision()
+	s.awaitCopy(yesterday)
+	s.insist(p, owner, s.send(p, owner))
+	s.load.commit(g, s.leader(g.shard))
+	s.wait("a group's offset", func() bool { return g.acked == 1 })
+	for range setBackMin {
+		s.load.commit(g, s.leader(g.shard))
+		s.wait("another offset", func() bool { return g.attempt == nil })
+	}
+	x := s.awaitCopy(s.revision() - 1)
+	s.hold(&owner.process, "put ") // so that it is on disks alone
+	s.insist(p, owner, s.send(p, owner))
+	s.askID(owner)
+	s.setBack(x, yesterday)
+	again := s.send(p, owner)
+	for _, n := range s.living() {
+		s.askID(n)
+	}
+	s.wait("all agents to end by themselves", func() bool { return len(s.living()) == 0 })
+	m := s.machines[0]
+	n := s.start(m)
+	s.wait("the end of one that starts", func() bool { return !n.lives() })
+	if !errors.Is(n.err, rebuild.ErrSetBack) {
+		s.fail("an agent that starts ends with: %v", n.err)
+	}
+	s.rebuild()
+	for _, n := range s.living() {
+		s.askID(n)
+	}
+	heir := s.awaitHeir(s.shardOf(p.partition), owner)
+	s.insist(p, heir, again)
+	s.insist(p, heir, s.send(p, heir))
+}
+
+// recoverersThenRebuilt: the same as when recoverers seal differently, and then etcd is lost, and rebuilt from a copy from before all that (13.12).
+func recoverersThenRebuilt(s *clusterScript) {
+	s.awaitCopy(0)
+	s.holdAll("put copies/")
+	recoverersSealDifferently(s)
+	s.wait("that all is committed", func() bool { return int64(s.check.ends[0]) > s.load.logs[0].floor })
+	x := s.newestCopy()
+	l := coordinator.Log{}
+	for id := range s.check.logs {
+		if one := x.log(id); one.ID != 0 && s.check.logs[id].Closed {
+			l = one
+		}
+	}
+	if l.ID == 0 || l.Closed {
+		s.fail("the log that was recovered is %+v in the copy: this shows nothing", l)
+	}
+	s.wipe(x)
+	s.rebuild()
+	s.insistAnywhere(s.load.producers[0])
+}
+
+// onDisksAlone: etcd is lost while agents' disks alone have what was acknowledged.
+func onDisksAlone(s *clusterScript) {
+	p, owner := s.begin()
+	x := s.awaitCopy(0)
+	letGo := s.holdAll("put ")
+	s.insist(p, owner, s.send(p, owner))
+	s.wipe(x)
+	letGo()
+	s.rebuild()
+	s.insistAnywhere(p)
+}
