@@ -318,7 +318,8 @@ func (p *planner) candidates() map[coordinator.LogID][]candidate {
 	}
 	superseded := func(c candidate) bool {
 		return slices.ContainsFunc(c.all, func(s section) bool {
-			if int32(s.high) < p.Shards[s.shard].Epoch { // all of that epoch was committed when the copy was made
+			// All of a lower epoch was committed when the copy was made; unless it was made after a restore, which raises epochs, before the logs from before that were recovered.
+			if int32(s.high) < p.Shards[s.shard].Epoch && coordinator.LogID(c.segment.Header.ID.Log) >= p.Cluster.Restored {
 				return true
 			}
 			return slices.ContainsFunc(begins[s.id], func(b begin) bool { return b.epoch > s.high && b.first < s.next })

@@ -33,7 +33,7 @@ const none = int32(-1)
 //
 //	empty --take--> being written --settle--> ready --take, forget, drop--> empty
 //
-// and stands in the list unless it is being written: the empty ones first, then those that are ready, the least recently used first, and among them as if it were used then what could not be written. Whoever reads a slot asks afterwards
+// and stands in the list unless it is being written: the empty ones first, then those that are ready, the least recently used first. Whoever reads a slot asks afterwards
 // whether it still has what it had.
 type index struct {
 	slotsMax  int
@@ -110,9 +110,9 @@ func (x *index) settle(p place, sum uint32, written bool) {
 		x.linkOldest(p.slot)
 	case written:
 		x.linkNewest(p.slot)
-	default: // the last to be tried again: it may be that place of the disk
+	default:
 		x.clear(p.slot)
-		x.linkNewest(p.slot)
+		x.linkOldest(p.slot)
 	}
 }
 
