@@ -145,8 +145,13 @@ func (o *old) whole() error {
 	if _, answered := o.held[o.writer]; !answered {
 		why = append(slices.Clone(why), errWriter)
 	}
+	if len(why) == 0 {
+		why = []error{errFewCopies}
+	}
 	return fmt.Errorf("recover WAL log %s: %w: %w", o.record.ID, ErrLacking, errors.Join(why...))
 }
+
+var errFewCopies = errors.New("the last segment of the log's writer has fewer copies than an entry needs to count: others are on disks that joined after the copy of etcd was made, or the log was closed and they have dropped it")
 
 var errWriter = errors.New("the store of the log's writer, which alone tells on which disks the log is, is among them")
 

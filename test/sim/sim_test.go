@@ -38,6 +38,11 @@ func runSeeds(t *testing.T, create maker, count uint64) {
 	case *fresh:
 		first = 1_000_000 + rand.Uint64N(1_000_000_000)
 	}
+	runFrom(t, create, first, count, log)
+}
+
+// runFrom runs so many seeds from a first one on.
+func runFrom(t *testing.T, create maker, first, count uint64, log func(string)) {
 	t.Logf("seeds %d to %d", first, first+count-1)
 	n := first
 	over := false
