@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -84,8 +85,8 @@ type copied struct {
 	past  coordinator.LogID
 }
 
-// newestCopy reads the newest copy that is whole, past all faults; nil if there is none.
-func (c *cluster) newestCopy() *copied {
+// newestCopy reads the newest copy up to a number that is whole, past all faults; nil if there is none.
+func (c *cluster) newestCopy(upTo uint64) *copied {
 	all, err := rebuild.Copies(c.ctx, c.bucket)
 	if err != nil {
 		panic(err)
@@ -99,7 +100,7 @@ func (c *cluster) newestCopy() *copied {
 		if err != nil {
 			panic(err)
 		}
-		if !page.Last {
+		if !page.Last || one.ID.Number > upTo {
 			continue
 		}
 		x := &copied{id: one.ID, items: make(map[string]backup.Item)}
@@ -139,7 +140,7 @@ func (x *copied) log(id coordinator.LogID) (l coordinator.Log) {
 // mayLoseEtcd returns the copy from which etcd would be rebuilt, if that is certain to bring back all that was acknowledged: it knows all logs that are open, and those of which there is something on a
 // disk. Else nil.
 func (c *cluster) mayLoseEtcd() *copied {
-	x := c.newestCopy()
+	x := c.newestCopy(math.MaxUint64)
 	if x == nil {
 		return nil
 	}
@@ -361,7 +362,11 @@ func (l *loss) ended() {
 		l.c.note("etcd takes itself for current")
 		l.back, l.c.kv = false, kvmem.New(kvmem.Config{ClusterID: 2, Start: time.Now()})
 	case r.err == nil, errors.Is(r.err, rebuild.ErrCurrent): // by one that was killed
-		l.copied, l.c.loss = l.c.newestCopy(), nil // one that was on its way may have arrived
+		number := uint64(math.MaxUint64) // one that was on its way may have arrived
+		if r.err == nil {
+			number = r.report.Copy.Number
+		}
+		l.copied, l.c.loss = l.c.newestCopy(number), nil
 		l.c.check.restored(l)
 	case errors.Is(r.err, rebuild.ErrMissing):
 		for _, what := range r.report.Missing {

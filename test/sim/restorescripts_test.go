@@ -2,6 +2,7 @@ package sim
 
 import (
 	"errors"
+	"math"
 
 	"github.com/varve-io/varve/agent/rebuild"
 	"github.com/varve-io/varve/coordinator"
@@ -73,13 +74,18 @@ func etcdSetBack(s *clusterScript) {
 	s.insist(p, heir, s.send(p, heir))
 }
 
-// recoverersThenRebuilt: the same as when recoverers seal differently, and then etcd is lost, and rebuilt from a copy from before all that (13.12).
+// recoverersThenRebuilt: the same as when recoverers seal differently, but that the first one's machine is down, and then etcd is lost, and rebuilt from a copy from before all that (13.12). The machine comes back with the
+// entry that was never acknowledged.
 func recoverersThenRebuilt(s *clusterScript) {
 	s.awaitCopy(0)
 	s.holdAll("put copies/")
-	recoverersSealDifferently(s)
+	var first *node
+	s.sealDifferently(func(c *cluster, n *node) {
+		first = n
+		c.kill(n, false)
+	})
 	s.wait("that all is committed", func() bool { return int64(s.check.ends[0]) > s.load.logs[0].floor })
-	x := s.newestCopy()
+	x := s.newestCopy(math.MaxUint64)
 	l := coordinator.Log{}
 	for id := range s.check.logs {
 		if one := x.log(id); one.ID != 0 && s.check.logs[id].Closed {
@@ -90,6 +96,7 @@ func recoverersThenRebuilt(s *clusterScript) {
 		s.fail("the log that was recovered is %+v in the copy: this shows nothing", l)
 	}
 	s.wipe(x)
+	s.start(first.machine)
 	s.rebuild()
 	s.insistAnywhere(s.load.producers[0])
 }

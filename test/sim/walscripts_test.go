@@ -145,7 +145,10 @@ func (s *clusterScript) leaveWithTheOnlySecondCopy(p *producer, owner, leaver *n
 
 // recoverersSealDifferently: one recoverer finds an entry that was never acknowledged, uploads it, and is lost with its disk; the next one does not find it, and a new
 // leader writes others at its offsets. Then the first one's commit arrives (13.12).
-func recoverersSealDifferently(s *clusterScript) {
+func recoverersSealDifferently(s *clusterScript) { s.sealDifferently((*cluster).lose) }
+
+// sealDifferently is that, with what becomes of the first recoverer.
+func (s *clusterScript) sealDifferently(end func(*cluster, *node)) {
 	p, owner := s.begin()
 	l := s.logOf(owner)
 	s.wait("the first commit", func() bool { return s.check.logs[l.ID].Commits == 1 })
@@ -159,7 +162,7 @@ func recoverersSealDifferently(s *clusterScript) {
 	s.hold(&again.process, commit)
 	s.hold(&again.process, "to "+s.others(again)[0].machine.name+": seal") // so that its own answer counts
 	late := s.await(&again.process, commit).late()
-	s.lose(again)
+	end(s.cluster, again)
 	s.world.late = nil
 	claims()
 	s.wait("the end of the log", func() bool { return s.check.logs[l.ID].Closed })
