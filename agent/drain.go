@@ -144,10 +144,7 @@ func (a *Agent) closeLog(ctx context.Context) error {
 	// An agent that could not hand its shards over still ends transactions in them, though it answers nobody. What is flushed now must be all that there is: a log that is closed is not recovered.
 	a.wal.Stop()
 	// Entries of producers that wait for no answer may still be on their way to the disk.
-	if err := a.wal.Prove(ctx); err != nil {
-		return err
-	}
-	if err := a.flusher.Flush(ctx); err != nil {
+	if err := a.flush(ctx); err != nil {
 		return err
 	}
 	a.flushing.stop()

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/varve-io/varve/agent"
 	"github.com/varve-io/varve/coordinator/mem"
@@ -44,6 +46,47 @@ func TestLostDisk(t *testing.T) {
 	consume(t, c.running, "t", 100)
 	produce(t, c.running, "t", 100, 120)
 	consume(t, c.running, "t", 120)
+}
+
+// TestLostDiskAfterDelete deletes records that are in the WAL alone, which is lost then: what is produced behind them continues what is committed, for this agent and for the next.
+func TestLostDiskAfterDelete(t *testing.T) {
+	w := newWorld(t)
+	a := w.launch(t, w.dir, -1, func(c *agent.Config) { c.Flush.AgeMax = time.Hour })
+	a.await(t)
+	produce(t, a.running, "t", 0, 100)
+	var at kadm.Offsets
+	at.Add(kadm.Offset{Topic: "t", At: 100})
+	if answers, err := kadm.NewClient(client(t, a.running)).DeleteRecords(t.Context(), at); err != nil || answers.Error() != nil {
+		t.Fatal(err, answers.Error())
+	}
+	a.kill()
+
+	dir := t.TempDir()
+	b := w.launch(t, dir, -1, func(c *agent.Config) { eager(c); c.AcceptLoss = 1 })
+	b.await(t)
+	p := client(t, b.running, kgo.DefaultProduceTopic("t"))
+	n := int64(100)
+	eventually(t, "something is merged", func() bool {
+		select {
+		case err := <-b.ended:
+			b.ended <- err
+			t.Fatalf("the agent ended: %v", err)
+		default:
+		}
+		p.Produce(t.Context(), kgo.StringRecord("x"), nil)
+		n++
+		return w.merged(t, "t") > 100
+	})
+	if err := p.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.kill()
+	c := w.launch(t, dir, -1, eager)
+	c.await(t)
+	ends, err := kadm.NewClient(client(t, c.running)).ListEndOffsets(t.Context(), "t")
+	if end, _ := ends.Lookup("t", 0); err != nil || end.Offset != n {
+		t.Errorf("the log ends at %d (%v), want %d", end.Offset, err, n)
+	}
 }
 
 // TestDamagedLog damages entries that were durable: recovery says so and refuses; with the operator's word the log ends before the damage.

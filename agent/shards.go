@@ -297,6 +297,11 @@ func (a *Agent) settleShards(ctx context.Context, shards []coordinator.ShardID) 
 func (a *Agent) flushSoon(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, giveMax)
 	defer cancel()
+	return a.flush(ctx)
+}
+
+// flush returns once everything that was taken before the call is in the bucket, and committed.
+func (a *Agent) flush(ctx context.Context) error {
 	if err := a.wal.Prove(ctx); err != nil { // what is not delivered yet is not flushed
 		return err
 	}

@@ -35,7 +35,7 @@ type Partitions interface {
 
 // Manifests are what shards' leaders have settled.
 type Manifests interface {
-	// DeleteBefore makes the log start offset of each partition at least the one given, and returns when that is durable.
+	// DeleteBefore makes the log start offset of each partition at least the one given, which what is committed must reach, and returns when that is durable.
 	DeleteBefore(ctx context.Context, starts map[*ingest.Partition]protocol.Offset) error
 	// Follow has the index know what the manifest of that name, or a newer one, says of a shard that another agent leads.
 	Follow(ctx context.Context, id coordinator.ShardID, name string) error
@@ -71,6 +71,8 @@ type Deps struct {
 	Verifier    *txns.Verifier
 	// Prove returns once it is certain that this agent led what it leads after the call began, or, after some seconds at most, with an error.
 	Prove func(context.Context) error
+	// Flush returns once everything that was taken before the call is committed.
+	Flush func(context.Context) error
 	// Draining reports whether this agent is about to leave.
 	Draining func() bool
 	Now      func() time.Time

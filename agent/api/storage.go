@@ -97,7 +97,7 @@ func (b *Broker) deleteRecords(ctx context.Context, req *kmsg.DeleteRecordsReque
 	if len(starts) == 0 {
 		return resp
 	}
-	err := b.deps.Manifests.DeleteBefore(ctx, starts)
+	err := b.deleteBefore(ctx, starts)
 	if err != nil {
 		b.deps.Log.Warn("records were not deleted", "err", err)
 	}
@@ -111,6 +111,21 @@ func (b *Broker) deleteRecords(ctx context.Context, req *kmsg.DeleteRecordsReque
 		p.LowWatermark = int64(st.Start)
 	}
 	return resp
+}
+
+// deleteBefore moves log start offsets. What comes before them is committed first: if the WAL were lost, the log would end before it begins, and what is produced then would
+// not continue what is committed.
+func (b *Broker) deleteBefore(ctx context.Context, starts map[*ingest.Partition]protocol.Offset) error {
+	for p, start := range starts {
+		if start <= b.deps.Index.End(p.ID) {
+			continue
+		}
+		if err := b.deps.Flush(ctx); err != nil {
+			return err
+		}
+		break
+	}
+	return b.deps.Manifests.DeleteBefore(ctx, starts)
 }
 
 // startToDelete checks one partition of DeleteRecords and returns the log start offset that it asks for.

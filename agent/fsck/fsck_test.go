@@ -104,6 +104,9 @@ func TestDamage(t *testing.T) {
 				m.Partitions[0].Epochs = nil
 			})
 		}, false, []string{"gap: orders/0: meta/commits/0000000000000005/0000000000000002 has offsets [10,15), want them from 0 on", "orphan: merged/"}},
+		{"a log begins past its end", func(w *world) {
+			w.reinstall(func(m *manifest.Manifest) { m.Partitions[0].LogStartOffset = 21 })
+		}, false, []string{"gap: orders/0: it starts at 21, and only what is below 20 is committed"}},
 		{"a shard claims to have merged what it has not", func(w *world) {
 			r := w.records[0]
 			r.Merged += 1000

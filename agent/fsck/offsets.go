@@ -117,6 +117,9 @@ func (c *checker) partition(at place, m *manifest.Partition, tails []tail) {
 		}
 		end, epoch = t.part.NextOffset, t.part.LeaderEpoch
 	}
+	if m != nil && m.LogStartOffset > end {
+		c.report.problem(Gap, c.name(at), "it starts at %d, and only what is below %d is committed", m.LogStartOffset, end)
+	}
 }
 
 // extents checks that what is merged of a partition has no gap but below where compaction ended, and returns its last leader epoch.

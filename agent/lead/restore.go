@@ -69,6 +69,9 @@ func (r *Restorer) Run(ctx context.Context, shards map[coordinator.ShardID]Settl
 	}
 	expired := r.Now().Add(-r.ProducerIdle).UnixMilli()
 	for id, l := range logs {
+		if end := l.End(); starts[id] > end {
+			return nil, fmt.Errorf("restore %s/%d: it starts at %d, and only what is below %d is committed: something is missing", id.Topic, id.Partition, starts[id], end)
+		}
 		l.RestoreStart(starts[id]) // it may be beyond what is merged, and producers are in what is before it too
 		l.Producers().Expire(expired, r.ProducersMax)
 	}

@@ -465,8 +465,7 @@ func TestTransactions(t *testing.T) {
 				case n < 85:
 					m.merge()
 				case n < 86:
-					st, _ := m.leader.State()
-					m.start += protocol.Offset(m.r.Int64N(int64(st.HighWatermark-m.start)/4 + 1))
+					m.start += protocol.Offset(m.r.Int64N(max(0, int64(m.index.End(id)-m.start))/4 + 1))
 					if err := m.manifests.DeleteBefore(t.Context(), map[*ingest.Partition]protocol.Offset{m.leader: m.start}); err != nil {
 						t.Fatal(err)
 					}

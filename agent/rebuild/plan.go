@@ -130,7 +130,25 @@ func NewPlan(f *Found) *Plan {
 	p.settleTopics()
 	p.known()
 	p.adopt(p.candidates())
+	p.starts()
 	return p.plan
+}
+
+// starts tells of partitions that start beyond what is left of them.
+func (p *planner) starts() {
+	for _, shard := range slices.Sorted(maps.Keys(p.Manifests)) {
+		m := p.Manifests[shard]
+		if m == nil {
+			continue
+		}
+		for i := range m.Partitions {
+			at := &m.Partitions[i]
+			id := partition.ID{Topic: at.Topic, Partition: at.Partition}
+			if _, ok := p.plan.Topics[id.Topic]; ok && at.LogStartOffset > p.plan.Ends[id] {
+				p.missing("what %s had below %d, where it starts: only what is below %d is there, and shard %d will have no leader", p.name(id), at.LogStartOffset, p.plan.Ends[id], shard)
+			}
+		}
+	}
 }
 
 // damage tells of what the bucket should have.

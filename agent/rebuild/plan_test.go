@@ -88,6 +88,7 @@ type planCase struct {
 	copied   map[string][]part // commits of the copy, by name
 	lost     []string          // of them, those whose segments are gone
 	merged   []end             // by manifests
+	start    protocol.Offset   // the log start offset of what is merged
 	epochs   map[int32]int32   // of the copy's shards, by partitions
 	newer    bool              // manifests are newer than the copy
 	older    bool              // manifests are older than the copy
@@ -130,6 +131,18 @@ func TestPlan(t *testing.T) {
 			segments: map[string][]part{"1/2/1/0": one(10, 20, 1), "1/3/1/0": one(20, 30, 1)},
 			want:     []string{"1/1", "1/2", "1/3"}, adopted: 2, ends: [2]protocol.Offset{30},
 			progress: map[coordinator.LogID]string{1: "3/3"},
+		},
+		"it starts within what follows": {
+			merged:   []end{{0, 10, 1}},
+			start:    20,
+			segments: map[string][]part{"1/2/1/0": one(10, 20, 1)},
+			want:     []string{"1/2"}, adopted: 1, ends: [2]protocol.Offset{20},
+		},
+		"it starts beyond what is there": {
+			merged:   []end{{0, 10, 1}},
+			start:    21,
+			segments: map[string][]part{"1/2/1/0": one(10, 20, 1)},
+			want:     []string{"1/2"}, adopted: 1, ends: [2]protocol.Offset{20}, missing: 1,
 		},
 		"numbers that are missing were merged": {
 			merged:   []end{{0, 20, 1}},
@@ -333,7 +346,7 @@ func (c planCase) run(t *testing.T) {
 		m := &manifest.Manifest{Shard: uint32(shardOf(n)), Epoch: 1, Generation: 1}
 		for _, e := range c.merged {
 			if e.partition == n && e.at > 0 {
-				m.Set(manifest.Partition{Topic: orders.ID, TopicName: orders.Name, Partition: n, End: e.at, Epochs: []manifest.EpochStart{{Epoch: e.epoch}}})
+				m.Set(manifest.Partition{Topic: orders.ID, TopicName: orders.Name, Partition: n, LogStartOffset: c.start, End: e.at, Epochs: []manifest.EpochStart{{Epoch: e.epoch}}})
 			}
 		}
 		if len(c.merged) > 0 {

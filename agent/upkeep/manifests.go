@@ -316,10 +316,13 @@ func (s *Manifests) read(ctx context.Context, name string) (*manifest.Manifest, 
 }
 
 // DeleteBefore makes the log start offset of each partition at least the one given, and returns once that is durable and visible.
-// Offsets must not be past the high watermarks. Each shard is one write; if one fails, the others may have succeeded, and trying again does no harm.
+// An offset past what is committed is an error, and then nothing is moved. Each shard is one write; if one fails, the others may have succeeded, and trying again does no harm.
 func (s *Manifests) DeleteBefore(ctx context.Context, starts map[*ingest.Partition]protocol.Offset) error {
 	byShard := make(map[coordinator.ShardID][]*ingest.Partition)
-	for p := range starts {
+	for p, start := range starts {
+		if end := s.deps.Index.End(p.ID); start > end {
+			return fmt.Errorf("delete records of %s/%d before %d: only those below %d are committed", p.Name, p.ID.Partition, start, end)
+		}
 		byShard[p.Shard] = append(byShard[p.Shard], p)
 	}
 	var errs []error

@@ -166,6 +166,9 @@ func TestDeleteBefore(t *testing.T) {
 	if old.Partitions[0].LogStartOffset != 10 || len(old.Segments) != 2 {
 		t.Error("the manifest before was changed")
 	}
+	if err := s.DeleteBefore(t.Context(), map[*ingest.Partition]protocol.Offset{p: 91}); err == nil || s.Of(3) != now {
+		t.Errorf("past what is committed: %v", err)
+	}
 	s.Resign(3)
 	if err := s.DeleteBefore(t.Context(), map[*ingest.Partition]protocol.Offset{p: 60}); protocol.CodeOf(err) != protocol.NotLeaderOrFollower {
 		t.Errorf("of a shard that is not led: %v", err)

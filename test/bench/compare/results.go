@@ -145,7 +145,9 @@ func (r results) markdown() string {
 	c := r.plan.kib
 	r.write(&b, fmt.Sprintf("acks=all, idempotent, %d partitions, %d connections with up to 5 requests open, uncompressed batches of at most %d KiB, one per partition in a request;\n"+
 		"  each phase ends after %v or %.1f GB. Fetches ask for 1 MiB per partition.", c.Partitions, c.Connections, c.BatchBytes>>10, c.Duration, float64(c.BytesMax)/1e9))
-	b.WriteString("What idempotence and transactions cost is in [TRANSACTIONS.md](TRANSACTIONS.md).\n\n")
+	b.WriteString("What else was measured: what idempotence and transactions cost ([TRANSACTIONS.md](TRANSACTIONS.md)), consumers of old data ([CATCHUP.md](CATCHUP.md)), " +
+		"three agents ([CLUSTER.md](CLUSTER.md)), a hundred thousand partitions ([SCALE.md](SCALE.md)), an hour of writing with retention and compaction ([SOAK.md](SOAK.md)), " +
+		"ten million keys ([KEYS.md](KEYS.md)).\n\n")
 	report.WriteComparison(&b, r.names(), sections(r.plan), r.runs)
 	r.writeAims(&b)
 	return b.String()
