@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 	"log/slog"
 
@@ -49,6 +50,12 @@ func ensureNode(ctx context.Context, kv coordinator.KV, store string) (int32, er
 			return 0, err
 		}
 	}
+}
+
+// newNonce returns what no other copy of the coordinator's state has.
+func newNonce() uint64 {
+	id := newID()
+	return binary.BigEndian.Uint64(id[8:])
 }
 
 // newSecret returns a secret for a new cluster's agents.

@@ -3,6 +3,7 @@ package agent_test
 import (
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -27,7 +28,7 @@ func (c *cluster) copyAs(t *testing.T, kv *memkv.Store) {
 	t.Helper()
 	c.forgetCopies(t, 0)
 	copier := rebuild.NewCopier(time.Minute, rebuild.CopierDeps{
-		KV: kv, Store: c.bucket, Cluster: clusterOf(t, kv), Elected: func() bool { return true }, Agents: func() []coordinator.Agent { return nil }, Now: c.now,
+		KV: kv, Store: c.bucket, Cluster: clusterOf(t, kv), Elected: func() bool { return true }, Agents: func() []coordinator.Agent { return nil }, Nonce: rand.Uint64, Now: c.now,
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	if err := copier.Step(t.Context()); err != nil {

@@ -45,7 +45,7 @@ func (a *Agent) startUpkeep(run context.Context) {
 		KV: a.deps.KV, View: a.view, Store: a.deps.Store, Uploads: a.requests, Manifests: a.manifests, Now: a.deps.Now, Log: a.log, Elected: a.elected,
 	}).Run)
 	a.copier = rebuild.NewCopier(a.cfg.CopyPause, rebuild.CopierDeps{
-		KV: a.deps.KV, Store: a.deps.Store, Cluster: a.clusterID, Elected: a.elected, Agents: a.view.Agents, Now: a.deps.Now, Log: a.log,
+		KV: a.deps.KV, Store: a.deps.Store, Cluster: a.clusterID, Elected: a.elected, Agents: a.view.Agents, Nonce: newNonce, Now: a.deps.Now, Log: a.log,
 	})
 	a.spawn(run, "copy the coordinator's state", a.copier.Run)
 }
@@ -69,7 +69,8 @@ func (a *Agent) compareCopies(ctx context.Context) error {
 		return err
 	}
 	return retry.Coordinator(ctx, a.log, "compare etcd with its copies in the bucket", func(ctx context.Context) error {
-		return rebuild.Compare(ctx, a.deps.KV, copies)
+		_, err := rebuild.Compare(ctx, a.deps.KV, copies)
+		return err
 	})
 }
 

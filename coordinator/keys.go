@@ -50,7 +50,7 @@ const (
 	KeyNextNode     = "next/node"
 	KeyNextLog      = "next/log"
 	KeyNextPID      = "next/producer"
-	KeyNextCopy     = "next/copy"
+	KeyLastCopy     = "copies/last"
 	KeyPastLog      = "logs/past"
 	KeyRestore      = "restore"
 )

@@ -48,7 +48,7 @@ func TestKeysAreDocumented(t *testing.T) {
 	}
 	for _, key := range []string{
 		KeyCluster, PrefixAgents, PrefixTopics, PrefixShards, PrefixCommits, PrefixLogs, PrefixUnflushed, PrefixLoads, PrefixUsage, KeyController, PrefixMoves, PrefixStores, PrefixWrites, PrefixGroups,
-		PrefixOffsets, KeyNextNode, KeyNextLog, KeyNextPID, KeyNextCopy, KeyPastLog, KeyRestore,
+		PrefixOffsets, KeyNextNode, KeyNextLog, KeyNextPID, KeyLastCopy, KeyPastLog, KeyRestore,
 	} {
 		if !strings.Contains(string(text), "`"+key) {
 			t.Errorf("KEYS.md does not name %s", key)

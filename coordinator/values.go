@@ -20,6 +20,12 @@ type Cluster struct {
 	Restored LogID `json:"restored,omitempty"`
 }
 
+// LastCopy is the copy of all this in the bucket that was begun last; the zero value if none was. An etcd that is set back gives the number of a copy again, but with another nonce.
+type LastCopy struct {
+	Number uint64 `json:"number"` // grows by one, from 1
+	Nonce  uint64 `json:"nonce"`  // random; 0 if it was a restore that raised the number
+}
+
 // Agent is a live agent's registration.
 type Agent struct {
 	Node  int32      `json:"node"`  // Kafka's broker id, from 1

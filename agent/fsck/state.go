@@ -124,7 +124,7 @@ var keyKinds = []keyKind{
 	{coordinator.KeyNextNode, decodes[int64]},
 	{coordinator.KeyNextLog, decodes[int64]},
 	{coordinator.KeyNextPID, decodes[int64]},
-	{coordinator.KeyNextCopy, decodes[int64]},
+	{coordinator.KeyLastCopy, decodes[coordinator.LastCopy]},
 }
 
 // decodes checks that a value can be decoded.

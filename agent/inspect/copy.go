@@ -24,7 +24,7 @@ func showCopy(p *Printer, s *source) error {
 		return nil
 	}
 	facts := copyFacts{
-		Object: page.ID.Name(page.Number), Cluster: protocol.TopicID(page.ID.Cluster).String(), Number: page.ID.Number, Revision: page.ID.Revision,
+		Object: page.ID.Name(page.Number), Cluster: protocol.TopicID(page.ID.Cluster).String(), Number: page.ID.Number, Revision: page.ID.Revision, Nonce: page.ID.Nonce,
 		CreatedMs: page.CreatedMs, Page: page.Number, Last: page.Last, Keys: len(page.Items), Size: s.size,
 	}
 	p.emit(&facts)
@@ -42,6 +42,7 @@ type copyFacts struct {
 	Cluster   string `json:"cluster"`
 	Number    uint64 `json:"number"`
 	Revision  int64  `json:"revision"`
+	Nonce     uint64 `json:"nonce"`
 	CreatedMs int64  `json:"created_ms"`
 	Page      uint32 `json:"page"`
 	Last      bool   `json:"last"` // no page follows
@@ -57,6 +58,7 @@ func (f *copyFacts) cells() []cell {
 		{"cluster", f.Cluster},
 		{"number", number(f.Number)},
 		{"of revision", number(f.Revision)},
+		{"nonce", number(f.Nonce)},
 		{"created", moment(f.CreatedMs)},
 		{"page", fmt.Sprintf("%d, last: %t", f.Page, f.Last)},
 		{"keys", number(f.Keys)},

@@ -40,6 +40,7 @@ type CopierDeps struct {
 	// Elected reports whether this agent is the cluster's controller, which copies.
 	Elected func() bool
 	Agents  func() []coordinator.Agent // that are registered, in a fixed order
+	Nonce   func() uint64              // random
 	Now     func() time.Time
 	Log     *slog.Logger
 }
@@ -52,7 +53,7 @@ type Copier struct {
 	took   time.Duration // what the newest copy took; 0 after one that failed
 	agents []incarnation // as of last
 	newest mark          // of the state that was copied last
-	number uint64        // of that copy
+	copied backup.ID     // that copy
 
 	asOf atomic.Int64 // as of when the bucket has etcd's state, or since when this copier is to see to it, in Unix nanoseconds; 0 if the agent is not the controller
 }
@@ -141,40 +142,62 @@ func (c *Copier) Step(ctx context.Context) error {
 func (c *Copier) copy(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, copyTimeMax)
 	defer cancel()
-	copies, err := Copies(ctx, c.deps.Store)
+	_, before, err := c.compare(ctx)
 	if err != nil {
 		return err
 	}
-	if err := Compare(ctx, c.deps.KV, copies); err != nil {
+	last, revision, err := take(ctx, c.deps.KV, before, c.deps.Nonce())
+	if err != nil {
 		return err
 	}
-	// Before the state is read: an etcd that has given the number is not older than the state.
-	number, err := coordinator.Take(ctx, c.deps.KV, coordinator.KeyNextCopy, 1)
-	if err != nil {
-		return fmt.Errorf("take the number of a copy: %w", err)
-	}
-	items, revision, err := c.deps.KV.List(ctx, "", 0)
+	// As of the revision that gave the number: an etcd that has given it has all that the copy has.
+	items, _, err := c.deps.KV.List(ctx, "", revision)
 	if err != nil {
 		return fmt.Errorf("read what is to be copied: %w", err)
+	}
+	// Once more: if etcd was set back before it gave the number, the bucket may have a copy with the same one; if after, the number may be gone, and what was read be of two states.
+	copies, now, err := c.compare(ctx)
+	if err == nil && now != last {
+		err = errRival
+	}
+	if err != nil {
+		return err
 	}
 	state, newest, err := lasting(items)
 	if err != nil {
 		return err
 	}
-	if n := len(copies); newest == c.newest && n > 0 && copies[n-1].ID.Number == c.number {
+	if n := len(copies); newest == c.newest && n > 0 && copies[n-1].ID == c.copied {
 		return nil // the newest copy is as new
 	}
-	id := backup.ID{Cluster: c.deps.Cluster, Number: uint64(number), Revision: revision}
+	id := backup.ID{Cluster: c.deps.Cluster, Number: last.Number, Revision: revision, Nonce: last.Nonce}
 	bytes, err := put(ctx, c.deps.Store, id, c.deps.Now().UnixMilli(), state)
 	if err != nil {
 		return err
 	}
-	c.newest, c.number = newest, id.Number
-	c.deps.Log.Debug("copied the coordinator's state to the bucket", "copy", number, "revision", revision, "keys", newest.keys, "bytes", bytes)
+	c.newest, c.copied = newest, id
+	c.deps.Log.Debug("copied the coordinator's state to the bucket", "copy", id.Number, "revision", revision, "keys", newest.keys, "bytes", bytes)
 	if err := c.drop(ctx, copies[:max(0, len(copies)+1-copiesKept)]); err != nil && ctx.Err() == nil {
 		c.deps.Log.Warn("old copies of the coordinator's state stay for now", "err", err)
 	}
 	return nil
+}
+
+// compare lists the copies, and compares etcd with them. It returns the one that etcd gave a number last, before they were listed and after.
+func (c *Copier) compare(ctx context.Context) ([]Copy, coordinator.LastCopy, error) {
+	before, err := lastCopy(ctx, c.deps.KV)
+	if err != nil {
+		return nil, before, err
+	}
+	copies, err := Copies(ctx, c.deps.Store)
+	if err != nil {
+		return nil, before, err
+	}
+	last, err := Compare(ctx, c.deps.KV, copies)
+	if err == nil && last != before {
+		err = errRival
+	}
+	return copies, last, err
 }
 
 // lasting returns the items that are copied: all that do not perish with who wrote them, the cluster's without its secret.
@@ -182,7 +205,7 @@ func lasting(items []coordinator.Item) ([]backup.Item, mark, error) {
 	var state []backup.Item
 	var newest mark
 	for _, it := range items {
-		if it.Lease != 0 || it.Key == coordinator.KeyNextCopy || strings.HasPrefix(it.Key, coordinator.PrefixMoves) {
+		if it.Lease != 0 || it.Key == coordinator.KeyLastCopy || strings.HasPrefix(it.Key, coordinator.PrefixMoves) {
 			continue
 		}
 		value := it.Value

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/coordinator/backup"
 	kvmem "github.com/varve-io/varve/coordinator/mem"
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/mem"
@@ -25,6 +26,7 @@ type lab struct {
 	now   time.Time
 
 	agents []coordinator.Agent
+	nonces uint64 // that were given
 }
 
 func newLab(t *testing.T) *lab {
@@ -44,9 +46,14 @@ func (l *lab) write(key string, value any) {
 	}
 }
 
+func (l *lab) nonce() uint64 {
+	l.nonces++
+	return l.nonces
+}
+
 func (l *lab) copier() *Copier {
 	return NewCopier(time.Minute, CopierDeps{
-		KV: l.kv, Store: l.store, Cluster: cluster, Elected: func() bool { return true }, Agents: func() []coordinator.Agent { return l.agents }, Now: func() time.Time { return l.now }, Log: slog.New(slog.DiscardHandler),
+		KV: l.kv, Store: l.store, Cluster: cluster, Elected: func() bool { return true }, Agents: func() []coordinator.Agent { return l.agents }, Nonce: l.nonce, Now: func() time.Time { return l.now }, Log: slog.New(slog.DiscardHandler),
 	})
 }
 
@@ -131,7 +138,7 @@ func TestCopier(t *testing.T) {
 	if len(all) != copiesKept || all[len(all)-1].ID.Number < copiesKept+3 {
 		t.Errorf("%d copies, the newest is number %d", len(all), all[len(all)-1].ID.Number)
 	}
-	if err := Compare(t.Context(), l.kv, all); err != nil {
+	if _, err := Compare(t.Context(), l.kv, all); err != nil {
 		t.Error(err)
 	}
 }
@@ -158,18 +165,18 @@ func TestAge(t *testing.T) {
 	bucket := &slow{Store: l.store, lab: l, took: 12 * time.Second}
 	elected := false
 	c := NewCopier(time.Minute, CopierDeps{
-		KV: l.kv, Store: bucket, Cluster: cluster, Elected: func() bool { return elected }, Agents: func() []coordinator.Agent { return nil }, Now: func() time.Time { return l.now }, Log: slog.New(slog.DiscardHandler),
+		KV: l.kv, Store: bucket, Cluster: cluster, Elected: func() bool { return elected }, Agents: func() []coordinator.Agent { return nil }, Nonce: l.nonce, Now: func() time.Time { return l.now }, Log: slog.New(slog.DiscardHandler),
 	})
 	step := func(what string, after time.Duration, numbers int, age time.Duration) {
 		t.Helper()
 		l.write(coordinator.KeyGroup("g"), []byte(what))
 		l.now = l.now.Add(after)
 		l.step(c)
-		next, err := nextCopy(t.Context(), l.kv)
+		last, err := lastCopy(t.Context(), l.kv)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if given := int(next) - 1; given != numbers || c.Age() != age {
+		if given := int(last.Number); given != numbers || c.Age() != age {
 			t.Errorf("%s: copy %d was begun, the newest is %v old; want %d and %v", what, given, c.Age(), numbers, age)
 		}
 	}
@@ -204,7 +211,7 @@ func TestCompare(t *testing.T) {
 		}, ErrOther},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := Compare(t.Context(), of.kv(), copies); !errors.Is(err, of.want) {
+			if _, err := Compare(t.Context(), of.kv(), copies); !errors.Is(err, of.want) {
 				t.Errorf("%v, want %v", err, of.want)
 			}
 		})
@@ -213,6 +220,39 @@ func TestCompare(t *testing.T) {
 	set.store = l.store
 	if err := set.copier().Step(t.Context()); !errors.Is(err, ErrSetBack) {
 		t.Errorf("the copier goes on over newer copies: %v", err)
+	}
+}
+
+// TestCompareNumbers: which copies there may be, by the one that etcd gave a number last.
+func TestCompareNumbers(t *testing.T) {
+	last := coordinator.LastCopy{Number: 7, Nonce: 70}
+	for name, of := range map[string]struct {
+		last   coordinator.LastCopy
+		copies []coordinator.LastCopy
+		want   error
+	}{
+		"none":                                {last: last},
+		"none ever":                           {},
+		"the last one":                        {last: last, copies: []coordinator.LastCopy{{Number: 6, Nonce: 60}, last}},
+		"the last one was not put":            {last: last, copies: []coordinator.LastCopy{{Number: 5, Nonce: 50}}},
+		"one that has not been given":         {last: last, copies: []coordinator.LastCopy{last, {Number: 8, Nonce: 80}}, want: ErrSetBack},
+		"the last one's number":               {last: last, copies: []coordinator.LastCopy{{Number: 7, Nonce: 71}}, want: ErrSetBack},
+		"the last one's number, and the last": {last: last, copies: []coordinator.LastCopy{last, {Number: 7, Nonce: 71}}, want: ErrSetBack},
+		"the last, and the last one's number": {last: last, copies: []coordinator.LastCopy{{Number: 7, Nonce: 69}, last}, want: ErrSetBack},
+		"before the first":                    {copies: []coordinator.LastCopy{{Number: 1, Nonce: 10}}, want: ErrSetBack},
+		"before the first, by chance":         {copies: []coordinator.LastCopy{{Number: 1}}, want: ErrSetBack},
+		"rebuilt":                             {last: coordinator.LastCopy{Number: 7 + copiesAhead}, copies: []coordinator.LastCopy{last}},
+		"set back to when it was rebuilt":     {last: coordinator.LastCopy{Number: 7 + copiesAhead}, copies: []coordinator.LastCopy{{Number: 8 + copiesAhead, Nonce: 80}}, want: ErrSetBack},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var copies []Copy
+			for _, c := range of.copies {
+				copies = append(copies, Copy{ID: backup.ID{Cluster: cluster, Number: c.Number, Nonce: c.Nonce}})
+			}
+			if err := compareNumbers(of.last, copies); !errors.Is(err, of.want) {
+				t.Errorf("%v, want %v", err, of.want)
+			}
+		})
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 var (
 	// ErrLost says that etcd has nothing of the cluster whose copies are in the bucket.
 	ErrLost = errors.New("etcd has lost the cluster; varve restore rebuilds it from the bucket")
-	// ErrSetBack says that etcd is as it was before it gave the number of a copy that is in the bucket.
+	// ErrSetBack says that etcd has not given the number of a copy that is in the bucket, or has given it to another.
 	ErrSetBack = errors.New("etcd was set back to an earlier state; varve restore --repair brings it up to date")
 	// ErrOther says that the bucket is another cluster's.
 	ErrOther = errors.New("the bucket is another cluster's")
@@ -46,9 +46,21 @@ type Copy struct {
 	Pages []objectstore.Info // in order
 }
 
-// Compare finds out whether etcd is of the cluster whose copies were listed before, and not older than the newest of them: before a copy is written, etcd gives its number. Its error wraps [ErrLost],
+// Compare finds out whether etcd is of the cluster whose copies were listed before, and has all that they have. It returns the copy that etcd gave a number last. Its error wraps [ErrLost],
 // [ErrSetBack] or [ErrOther], or is etcd's.
-func Compare(ctx context.Context, kv coordinator.KV, copies []Copy) error {
+func Compare(ctx context.Context, kv coordinator.KV, copies []Copy) (coordinator.LastCopy, error) {
+	if err := compareCluster(ctx, kv, copies); err != nil {
+		return coordinator.LastCopy{}, err
+	}
+	last, err := lastCopy(ctx, kv)
+	if err != nil {
+		return coordinator.LastCopy{}, err
+	}
+	return last, compareNumbers(last, copies)
+}
+
+// compareCluster finds out whether etcd is of the cluster whose copies there are.
+func compareCluster(ctx context.Context, kv coordinator.KV, copies []Copy) error {
 	if len(copies) == 0 {
 		return nil
 	}
@@ -69,25 +81,48 @@ func Compare(ctx context.Context, kv coordinator.KV, copies []Copy) error {
 			return fmt.Errorf("copy %d in the bucket is of cluster %s, etcd is of cluster %s: %w", c.ID.Number, id, cluster.ID, ErrOther)
 		}
 	}
-	next, err := nextCopy(ctx, kv)
-	if err != nil {
-		return err
-	}
-	if newest.Number >= next {
-		return fmt.Errorf("copy %d, of revision %d, is in the bucket, and etcd has given numbers below %d: %w", newest.Number, newest.Revision, next, ErrSetBack)
+	return nil
+}
+
+// compareNumbers finds out whether etcd has given all copies their numbers, by the number that it gave last: it gives one after the other, and so each nonce before this one's belongs to a lower number.
+func compareNumbers(last coordinator.LastCopy, copies []Copy) error {
+	for _, c := range copies {
+		if c.ID.Number > last.Number || c.ID.Number == last.Number && c.ID.Nonce != last.Nonce {
+			return fmt.Errorf("copy %d with nonce %016x, of revision %d, is in the bucket, and the last that etcd gave a number is copy %d with nonce %016x: %w",
+				c.ID.Number, c.ID.Nonce, c.ID.Revision, last.Number, last.Nonce, ErrSetBack)
+		}
 	}
 	return nil
 }
 
-// nextCopy reads the number that the next copy will get.
-func nextCopy(ctx context.Context, kv coordinator.KV) (uint64, error) {
-	item, _, err := kv.Get(ctx, coordinator.KeyNextCopy)
+// lastCopy reads which copy etcd gave a number last.
+func lastCopy(ctx context.Context, kv coordinator.KV) (last coordinator.LastCopy, err error) {
+	item, _, err := kv.Get(ctx, coordinator.KeyLastCopy)
 	switch {
 	case err != nil:
-		return 0, fmt.Errorf("compare etcd with its copies: %w", err)
+		return last, fmt.Errorf("compare etcd with its copies: %w", err)
 	case item.ModRevision == 0:
-		return 1, nil
+		return last, nil
 	}
-	n, err := coordinator.Decode[int64](item)
-	return uint64(max(n, 0)), err
+	return coordinator.Decode[coordinator.LastCopy](item)
+}
+
+// errRival says that another agent has begun a copy meanwhile.
+var errRival = errors.New("etcd has given another copy a number meanwhile")
+
+// take has etcd give a copy its number, if the one before is the last that it gave one. It returns the revision that did.
+func take(ctx context.Context, kv coordinator.KV, before coordinator.LastCopy, nonce uint64) (last coordinator.LastCopy, revision int64, err error) {
+	as := coordinator.Compare{Key: coordinator.KeyLastCopy} // not there
+	if before != last {
+		as.Value = coordinator.Encode(before)
+	}
+	last = coordinator.LastCopy{Number: before.Number + 1, Nonce: nonce}
+	res, err := kv.Txn(ctx, []coordinator.Compare{as}, []coordinator.Op{{Key: coordinator.KeyLastCopy, Value: coordinator.Encode(last)}})
+	if err == nil && !res.Succeeded {
+		err = errRival
+	}
+	if err != nil {
+		return last, 0, fmt.Errorf("take the number of a copy: %w", err)
+	}
+	return last, res.Revision, nil
 }

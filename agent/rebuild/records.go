@@ -37,7 +37,8 @@ type rebuilder struct {
 	found  *Found
 	plan   *Plan
 	listed *listing
-	lost   bool // what agents' disks have is lost: logs end as they are, and offsets beyond the end of partitions begin there
+	newest uint64 // number of a copy that is in the bucket, whole or not
+	lost   bool   // what agents' disks have is lost: logs end as they are, and offsets beyond the end of partitions begin there
 
 	logs      map[partition.ID]*partition.Log
 	marks     map[producerAt]int64 // when the newest marker of a producer was written at the latest, Unix milliseconds
@@ -90,7 +91,6 @@ func (r *rebuilder) outcome() (*outcome, error) {
 	next[coordinator.KeyNextLog] = max(next[coordinator.KeyNextLog], int64(r.listed.log)+1) + logsAhead
 	next[coordinator.KeyNextPID] = max(next[coordinator.KeyNextPID], int64(r.producers)+1) + producersAhead
 	o.cluster.Restored = coordinator.LogID(next[coordinator.KeyNextLog])
-	next[coordinator.KeyNextCopy] = int64(r.state.ID.Number) + copiesAhead
 	next[coordinator.KeyNextPID] = int64(r.transactions(txns, protocol.ProducerID(next[coordinator.KeyNextPID])))
 	for key, s := range txns {
 		put(key, s)
@@ -98,6 +98,7 @@ func (r *rebuilder) outcome() (*outcome, error) {
 	for key, n := range next {
 		put(key, n)
 	}
+	put(coordinator.KeyLastCopy, coordinator.LastCopy{Number: r.newest + copiesAhead})
 	slices.SortFunc(o.items, func(a, b backup.Item) int { return cmp.Compare(a.Key, b.Key) })
 	return o, nil
 }

@@ -83,7 +83,8 @@ func Restore(ctx context.Context, kv coordinator.KV, store objectstore.Store, o 
 		return nil, err
 	}
 	plan := NewPlan(found)
-	r := &rebuilder{state: state, found: found, plan: plan, listed: listed, lost: o.DisksLost}
+	newest := copies[len(copies)-1].ID
+	r := &rebuilder{state: state, found: found, plan: plan, listed: listed, newest: newest.Number, lost: o.DisksLost}
 	next, err := r.outcome()
 	if err != nil {
 		return nil, err
@@ -102,9 +103,8 @@ func Restore(ctx context.Context, kv coordinator.KV, store objectstore.Store, o 
 			report.Open = append(report.Open, l.ID)
 		}
 	}
-	if newest := copies[len(copies)-1].ID; newest != state.ID {
+	if newest != state.ID {
 		report.Notes = append(report.Notes, fmt.Sprintf("copy %d is not whole: copy %d is the newest that is", newest.Number, state.ID.Number))
-		next.set(coordinator.KeyNextCopy, int64(newest.Number)+copiesAhead)
 	}
 	if len(report.Missing) > 0 && !o.AcceptMissing {
 		return report, ErrMissing
@@ -160,21 +160,13 @@ func target(ctx context.Context, kv coordinator.KV, copies []Copy, o Options) (p
 	if agents > 0 {
 		return present, fmt.Errorf("%d %w", agents, ErrAgents)
 	}
-	switch err := Compare(ctx, kv, copies); {
+	switch _, err := Compare(ctx, kv, copies); {
 	case err == nil:
 		return present, ErrCurrent
 	case errors.Is(err, ErrLost), errors.Is(err, ErrSetBack) && o.Repair:
 		return present, nil
 	default:
 		return present, err
-	}
-}
-
-// set gives a key another value.
-func (o *outcome) set(key string, value any) {
-	at, ok := slices.BinarySearchFunc(o.items, key, func(it backup.Item, key string) int { return strings.Compare(it.Key, key) })
-	if ok {
-		o.items[at].Value = coordinator.Encode(value)
 	}
 }
 

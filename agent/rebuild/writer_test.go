@@ -232,7 +232,7 @@ func TestNumbers(t *testing.T) {
 		"the next log":                {read[int64](t, kv, coordinator.KeyNextLog), 12},
 		"the number of old logs":      {int64(read[coordinator.Cluster](t, kv, coordinator.KeyCluster).Restored), 12},
 		"the next producer id":        {read[int64](t, kv, coordinator.KeyNextPID), 5000},
-		"the next copy":               {read[int64](t, kv, coordinator.KeyNextCopy), int64(newest)},
+		"the next copy":               {int64(read[coordinator.LastCopy](t, kv, coordinator.KeyLastCopy).Number), int64(newest)},
 		"the fence of log 7":          {int64(read[coordinator.Log](t, kv, coordinator.KeyLog(7)).Fence), 8},
 		"shard 0, of the copy":        {int64(read[coordinator.Shard](t, kv, coordinator.KeyShard(0)).Epoch), 50},
 		"shard 1, of a manifest":      {int64(read[coordinator.Shard](t, kv, coordinator.KeyShard(1)).Epoch), 60},

@@ -22,7 +22,7 @@ import (
 )
 
 // Version of the format that this package writes, and the only one that it reads.
-const Version = 1
+const Version = 2
 
 // Limits of the format.
 const (
@@ -32,7 +32,7 @@ const (
 
 	pageBytes  = 8 << 20 // at which a writer ends a page
 	magic      = "VCPY"
-	headerSize = 52
+	headerSize = 60
 	itemMin    = 4 // four varints
 )
 
@@ -52,12 +52,13 @@ var (
 type ID struct {
 	Cluster  [16]byte
 	Number   uint64 // of the cluster's copies, from 1
-	Revision int64  // of the coordinator at which all of it was read
+	Revision int64  // of the coordinator at which it gave the number, and as of which all of it was read
+	Nonce    uint64 // with which the number was given
 }
 
 // Prefix returns what the names of the copy's pages, and of no other objects, start with.
 func (id ID) Prefix() string {
-	return fmt.Sprintf("%s%016x-%016x-%x/", NamePrefix, id.Number, uint64(id.Revision), id.Cluster)
+	return fmt.Sprintf("%s%016x-%016x-%016x-%x/", NamePrefix, id.Number, uint64(id.Revision), id.Nonce, id.Cluster)
 }
 
 // Name returns the name of a page of the copy.
@@ -66,21 +67,21 @@ func (id ID) Name(page uint32) string { return fmt.Sprintf("%s%08x", id.Prefix()
 // ParseName undoes [ID.Name].
 func ParseName(name string) (id ID, page uint32, err error) {
 	parts := strings.FieldsFunc(strings.TrimPrefix(name, NamePrefix), func(r rune) bool { return r == '/' || r == '-' })
-	if len(parts) != 4 {
-		return ID{}, 0, fmt.Errorf("parse name of a copy %q: want %sNUMBER-REVISION-CLUSTER/PAGE", name, NamePrefix)
+	if len(parts) != 5 {
+		return ID{}, 0, fmt.Errorf("parse name of a copy %q: want %sNUMBER-REVISION-NONCE-CLUSTER/PAGE", name, NamePrefix)
 	}
-	var numbers [3]uint64
-	for i, at := range []int{0, 1, 3} {
-		if numbers[i], err = strconv.ParseUint(parts[at], 16, []int{64, 63, 32}[i]); err != nil {
+	var numbers [4]uint64
+	for i, at := range []int{0, 1, 2, 4} {
+		if numbers[i], err = strconv.ParseUint(parts[at], 16, []int{64, 63, 64, 32}[i]); err != nil {
 			return ID{}, 0, fmt.Errorf("parse name of a copy %q: %w", name, err)
 		}
 	}
-	cluster, err := hex.DecodeString(parts[2])
+	cluster, err := hex.DecodeString(parts[3])
 	if err != nil || len(cluster) != len(id.Cluster) {
 		return ID{}, 0, fmt.Errorf("parse name of a copy %q: want a cluster of 32 digits", name)
 	}
-	id = ID{Cluster: [16]byte(cluster), Number: numbers[0], Revision: int64(numbers[1])}
-	if page = uint32(numbers[2]); id.Name(page) != name {
+	id = ID{Cluster: [16]byte(cluster), Number: numbers[0], Revision: int64(numbers[1]), Nonce: numbers[2]}
+	if page = uint32(numbers[3]); id.Name(page) != name {
 		return ID{}, 0, fmt.Errorf("parse name of a copy %q: want %s", name, id.Name(page))
 	}
 	return id, page, nil
@@ -147,6 +148,7 @@ func (p *Page) encode() []byte {
 	b = append(b, p.ID.Cluster[:]...)
 	b = binary.BigEndian.AppendUint64(b, p.ID.Number)
 	b = binary.BigEndian.AppendUint64(b, uint64(p.ID.Revision))
+	b = binary.BigEndian.AppendUint64(b, p.ID.Nonce)
 	b = binary.BigEndian.AppendUint64(b, uint64(p.CreatedMs))
 	b = binary.BigEndian.AppendUint32(b, p.Number)
 	b = binary.AppendUvarint(b, uint64(len(p.Items)))
@@ -189,8 +191,9 @@ func Parse(b []byte) (*Page, error) {
 	p := &Page{
 		ID: ID{
 			Cluster: [16]byte(b[8:24]), Number: binary.BigEndian.Uint64(b[24:]), Revision: int64(binary.BigEndian.Uint64(b[32:])),
+			Nonce: binary.BigEndian.Uint64(b[40:]),
 		},
-		CreatedMs: int64(binary.BigEndian.Uint64(b[40:])), Number: binary.BigEndian.Uint32(b[48:]), Last: b[5] == 1,
+		CreatedMs: int64(binary.BigEndian.Uint64(b[48:])), Number: binary.BigEndian.Uint32(b[56:]), Last: b[5] == 1,
 	}
 	d := fields.NewReader(body[headerSize:])
 	p.Items = make([]Item, d.UvarintMax(uint64(d.Left()/itemMin)))

@@ -12,7 +12,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden file anew")
 
-func id() ID { return ID{Cluster: [16]byte{1, 2, 3}, Number: 7, Revision: 1000} }
+func id() ID { return ID{Cluster: [16]byte{1, 2, 3}, Number: 7, Revision: 1000, Nonce: 0xa1b2} }
 
 func items() []Item {
 	return []Item{
@@ -72,7 +72,7 @@ func TestRoundTrip(t *testing.T) {
 }
 
 func TestGolden(t *testing.T) {
-	const file = "testdata/copy.v1"
+	const file = "testdata/copy.v2"
 	got := encoded(t, items())[0].Bytes
 	if *update {
 		if err := os.WriteFile(file, got, 0o600); err != nil {
@@ -120,7 +120,7 @@ func TestLimits(t *testing.T) {
 
 func TestParseName(t *testing.T) {
 	for _, name := range []string{
-		"", "copies/", id().Prefix(), "copies/7-3e8-01020300000000000000000000000000/0", id().Name(0) + "0", "x" + id().Name(0),
+		"", "copies/", id().Prefix(), "copies/7-3e8-a1b2-01020300000000000000000000000000/0", "copies/0000000000000007-00000000000003e8-01020300000000000000000000000000/00000000", id().Name(0) + "0", "x" + id().Name(0),
 	} {
 		if _, _, err := ParseName(name); err == nil {
 			t.Errorf("%q: no error", name)

@@ -46,7 +46,7 @@ func (k *agentKV) Get(ctx context.Context, key string) (item coordinator.Item, r
 		item, rev, err = k.w.kv.Get(k.w.ctx, key)
 		rev = k.saw(rev)
 		if change := k.w.broken.got; change != nil && err == nil {
-			change(&item, &rev)
+			change(k.w, &item, &rev)
 		}
 	}})
 	if parked != nil {

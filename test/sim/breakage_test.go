@@ -21,7 +21,7 @@ type breakage struct {
 	// txn changes a transaction before it runs.
 	txn func(*world, *txn)
 	// got changes what a Get answers.
-	got func(item *coordinator.Item, revision *int64)
+	got func(w *world, item *coordinator.Item, revision *int64)
 	// answered changes what a transaction's sender is told.
 	answered func(*txn, *coordinator.TxnResult, error) error
 	// content changes what an object that is put holds.
@@ -85,7 +85,7 @@ var breakages = []breakage{
 	{name: "seal without refusing the old writer", sealer: func(m *machine) wal.Sealer { return openSealer{m.disk} }},
 	{name: "recovery leaves out the last entry", sealer: func(m *machine) wal.Sealer { return shortSealer{m.store} }},
 	// 13.3
-	{name: "restore from a view that has not seen the claim", got: func(item *coordinator.Item, revision *int64) {
+	{name: "restore from a view that has not seen the claim", got: func(_ *world, item *coordinator.Item, revision *int64) {
 		if item.Key == coordinator.KeyCluster {
 			*revision = 1
 		}

@@ -60,6 +60,7 @@ var clusterScripts = []struct {
 	{9, "read from a deposed leader", 3, readFromADeposedLeader, []breakage{proofOfNothing}},
 	{10, "quorum changes before the seal", 3, quorumChangesBeforeTheSeal, []breakage{sealOnTooFew}},
 	{11, "etcd is set back", 3, etcdSetBack, []breakage{setBackUnseen, restoredIDsAgain}},
+	{11, "a copier stalls, and etcd is set back", 4, copierStalls, []breakage{nonceIgnored}},
 	{12, "recoverers seal differently, and etcd is rebuilt", 3, recoverersThenRebuilt, []breakage{restoreSeesTheCopyAlone}},
 	{12, "on disks alone when etcd is lost", 3, onDisksAlone, []breakage{restoredLogsClosed}},
 	{12, "recoverers seal differently", 3, recoverersSealDifferently, []breakage{commitUnguarded}},

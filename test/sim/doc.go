@@ -112,6 +112,7 @@
 //	     a batch without its stable offset                     answer up to the high watermark
 //	10   quorum changes before the seal                        seal on too few answers
 //	11   etcd is set back                                      go on while revisions fall; give producer ids from where the copy is
+//	     a copier stalls, and etcd is set back                 take the number of a copy for the copy
 //	12   TestRecovererDiesAfterUpload                          commit without comparing the log's record
 //	     recoverers seal differently                           the same
 //	     recoverers seal differently, and etcd is rebuilt      pass over what owners flushed since the copy

@@ -221,15 +221,15 @@ func (c *cluster) before(x *copied, revision int64) *kvmem.Store {
 	if err != nil {
 		return nil
 	}
-	next := int64(1)
+	var given coordinator.LastCopy
 	for _, it := range items {
-		if it.Key == coordinator.KeyNextCopy {
-			if next, err = coordinator.Decode[int64](it); err != nil {
+		if it.Key == coordinator.KeyLastCopy {
+			if given, err = coordinator.Decode[coordinator.LastCopy](it); err != nil {
 				panic(err)
 			}
 		}
 	}
-	if next > int64(x.id.Number) {
+	if given.Number >= x.id.Number {
 		return nil
 	}
 	old := kvmem.New(kvmem.Config{ClusterID: 1, Start: time.Now()})
@@ -358,9 +358,7 @@ func (l *loss) ended() {
 	l.c.aside("%s: %+v, %v", r.name, r.report, r.err)
 	switch {
 	case errors.Is(r.err, rebuild.ErrCurrent) && !l.rebuilt():
-		// Who copies took a number from the etcd that was set back, before it noticed. The operator knows better.
-		l.c.note("etcd takes itself for current")
-		l.back, l.c.kv = false, kvmem.New(kvmem.Config{ClusterID: 2, Start: time.Now()})
+		l.c.check.report("a restore takes an etcd for current that was set back: %v", r.err)
 	case r.err == nil, errors.Is(r.err, rebuild.ErrCurrent): // by one that was killed
 		number := uint64(math.MaxUint64) // one that was on its way may have arrived
 		if r.err == nil {

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/varve-io/varve/agent/rebuild"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/segment"
@@ -21,6 +22,27 @@ func TestRestoreBreakages(t *testing.T) {
 }
 
 var setBackUnseen = breakage{name: "go on while revisions fall", unseen: true}
+
+// What etcd gave a number counts for the copy that has it.
+var nonceIgnored = breakage{name: "take the number of a copy for the copy", got: func(w *world, item *coordinator.Item, _ *int64) {
+	if item.Key != coordinator.KeyLastCopy || item.ModRevision == 0 {
+		return
+	}
+	last, err := coordinator.Decode[coordinator.LastCopy](*item)
+	if err != nil {
+		panic(err)
+	}
+	copies, err := rebuild.Copies(w.ctx, w.bucket)
+	if err != nil {
+		panic(err)
+	}
+	for _, c := range copies {
+		if c.ID.Number == last.Number {
+			last.Nonce = c.ID.Nonce
+		}
+	}
+	item.Value = coordinator.Encode(last)
+}}
 
 var restoredIDsAgain = breakage{name: "give producer ids from where the copy is", restored: func(l *loss, op *coordinator.Op) {
 	if op.Key == coordinator.KeyNextPID {

@@ -3,6 +3,8 @@ package sim
 import (
 	"errors"
 	"math"
+	"slices"
+	"strings"
 
 	"github.com/varve-io/varve/agent/rebuild"
 	"github.com/varve-io/varve/coordinator"
@@ -72,6 +74,85 @@ func etcdSetBack(s *clusterScript) {
 	heir := s.awaitHeir(s.shardOf(p.partition), owner)
 	s.insist(p, heir, again)
 	s.insist(p, heir, s.send(p, heir))
+}
+
+// controller returns the node that is the controller, as etcd says; nil if it does not run.
+func (s *clusterScript) controller() *node {
+	item, _, err := s.kv.Get(s.ctx, coordinator.KeyController)
+	if err != nil || item.ModRevision == 0 {
+		return nil
+	}
+	c, err := coordinator.Decode[coordinator.Controller](item)
+	if err != nil {
+		panic(err)
+	}
+	i := slices.IndexFunc(s.living(), func(n *node) bool { return n.number() == c.Node })
+	if i < 0 {
+		return nil
+	}
+	return s.living()[i]
+}
+
+// lastCopy returns the copy that etcd gave a number last.
+func (s *clusterScript) lastCopy() coordinator.LastCopy {
+	item, _, err := s.kv.Get(s.ctx, coordinator.KeyLastCopy)
+	if err != nil {
+		panic(err)
+	}
+	last, err := coordinator.Decode[coordinator.LastCopy](item)
+	if err != nil {
+		panic(err)
+	}
+	return last
+}
+
+// copierStalls: the controller stalls when it is about to have etcd give a copy its number. Another one is elected, and has that number given to a copy of its own. All but the first end, and etcd is set back to when that one stalled,
+// so that it sees no revision fall. It goes on: etcd gives the number again, and lacks what was written in between (13.11).
+func copierStalls(s *clusterScript) {
+	p, _ := s.begin()
+	s.awaitCopy(0)
+	first := s.controller()
+	const take = "txn " + coordinator.KeyLastCopy
+	s.await(&first.process, take)
+	s.held = append(s.held, func(c *call) bool {
+		return c.by == &first.process && (s.loss == nil || (c.kind == kindKV || c.kind == kindWatch) && !strings.Contains(c.who, "copy the coordinator's state"))
+	})
+	stalled := s.revision()
+	var letGo []func()
+	for _, n := range s.others(first) {
+		letGo = append(letGo, s.hold(&n.process, take))
+	}
+	g := s.load.committers[0]
+	s.wait("a group's offset", func() bool {
+		if n := s.leaderOf(g.shard); g.attempt == nil && n != nil && n != first {
+			s.load.commit(g, n)
+		}
+		return g.acked > 0
+	})
+	for _, f := range letGo {
+		f()
+	}
+	x := s.awaitCopy(s.revision() - 1)
+	for _, n := range s.others(first) {
+		s.kill(n, false)
+	}
+	s.note("etcd is set back to revision %d, from %d; the newest copy is %d", stalled, s.revision(), x.id.Number)
+	s.loss = &loss{c: s.cluster, copied: x, back: true, open: true}
+	s.kv = s.before(x, stalled)
+	s.wait("the end of the one that stalled", func() bool { return !first.lives() })
+	if !errors.Is(first.err, rebuild.ErrSetBack) {
+		s.fail("the one that stalled ends with: %v", first.err)
+	}
+	if last := s.lastCopy(); last.Number != x.id.Number || last.Nonce == x.id.Nonce {
+		s.fail("etcd gave a number last to copy %+v, the newest is %+v: this shows nothing", last, x.id)
+	}
+	n := s.start(first.machine)
+	s.wait("the end of one that starts", func() bool { return !n.lives() })
+	if !errors.Is(n.err, rebuild.ErrSetBack) {
+		s.fail("an agent that starts ends with: %v", n.err)
+	}
+	s.rebuild()
+	s.insistAnywhere(p)
 }
 
 // recoverersThenRebuilt: the same as when recoverers seal differently, but that the first one's machine is down, and then etcd is lost, and rebuilt from a copy from before all that (13.12). The machine comes back with the

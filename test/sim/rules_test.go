@@ -20,7 +20,7 @@ var ackOnOneCopy = breakage{name: "acknowledge on one copy", append: func(x *con
 	return send(frames)
 }}
 
-var sealOnTooFew = breakage{name: "seal on too few answers", got: func(item *coordinator.Item, _ *int64) {
+var sealOnTooFew = breakage{name: "seal on too few answers", got: func(_ *world, item *coordinator.Item, _ *int64) {
 	if !strings.HasPrefix(item.Key, coordinator.PrefixLogs) || item.ModRevision == 0 {
 		return
 	}
@@ -65,7 +65,7 @@ var commitUnguarded = breakage{name: "commit without comparing the log's record,
 // Two that take a block of ids see the same counter.
 var producerIDsUncounted = breakage{
 	name: "take producer ids without comparing the counter",
-	got: func(item *coordinator.Item, _ *int64) {
+	got: func(_ *world, item *coordinator.Item, _ *int64) {
 		if item.Key == coordinator.KeyNextPID {
 			*item = coordinator.Item{Key: item.Key}
 		}
