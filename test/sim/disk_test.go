@@ -91,6 +91,11 @@ func (f *machineFS) Rename(from, to string) error {
 	return f.do("rename "+from+" "+to, func() error { return f.Disk.Rename(from, to) }, nil)
 }
 
+// Exchange implements disk.FS.
+func (f *machineFS) Exchange(from, to string) error {
+	return f.do("exchange "+from+" "+to, func() error { return f.Disk.Exchange(from, to) }, nil)
+}
+
 // Remove implements disk.FS.
 func (f *machineFS) Remove(name string) error {
 	return f.do("remove "+name, func() error { return f.Disk.Remove(name) }, nil)

@@ -57,6 +57,18 @@ func (d Folder) Rename(from, to string) error {
 	return fullError(os.Rename(filepath.Join(string(d), from), filepath.Join(string(d), to)))
 }
 
+// Exchange implements FS, by renameat2(2). NFS and some others have no such thing.
+func (d Folder) Exchange(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, filepath.Join(string(d), from), unix.AT_FDCWD, filepath.Join(string(d), to), unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		return d.Rename(from, to)
+	}
+	if err != nil {
+		return fullError(fmt.Errorf("exchange %s and %s: %w", from, to, err))
+	}
+	return nil
+}
+
 // Remove implements FS.
 func (d Folder) Remove(name string) error { return os.Remove(filepath.Join(string(d), name)) }
 

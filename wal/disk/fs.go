@@ -19,9 +19,11 @@ type FS interface {
 	Names() ([]string, error)
 	// Rename replaces what is at to. Durable after SyncFolder.
 	Rename(from, to string) error
+	// Exchange gives each of two files the other's name, at once. A file system that cannot do that takes it as Rename. Durable after SyncFolder.
+	Exchange(from, to string) error
 	// Remove deletes a file. Durable after SyncFolder.
 	Remove(name string) error
-	// SyncFolder makes creations, renames and removals durable.
+	// SyncFolder makes creations, renames, exchanges and removals durable.
 	SyncFolder() error
 	// Lock takes the folder for this process until the result is closed. It fails at once if another has it.
 	Lock(name string) (io.Closer, error)

@@ -17,6 +17,8 @@ const (
 	stateName    = "store"
 	stateNewName = "store.new"
 	statePrefix  = "varve-wal-store 1 crc32c "
+	// stateLineBytes is the length of the first line, with its checksum.
+	stateLineBytes = len(statePrefix) + 8 + 1
 )
 
 // state is the store's own small file, replaced as a whole: who the store is, and what it promised. Text, so that an
@@ -49,12 +51,16 @@ type loss struct {
 	Before  frame.EntryID   `json:"before"`
 }
 
-func encodeState(st *state) ([]byte, error) {
+// encodeState gives the bytes of a state file, at least so many: empty lines fill it up.
+func encodeState(st *state, bytesMin int64) ([]byte, error) {
 	body, err := json.MarshalIndent(st, "", " ")
 	if err != nil {
 		return nil, err
 	}
 	body = append(body, '\n')
+	if short := int(bytesMin) - stateLineBytes - len(body); short > 0 {
+		body = append(body, bytes.Repeat([]byte{'\n'}, short)...)
+	}
 	return append(fmt.Appendf(nil, "%s%08x\n", statePrefix, stateCRC(body)), body...), nil
 }
 
@@ -104,42 +110,58 @@ func readState(fs FS, names []string) (*state, error) {
 // stateBytesMax bounds what is read into memory: some 400,000 logs.
 const stateBytesMax = 32 << 20
 
-// writeState replaces the state file, durably.
+// writeState replaces the state file, durably. The one before becomes the file that the next one is written to, over what is there: so that a store can be opened, seal and be closed
+// without new room on its disk.
 func writeState(fs FS, st *state) error {
-	b, err := encodeState(st)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", stateName, err)
-	}
-	if err := writeFile(fs, stateNewName, b); err != nil {
-		return fmt.Errorf("write %s: %w", stateName, err)
-	}
-	if err := fs.Rename(stateNewName, stateName); err != nil {
-		return fmt.Errorf("write %s: %w", stateName, err)
-	}
-	if err := fs.SyncFolder(); err != nil {
+	if err := replaceState(fs, st); err != nil {
 		return fmt.Errorf("write %s: %w", stateName, err)
 	}
 	return nil
 }
 
-func writeFile(fs FS, name string, b []byte) error {
-	// A half-written one of an earlier crash may be longer.
+func replaceState(fs FS, st *state) error {
 	names, err := fs.Names()
 	if err != nil {
 		return err
 	}
-	if slices.Contains(names, name) {
-		if err := fs.Remove(name); err != nil {
+	if slices.Contains(names, stateNewName) {
+		// A crash may make it the state file again, as long as the exchange that it comes from is not durable: it must not be written over until then.
+		if err := fs.SyncFolder(); err != nil {
 			return err
 		}
 	}
-	f, err := fs.Open(name, true, false)
+	if err := writeNew(fs, st); err != nil {
+		return err
+	}
+	take := fs.Rename
+	if slices.Contains(names, stateName) {
+		take = fs.Exchange
+	}
+	if err := take(stateNewName, stateName); err != nil {
+		return err
+	}
+	return fs.SyncFolder()
+}
+
+// writeNew writes a state to where it is no store's yet, durably. It never makes the file shorter, which gives room away.
+func writeNew(fs FS, st *state) error {
+	f, err := fs.Open(stateNewName, true, false)
 	if err != nil {
 		return err
 	}
-	err = f.WriteBuffers([][]byte{b}, 0, false)
-	if err == nil {
-		err = f.Sync()
-	}
+	err = func() error {
+		size, err := f.Bytes()
+		if err != nil {
+			return err
+		}
+		b, err := encodeState(st, size)
+		if err != nil {
+			return err
+		}
+		if err := f.WriteBuffers([][]byte{b}, 0, false); err != nil {
+			return err
+		}
+		return f.Sync()
+	}()
 	return errors.Join(err, f.Close())
 }

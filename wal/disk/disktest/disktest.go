@@ -48,10 +48,11 @@ type Disk struct {
 	held    int
 }
 
-// change is one change of the folder: to is put, from is deleted; either may be empty.
+// change is one change of the folder: to is put, and from deleted, or put too; either may be empty.
 type change struct {
 	from, to string
-	inode    *inode
+	inode    *inode // at to
+	back     *inode // at from; nil to delete it
 }
 
 type inode struct {
@@ -108,7 +109,7 @@ func (d *Disk) Inject(f Fault) {
 	d.faults = append(d.faults, &f)
 }
 
-// Capacity limits the bytes of all files; 0 for no limit.
+// Capacity limits the bytes of all files, in whole blocks of 4 KiB; 0 for no limit. What is there can always be written over.
 func (d *Disk) Capacity(bytes int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -234,6 +235,9 @@ func put(data []byte, off int64, b []byte) []byte {
 
 func (c change) apply(folder map[string]*inode) {
 	delete(folder, c.from)
+	if c.back != nil {
+		folder[c.from] = c.back
+	}
 	if c.to != "" {
 		folder[c.to] = c.inode
 	}
@@ -340,6 +344,22 @@ func (d *Disk) Rename(from, to string) error {
 	}
 	i.name = to
 	d.change(change{from: from, to: to, inode: i})
+	return nil
+}
+
+// Exchange implements disk.FS. To faults it is a rename.
+func (d *Disk) Exchange(from, to string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.fault(OpRename, from); err != nil {
+		return err
+	}
+	i, back := d.names[from], d.names[to]
+	if i == nil || back == nil {
+		return fmt.Errorf("exchange %s and %s: %w", from, to, fs.ErrNotExist)
+	}
+	i.name, back.name = to, from
+	d.change(change{from: from, to: to, inode: i, back: back})
 	return nil
 }
 

@@ -20,7 +20,7 @@ type file struct {
 
 var errClosedFile = errors.New("file is closed")
 
-const directBytes = 4096 // what direct I/O must be aligned to
+const directBytes = 4096 // what direct I/O must be aligned to, and a file's blocks have
 
 // ReadAt implements io.ReaderAt.
 func (f *file) ReadAt(p []byte, off int64) (int, error) {
@@ -95,15 +95,16 @@ func (p *write) supersede(w write) {
 	}
 }
 
-// room says whether a write fits on the disk.
+// room says whether a write fits on the disk, of which a file has whole blocks.
 func (d *Disk) room(i *inode, w write) error {
-	if d.capacity == 0 {
+	blocks := func(bytes int64) int64 { return (bytes + directBytes - 1) / directBytes * directBytes }
+	used := blocks(w.off + int64(len(w.data)))
+	if d.capacity == 0 || used <= blocks(int64(len(i.data))) {
 		return nil
 	}
-	used := max(int64(len(i.data)), w.off+int64(len(w.data)))
 	for _, other := range d.names {
 		if other != i {
-			used += int64(len(other.data))
+			used += blocks(int64(len(other.data)))
 		}
 	}
 	if used > d.capacity {
