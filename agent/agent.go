@@ -171,6 +171,7 @@ type Agent struct {
 	writer     *flush.Writer
 	flusher    *flush.Flusher
 	keeper     *ensemble.Keeper
+	helping    sync.Once
 	flushing   task
 	keeping    task
 	leading    task

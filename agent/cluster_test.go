@@ -39,6 +39,7 @@ type member struct {
 	*running
 	zone  string
 	dir   string
+	fs    disk.FS // of dir; nil for the real one
 	agent *agent.Agent
 	kill  func() // ends it without a flush; its log stays open
 }
@@ -95,7 +96,7 @@ func (c *cluster) keepTime(t *testing.T) {
 func (c *cluster) launch(t *testing.T, i int) {
 	t.Helper()
 	m := c.members[i]
-	d, err := disk.Open(disk.Config{Dir: m.dir, FileBytes: 1 << 20})
+	d, err := disk.Open(disk.Config{Dir: m.dir, FS: m.fs, FileBytes: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -163,10 +163,17 @@ func (s *stores) segments(id string) ([]disk.SegmentInfo, error) {
 	return p.Segments()
 }
 
+// errNoRoom: this agent's own disk has no room for a segment.
+var errNoRoom = errors.New("no room on this agent's disk")
+
 // create begins a segment on a store.
 func (s *stores) create(ctx context.Context, id string, segment wal.SegmentID, fence wal.Fence, first wal.EntryID) (wal.Store, error) {
 	if id == s.own.Identity().String() {
-		return asStore(s.own.Create(segment, fence, first))
+		a, err := s.own.Create(segment, fence, first)
+		if errors.Is(err, disk.ErrFull) {
+			err = fmt.Errorf("%w: %w", errNoRoom, err)
+		}
+		return asStore(a, err)
 	}
 	p, err := s.peer(id)
 	if err != nil {

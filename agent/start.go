@@ -79,11 +79,18 @@ func (a *Agent) start(run, ctx context.Context) error {
 	return a.awaitLeaders(ctx)
 }
 
+// help starts, once, what the agent does for logs of others, and with them for its disk.
+func (a *Agent) help(run context.Context) {
+	a.helping.Do(func() {
+		a.spawn(run, "recover WAL logs of others", a.succeed)
+		a.spawn(run, "look after the WAL store", a.sweepStore)
+	})
+}
+
 // takePart makes the agent one of those that lead shards, and that look after the others.
 func (a *Agent) takePart(run, ctx context.Context) error {
 	a.leading = a.spawn(run, "lead shards", a.leadShards)
-	a.spawn(run, "recover WAL logs of others", a.succeed)
-	a.spawn(run, "look after the WAL store", a.sweepStore)
+	a.help(run)
 	a.spawn(run, "tell what is not flushed", a.tellUnflushed)
 	a.spawn(run, "tell the load", a.tellLoad)
 	a.spawn(run, "tell what the bucket was asked", a.tellUsage)
@@ -392,7 +399,7 @@ func (a *Agent) openLog(run, ctx context.Context, store string) error {
 		Candidates: a.stores.candidates, Create: a.stores.create, Now: a.deps.Now, Logger: a.log,
 		Rolled: func() { a.flusher.Hurry(int64(a.wal.Durable())) },
 	})
-	segment, copies, err := a.firstSegment(ctx, need)
+	segment, copies, err := a.firstSegment(run, ctx, need)
 	if err != nil {
 		return err
 	}
@@ -424,38 +431,64 @@ func (a *Agent) openLog(run, ctx context.Context, store string) error {
 	return nil
 }
 
-// firstSegment begins the log on an ensemble, and waits until there are enough stores for one.
-func (a *Agent) firstSegment(ctx context.Context, need placement.Need) (coordinator.WALSegment, []wal.Copy, error) {
+// firstSegment begins the log on an ensemble, and waits until there are enough stores for one, and room on the own disk.
+func (a *Agent) firstSegment(run, ctx context.Context, need placement.Need) (coordinator.WALSegment, []wal.Copy, error) {
 	kick := a.members.subscribe()
-	said := ""
+	said, full := "", false
 	for number := uint32(1); ; {
+		segment := coordinator.WALSegment{Number: number, First: 1, Last: -1, Quorum: need.Quorum}
+		var copies []wal.Copy
 		chosen, err := placement.Ensemble(need, a.keeper.Candidates(), nil)
 		if err == nil {
-			segment := coordinator.WALSegment{Number: number, First: 1, Last: -1, Stores: chosen, Quorum: need.Quorum}
+			segment.Stores = chosen
 			number++ // one that came to nothing may be on some store
-			var copies []wal.Copy
-			if copies, err = a.keeper.Create(ctx, segment, 1); err == nil {
-				return segment, copies, nil
+			copies, err = a.keeper.Create(ctx, segment, 1)
+			if now := errors.Is(err, errNoRoom); now != full {
+				full = now
+				if err := a.tellFull(run, ctx, full, err); err != nil {
+					return segment, nil, err
+				}
 			}
 		}
-		if ctx.Err() != nil {
-			return coordinator.WALSegment{}, nil, ctx.Err()
-		}
-		if said != err.Error() {
+		pause := segmentPause
+		switch {
+		case err == nil:
+			return segment, copies, nil
+		case ctx.Err() != nil:
+			return segment, nil, ctx.Err()
+		case full:
+			pause = roomPause
+		case said != err.Error():
 			said = err.Error()
 			a.log.Warn("waiting for stores to keep copies of the WAL", "copies", need.Copies, "quorum", need.Quorum, "err", err,
 				"hint", "other agents, with --peer-listen, or --wal-copies 1 for one agent alone")
 		}
 		select {
 		case <-kick:
-		case <-time.After(segmentPause):
+		case <-time.After(pause):
 		case <-ctx.Done():
 		}
 	}
 }
 
-// segmentPause is the wait after a first segment that could not be begun.
-const segmentPause = time.Second
+const (
+	// segmentPause is the wait after a first segment that could not be begun, and roomPause if the agent's own disk is full: a try writes to what room there is.
+	segmentPause = time.Second
+	roomPause    = 3 * time.Second
+)
+
+// tellFull tells the others, and the log, that the agent waits for room on its disk, or no longer does. While it waits it recovers logs: what they leave on the disk
+// is room, and agents that find all their disks full would wait for each other.
+func (a *Agent) tellFull(run, ctx context.Context, full bool, why error) error {
+	if full {
+		a.help(run)
+		a.log.Error("waiting for room on the WAL's disk", "to", "begin a log", "err", why,
+			"hint", "other agents read what is on it, and what they or this one have recovered becomes room; else make some")
+	} else {
+		a.log.Info("there is room on the WAL's disk")
+	}
+	return a.registration.change(ctx, "tell whether the WAL's disk is full", func(me *coordinator.Agent) { me.Full = full })
+}
 
 // startFlush starts the flush of the agent's own log.
 func (a *Agent) startFlush(run context.Context, record coordinator.Log, revision int64) {

@@ -40,6 +40,8 @@ type Agent struct {
 	Copies int `json:"copies"` // how many stores each entry of its log should be on
 	// Bucketless: the bucket has not answered it for some seconds.
 	Bucketless bool `json:"bucketless,omitempty"`
+	// Full: its disk has no room for its log, and so it has none yet.
+	Full bool `json:"full,omitempty"`
 }
 
 // Takers returns the agents that shards may be given to: those that serve and reach the bucket, since who begins to lead a shard reads there, or, if none of those that serve does, all of them.

@@ -190,6 +190,9 @@ func (m *maker) agents() {
 		if a.Bucketless {
 			m.problem("node %d does not reach the bucket", a.Node)
 		}
+		if a.Full {
+			m.problem("node %d waits with its start for room on its WAL's disk", a.Node)
+		}
 		if u, ok := m.records.Unflushed[a.Node]; ok && u.Log == a.Log {
 			oldest := time.Duration(u.OldestMs) * time.Millisecond
 			row.UnflushedBytes, row.OldestSeconds = &u.Bytes, new(oldest.Seconds())

@@ -101,6 +101,9 @@ func TestProblems(t *testing.T) {
 			"node 2 could not flush for 1m1s: 5.0 MiB wait for the bucket or for etcd",
 		}},
 		{"no bucket", func(r *status.Records) { r.Agents[1].Bucketless = true }, []string{"node 2 does not reach the bucket"}},
+		{"a full disk", func(r *status.Records) {
+			r.Agents = append(r.Agents, coordinator.Agent{Node: 4, Log: 4, Store: "s4", State: coordinator.AgentStarting, Copies: 3, Full: true})
+		}, []string{"node 4 waits with its start for room on its WAL's disk"}},
 		{"damage in the bucket", func(r *status.Records) {
 			r.Unflushed[3] = coordinator.Unflushed{Log: 3, Damaged: []coordinator.ShardID{4, 5}}
 		}, []string{
