@@ -221,9 +221,9 @@ func (p *process) serve(ctx context.Context) (err error) {
 		if err := diskcache.Remove(s.cache); err != nil {
 			p.log.Warn("what is left of a disk cache stays", "err", err)
 		}
-		s.disk, err = disk.Open(disk.Config{Dir: s.folder, SyncNone: !p.cfg.WALSync, Logger: s.log}) //nolint:contextcheck // the store ends by Close, after the drain
+		s.disk, err = p.openDisk(ctx, s)
 		if err != nil {
-			return fmt.Errorf("%s: %w", p.cfg.Place("data"), err)
+			return outcome(ctx, err)
 		}
 		defer func() { err = errors.Join(err, s.disk.Close()) }()
 	}
@@ -258,6 +258,28 @@ func (p *process) serve(ctx context.Context) (err error) {
 	}
 	// An agent's error is one even if it wraps that something was cancelled: a drain that failed is no orderly end.
 	return errors.Join(p.runAgents(ctx, agents), outcome(ctx, nil))
+}
+
+// roomPause is how often a full disk is tried again.
+const roomPause = 3 * time.Second
+
+// openDisk opens a seat's WAL store. One that needs room on a full disk waits for it: what it holds may be the only copy. When ctx ends first, so does the wait, with its error.
+func (p *process) openDisk(ctx context.Context, s *seat) (*disk.Store, error) {
+	for {
+		store, err := disk.Open(disk.Config{Dir: s.folder, SyncNone: !p.cfg.WALSync, Logger: s.log}) //nolint:contextcheck // the store ends by Close, after the drain
+		switch {
+		case err == nil:
+			return store, nil
+		case !errors.Is(err, disk.ErrFull):
+			return nil, fmt.Errorf("%s: %w", p.cfg.Place("data"), err)
+		}
+		s.log.Error("waiting for room on the WAL's disk", "to", "open the store", "folder", s.folder, "retry", roomPause, "err", err)
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(roomPause):
+		}
+	}
 }
 
 // openEtcd opens the part of an etcd that is the cluster's. It does not connect yet.

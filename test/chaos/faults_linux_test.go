@@ -74,7 +74,7 @@ func faults() []fault {
 		{name: "kill -9 with the bucket away", agents: 1, make: killedWithout(bucketAway), lasts: *outageFlag},
 		{name: "kill -9 with etcd away", agents: 1, make: killedWithout(etcdAway), lasts: *outageFlag},
 		{name: "a full disk", agents: 1, copies: true, smallDisk: true, make: diskFull, lasts: longerThanLease, meanwhile: allMust},
-		{name: "kill -9 with a full disk", agents: 1, smallDisk: true, make: killedDiskFull, lasts: longerThanLease, meanwhile: allMust, mayEnd: 1},
+		{name: "kill -9 with a full disk", agents: 1, smallDisk: true, make: killedDiskFull, lasts: longerThanLease, meanwhile: allMust},
 		{name: "a rolling restart", make: rollingRestart},
 		{name: "an agent whose folder is deleted", agents: 1, copies: true, make: folderDeleted, meanwhile: allMust},
 	}
@@ -83,7 +83,7 @@ func faults() []fault {
 // brief are the faults that a run without -rounds makes: each kind, and of cuts those that differ most.
 var brief = []string{
 	"kill -9 and stay away", "kill -9 and start", "pause for longer than a lease", "cut between two agents, one way",
-	"cut from all other agents", "cut from etcd, inwards", "cut from the bucket", "etcd away", "kill -9 with etcd away", "the bucket away", "a full disk",
+	"cut from all other agents", "cut from etcd, inwards", "cut from the bucket", "etcd away", "kill -9 with etcd away", "the bucket away", "a full disk", "kill -9 with a full disk",
 	"a rolling restart", "kill -9 of all", "an agent whose folder is deleted",
 }
 

@@ -158,7 +158,7 @@ func (c *cluster) clear() {
 			c.leave(n)
 			if n.err == nil && c.rng.IntN(2) == 0 && c.lossFrom == 0 {
 				c.note("its disk is thrown away")
-				n.machine.disk = c.newDisk()
+				n.machine.disk, n.machine.full = c.newDisk(), 0
 			}
 		}
 		return true
@@ -211,7 +211,9 @@ func (c *cluster) kill(n *node, crash bool) {
 	} else {
 		n.machine.disk = n.machine.disk.Kill()
 	}
-	n.machine.full = 0
+	if n.machine.full > 0 {
+		c.fill(n.machine, n.machine.full)
+	}
 }
 
 // fill makes a machine's disk full until a step: what is there can be written over, and nothing more fits.
@@ -232,7 +234,7 @@ func (c *cluster) fill(m *host, until int) {
 // lose ends a node, and its disk for good.
 func (c *cluster) lose(n *node) {
 	c.kill(n, true)
-	n.machine.disk = c.newDisk()
+	n.machine.disk, n.machine.full = c.newDisk(), 0
 	c.lost = append(c.lost, n.identity())
 	c.note("its disk %s is lost", n.identity())
 }
@@ -414,6 +416,7 @@ func (c *cluster) mend() {
 	c.cuts = make(map[[2]string]int)
 	for _, m := range c.machines {
 		m.disk.Capacity(0)
+		m.full = 0
 	}
 	for _, n := range c.nodes {
 		n.stalled, n.hung = 0, 0
