@@ -9,7 +9,7 @@
 //   - Objects that something refers to: each commit's segment, each shard's newest manifest, each segment of that. They exist, with their sizes, are what they are named, their footers' checksums hold, and their sections are where the commit or the
 //     manifest says. With Deep, every section's checksum too.
 //   - Offsets: of each partition they go on without a gap from the manifest's log start through its extents to what is merged, and from there through the commits. What compaction has taken out is no gap.
-//   - Objects that nothing refers to: garbage is deleted some minutes after it became that. One that is older is an orphan, as is one of a name that Varve gives to nothing.
+//   - Objects that nothing refers to: garbage is deleted some minutes after it became that. One that is older is an orphan, as is one of a name that Varve gives to nothing. What a merge or a cleaning under way has written is neither, however old it is.
 //   - Multipart uploads that nobody has completed, if the bucket lets them be listed: agents abort them. One that was begun before the grace is an orphan.
 //
 // # While the cluster runs

@@ -19,8 +19,11 @@ import (
 // An object that nothing refers to is garbage if nothing ever can again:
 //
 //   - a commit's segment, when the commit with its number was made, or its log is closed;
-//   - a manifest, or a merged segment, when its writer leads the shard no more, or has installed a later one since;
-//   - a merged segment too, when an earlier manifest named it.
+//   - a manifest, when its writer leads the shard no more, or has installed a later one since;
+//   - a merged segment, when its writer leads the shard no more, or an earlier manifest named it.
+//
+// A merged segment of the shard's leader that no manifest has named may be of a merge or a cleaning under way, whatever its age and its number: a cleaning has no time limit, merges and cleanings draw numbers from one counter, and any of them may be
+// installed before another that drew a lower one. It is no orphan. If it is of one that failed, the leader deletes it, or the shard's next leader does.
 //
 // Since when, is told by what can be seen still. A manifest is garbage since the next one was written. A merged segment was in use as long as a manifest that names it was the newest, and the manifests of the last minutes are there still. A
 // commit's segment was in use until its shards had merged it, into segments that are there still, unless they were merged once more. Without such a trace it counts as garbage since it was written.
@@ -276,13 +279,11 @@ func (c *checker) merged(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	isGarbage := wasNamed || id.Fence < uint64(max(record.Epoch, 0)) || passed(id, c.manifests[shard])
-	return c.unreferenced(ctx, name, later(c.objects[name].modified, until), isGarbage, "the shard's newest manifest does not name it")
-}
-
-// passed reports whether the leader that wrote a segment has installed a later one since.
-func passed(id segment.ID, m *manifest.Manifest) bool {
-	return m != nil && slices.ContainsFunc(m.Segments, func(s manifest.Segment) bool { return uint64(s.Epoch) == id.Fence && s.Number > id.Commit })
+	if !wasNamed && id.Fence >= uint64(max(record.Epoch, 0)) {
+		c.objects[name].kind = underWay
+		return nil
+	}
+	return c.unreferenced(ctx, name, later(c.objects[name].modified, until), true, "the shard's newest manifest does not name it")
 }
 
 // namedUntil returns until when a manifest was the newest that names a merged segment; ok is false if none does of those that are there still.

@@ -20,7 +20,8 @@ import (
 // What is garbage is decided from names, from the coordinator and from the newest manifests; there is no list of it that could be wrong.
 //
 //   - A segment of a commit: the commit with its number was made, or can never be made any more, and the coordinator has none that names it.
-//   - A manifest, or a merged segment: the shard's newest manifest is another, or does not name it, and whoever wrote it leads the shard no more, or has installed one since.
+//   - A manifest, or a merged segment: the shard's newest manifest is another, or does not name it, and whoever wrote it leads the shard no more, or has put another in its place, or given it up. That its writer has installed a segment of a higher number
+//     says nothing: a cleaning draws its numbers as it goes, and merges are installed meanwhile.
 //
 // And there is what is left of multipart uploads whose agent died, or whose beginning was not answered: parts that no listing of objects shows.
 //
