@@ -42,7 +42,7 @@ func (a *Agent) startUpkeep(run context.Context) {
 		Manifests: a.manifests, Index: a.index, Partitions: a.partitions.All, Limits: a.limits, Now: a.deps.Now, Log: a.log,
 	}).Run)
 	a.spawn(run, "delete garbage", upkeep.NewSweeper(a.cfg.Garbage, upkeep.SweeperDeps{
-		KV: a.deps.KV, View: a.view, Store: a.deps.Store, Uploads: a.requests, Manifests: a.manifests, Now: a.deps.Now, Log: a.log, Elected: a.elected,
+		KV: a.deps.KV, View: a.view, Store: a.deps.Store, Uploads: a.requests, Manifests: a.manifests, Leads: leads, Now: a.deps.Now, Log: a.log, Elected: a.elected,
 	}).Run)
 	a.copier = rebuild.NewCopier(a.cfg.CopyPause, rebuild.CopierDeps{
 		KV: a.deps.KV, Store: a.deps.Store, Cluster: a.clusterID, Elected: a.elected, Agents: a.view.Agents, Nonce: newNonce, Now: a.deps.Now, Log: a.log,

@@ -44,6 +44,8 @@ type SweeperDeps struct {
 	View      *coordinator.View
 	Store     objectstore.Store
 	Manifests *Manifests
+	// Leads reports whether a shard is led: the manifests of others stay as they are.
+	Leads func(coordinator.ShardID) bool
 	// Uploads lists and aborts multipart uploads; nil if there are none.
 	Uploads objectstore.Uploads
 	// Elected reports whether this agent is the cluster's controller, which looks after the segments of commits, and after uploads.
@@ -88,7 +90,7 @@ func (s *Sweeper) Run(ctx context.Context) error {
 }
 
 func (s *Sweeper) sweep(ctx context.Context) error {
-	errs := []error{s.deps.Manifests.dropDeleted(ctx), s.list(ctx)}
+	errs := []error{s.deps.Manifests.dropDeleted(ctx, s.deps.Leads), s.list(ctx)}
 	due := s.deps.Manifests.garbage.due(s.deps.Now().Add(-s.cfg.Grace))
 	for i, name := range due {
 		if err := s.deps.Store.Delete(ctx, name); err != nil {

@@ -82,7 +82,8 @@ func newShard() *shard {
 	return &shard{turn: make(chan struct{}, 1), gone: make(chan struct{}), claims: make(map[manifest.Segment]bool)}
 }
 
-// Adopt loads the newest manifest of a shard that this agent has just begun to lead.
+// Adopt loads the newest manifest of a shard that was given to this agent. Until the shard is restored and led nobody may install another: if it cannot be restored, it is given on with the record that
+// was adopted.
 func (s *Manifests) Adopt(ctx context.Context, id coordinator.ShardID, record coordinator.Shard) error {
 	m := &manifest.Manifest{Cluster: s.deps.Cluster, Shard: uint32(id)}
 	if record.Manifest != "" {
@@ -504,14 +505,14 @@ func (s *Manifests) prune(m *manifest.Manifest) {
 	}
 }
 
-// dropDeleted installs manifests without the topics that were deleted, for shards whose newest has some.
-func (s *Manifests) dropDeleted(ctx context.Context) error {
+// dropDeleted installs manifests without the topics that were deleted, for shards whose newest has some. One that was adopted and is not led yet is left alone: it may be given on as it was taken.
+func (s *Manifests) dropDeleted(ctx context.Context, leads func(coordinator.ShardID) bool) error {
 	for id := range s.records() {
-		m := s.Of(id)
-		if m == nil || !slices.ContainsFunc(m.Partitions, func(p manifest.Partition) bool { return !s.deps.Known(p.Topic) }) {
+		sh := s.led(id) // before it is asked whether the shard is led: what was adopted anew since is another one
+		if sh == nil || !leads(id) || !slices.ContainsFunc(sh.newest().Partitions, func(p manifest.Partition) bool { return !s.deps.Known(p.Topic) }) {
 			continue
 		}
-		if err := s.install(ctx, id, s.led(id), change{edit: func(*manifest.Manifest) {}}); err != nil && protocol.CodeOf(err) != protocol.NotLeaderOrFollower {
+		if err := s.install(ctx, id, sh, change{edit: func(*manifest.Manifest) {}}); err != nil && protocol.CodeOf(err) != protocol.NotLeaderOrFollower {
 			return fmt.Errorf("leave deleted topics out of the manifest of shard %d: %w", id, err)
 		}
 	}

@@ -114,22 +114,29 @@ func settled() *manifest.Manifest {
 	}
 }
 
-// TestDeleteBefore holds that a new log start offset keeps all else, that what nothing refers to any more is left out and becomes garbage, and that a write which is refused changes nothing.
-func TestDeleteBefore(t *testing.T) {
-	store := memstore.New()
-	old := settled()
-	b, err := old.Encode()
+// adopt puts that manifest, and has its shard adopted.
+func adopt(t *testing.T, store objectstore.Store, s *Manifests) *manifest.Manifest {
+	t.Helper()
+	m := settled()
+	b, err := m.Encode()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := store.Put(t.Context(), old.Name(), objectstore.Bytes(b)); err != nil {
+	if err := store.Put(t.Context(), m.Name(), objectstore.Bytes(b)); err != nil {
 		t.Fatal(err)
 	}
+	if err := s.Adopt(t.Context(), 3, coordinator.Shard{Epoch: 4, Manifest: m.Name(), Merged: 77}); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// TestDeleteBefore holds that a new log start offset keeps all else, that what nothing refers to any more is left out and becomes garbage, and that a write which is refused changes nothing.
+func TestDeleteBefore(t *testing.T) {
+	store := memstore.New()
 	l := &ledger{}
 	s, x := manifests(store, l)
-	if err := s.Adopt(t.Context(), 3, coordinator.Shard{Epoch: 4, Manifest: old.Name(), Merged: 77}); err != nil {
-		t.Fatal(err)
-	}
+	old := adopt(t, store, s)
 	id := partition.ID{Topic: topic, Partition: 2}
 	if r := x.Range(id); r != (index.Range{First: 10, End: 90, LastStable: 80}) {
 		t.Errorf("the index has %+v", r)
@@ -172,6 +179,25 @@ func TestDeleteBefore(t *testing.T) {
 	s.Resign(3)
 	if err := s.DeleteBefore(t.Context(), map[*ingest.Partition]protocol.Offset{p: 60}); protocol.CodeOf(err) != protocol.NotLeaderOrFollower {
 		t.Errorf("of a shard that is not led: %v", err)
+	}
+}
+
+// TestDropDeleted holds that a deleted topic leaves the manifest of a shard once it is led, and not while it is restored: who cannot restore it gives it on as it was taken, with a manifest that must not be garbage by then.
+func TestDropDeleted(t *testing.T) {
+	store, l := memstore.New(), &ledger{}
+	s, _ := manifests(store, l)
+	old := adopt(t, store, s)
+	for _, leads := range []bool{false, true, true} {
+		if err := s.dropDeleted(t.Context(), func(coordinator.ShardID) bool { return leads }); err != nil {
+			t.Fatal(err)
+		}
+		record, _ := s.Record(3)
+		if dropped := record.Manifest != old.Name(); dropped != leads || dropped != (len(s.garbage.items) > 0) {
+			t.Errorf("led: %v; the newest manifest is %s, and garbage %v", leads, record.Manifest, s.garbage.items)
+		}
+	}
+	if m := s.Of(3); len(l.records) != 1 || len(m.Partitions) != 1 || len(m.Segments) != 1 {
+		t.Errorf("%d manifests were installed, the last %+v; want one, without the topic that is gone", len(l.records), m)
 	}
 }
 
