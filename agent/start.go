@@ -164,7 +164,7 @@ func (a *Agent) follow(run context.Context) {
 	a.partitions = newPartitions(a.view, a.cluster.Shards)
 	a.ledger = ledger.New(a.deps.KV, a.resign)
 	a.manifests = upkeep.NewManifests(upkeep.Deps{
-		Store: a.deps.Store, Ledger: a.ledger, Index: a.index, Cluster: a.clusterID, Known: known, Broken: a.fatal, Now: a.deps.Now,
+		Store: a.deps.Store, Ledger: a.ledger, Index: a.index, Cluster: a.clusterID, Known: known, ProducerIdle: a.cfg.ProducerIdleMax, Broken: a.fatal, Now: a.deps.Now,
 	})
 	a.spawn(run, "follow the coordinator", a.view.Run)
 	a.spawn(run, "watch how full etcd is", a.watchSpace)

@@ -30,7 +30,7 @@ func (a *Agent) startUpkeep(run context.Context) {
 			_, ok := a.cleanRules(id)
 			return ok
 		},
-		ProducerIdle: a.cfg.ProducerIdleMax, ProducersMax: producersMax, Now: a.deps.Now, Log: a.log,
+		ProducersMax: producersMax, Now: a.deps.Now, Log: a.log,
 	})
 	a.spawn(run, "merge segments", a.merger.Run)
 	a.cleaner = upkeep.NewCleaner(a.cfg.Clean, upkeep.CleanerDeps{

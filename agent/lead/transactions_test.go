@@ -132,7 +132,7 @@ func (m *model) adopt() {
 	}
 	now := func() time.Time { return time.UnixMilli(nowMs) }
 	m.manifests = upkeep.NewManifests(upkeep.Deps{
-		Store: m.bucket, Ledger: ledger{}, Index: m.index, Known: func([16]byte) bool { return true }, Now: now,
+		Store: m.bucket, Ledger: ledger{}, Index: m.index, Known: func([16]byte) bool { return true }, ProducerIdle: time.Hour * 1_000_000, Now: now,
 	})
 	if err := m.manifests.Adopt(m.t.Context(), shard, record); err != nil {
 		m.t.Fatal(err)
@@ -146,7 +146,7 @@ func (m *model) adopt() {
 			return m.leader
 		},
 		Leads: func(coordinator.ShardID) bool { return true },
-		Topic: func([16]byte) (string, bool) { return "t", true }, Compacted: func([16]byte) bool { return m.r.IntN(2) == 0 }, ProducerIdle: time.Hour * 1_000_000, ProducersMax: 100, Now: now, Log: slog.New(slog.DiscardHandler),
+		Topic: func([16]byte) (string, bool) { return "t", true }, Compacted: func([16]byte) bool { return m.r.IntN(2) == 0 }, ProducersMax: 100, Now: now, Log: slog.New(slog.DiscardHandler),
 	})
 }
 

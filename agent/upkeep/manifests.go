@@ -40,6 +40,8 @@ type Deps struct {
 	Index   *index.Index
 	Cluster [16]byte
 	Known   func(id [16]byte) bool // whether the topic exists
+	// ProducerIdle is how long a producer may have been idle to be remembered (producer.id.expiration.ms).
+	ProducerIdle time.Duration
 	// Broken is told that what is installed contradicts what is committed: the agent must not go on.
 	Broken func(error)
 	Now    func() time.Time
@@ -467,6 +469,7 @@ func (s *Manifests) records() map[coordinator.ShardID]coordinator.Shard {
 // prune takes out of a manifest that is being made what nobody may read any more, and has its segments in order.
 func (s *Manifests) prune(m *manifest.Manifest) {
 	m.Partitions = slices.DeleteFunc(m.Partitions, func(p manifest.Partition) bool { return !s.deps.Known(p.Topic) })
+	forget(m, s.deps.Now(), s.deps.ProducerIdle, manifest.ProducersMax)
 	used := make([]bool, len(m.Segments))
 	for i := range m.Partitions {
 		p := &m.Partitions[i]
@@ -501,6 +504,25 @@ func (s *Manifests) prune(m *manifest.Manifest) {
 		p.Extents = slices.Clone(p.Extents)
 		for j := range p.Extents {
 			p.Extents[j].Segment = moved[p.Extents[j].Segment]
+		}
+	}
+}
+
+// forget takes out of a manifest that is being made the producers that have been idle for so long, of all partitions, also of those in which nothing happens any more. Those with an open transaction stay. If more than most are left, which no manifest takes,
+// the time is halved until they are not. A leader that restores forgets the idle ones too.
+func forget(m *manifest.Manifest, now time.Time, idle time.Duration, most int) {
+	for ; ; idle /= 2 {
+		left, before := 0, now.Add(-idle).UnixMilli()
+		gone := func(p manifest.Producer) bool { return p.UpdatedMs < before && p.TxnFirst == protocol.NoOffset }
+		for i := range m.Partitions {
+			p := &m.Partitions[i]
+			if slices.ContainsFunc(p.Producers, gone) {
+				p.Producers = slices.DeleteFunc(slices.Clone(p.Producers), gone)
+			}
+			left += len(p.Producers)
+		}
+		if left <= most || idle <= 0 {
+			return
 		}
 	}
 }

@@ -46,7 +46,7 @@ var topic = protocol.TopicID{1}
 func manifests(store objectstore.Store, l *ledger) (*Manifests, *index.Index) {
 	x := index.New()
 	return NewManifests(Deps{
-		Store: store, Ledger: l, Index: x, Now: time.Now, Known: func(id [16]byte) bool { return id == topic },
+		Store: store, Ledger: l, Index: x, Now: time.Now, Known: func(id [16]byte) bool { return id == topic }, ProducerIdle: 100 * 365 * 24 * time.Hour,
 	}), x
 }
 
@@ -104,7 +104,7 @@ func settled() *manifest.Manifest {
 			{
 				Topic: topic, TopicName: "t", Partition: 2, LogStartOffset: 10, End: 90, LastStable: 80, Epochs: []manifest.EpochStart{{Epoch: 1, Start: 0}},
 				Extents:   []manifest.Extent{{First: 10, Next: 90, Pos: 80, Size: 20, Epoch: 1}},
-				Producers: []manifest.Producer{{ID: 7, CoordinatorEpoch: -1, TxnFirst: 80}},
+				Producers: []manifest.Producer{{ID: 7, CoordinatorEpoch: -1, TxnFirst: 80}, {ID: 8, CoordinatorEpoch: -1, TxnFirst: protocol.NoOffset}},
 			},
 			{
 				Topic: protocol.TopicID{2}, TopicName: "gone", End: 5, LastStable: 5, Epochs: []manifest.EpochStart{{Epoch: 1, Start: 0}},
@@ -160,7 +160,7 @@ func TestDeleteBefore(t *testing.T) {
 	if record := l.records[0]; record.Manifest != now.Name() || record.Merged != 77 || now.Epoch != 4 || now.Generation != 7 {
 		t.Errorf("installed %s of record %+v", now.Name(), record)
 	}
-	if len(now.Partitions) != 1 || len(now.Segments) != 1 || now.Partitions[0].LogStartOffset != 50 || now.Partitions[0].End != 90 || len(now.Partitions[0].Producers) != 1 {
+	if len(now.Partitions) != 1 || len(now.Segments) != 1 || now.Partitions[0].LogStartOffset != 50 || now.Partitions[0].End != 90 || len(now.Partitions[0].Producers) != 2 {
 		t.Errorf("the manifest is %+v", now)
 	}
 	if st, err := p.State(); err != nil || st.Start != 50 {
@@ -179,6 +179,61 @@ func TestDeleteBefore(t *testing.T) {
 	s.Resign(3)
 	if err := s.DeleteBefore(t.Context(), map[*ingest.Partition]protocol.Offset{p: 60}); protocol.CodeOf(err) != protocol.NotLeaderOrFollower {
 		t.Errorf("of a shard that is not led: %v", err)
+	}
+}
+
+// TestForget holds that producers leave a manifest once they have been idle for long, those of partitions that nothing happens in too, and earlier if there are too many; that those with an open transaction stay; and that what other manifests refer to is not changed.
+func TestForget(t *testing.T) {
+	now := time.UnixMilli(1 << 40)
+	producer := func(id protocol.ProducerID, idle time.Duration, txn protocol.Offset) manifest.Producer {
+		return manifest.Producer{ID: id, TxnFirst: txn, UpdatedMs: now.Add(-idle).UnixMilli()}
+	}
+	for name, test := range map[string]struct {
+		most int
+		want [][]protocol.ProducerID
+	}{
+		"as many as there are":         {10, [][]protocol.ProducerID{{1, 2, 3, 5}, {6}, nil}},
+		"as many as are not idle":      {5, [][]protocol.ProducerID{{1, 2, 3, 5}, {6}, nil}},
+		"fewer":                        {4, [][]protocol.ProducerID{{1, 3, 5}, {6}, nil}},
+		"fewer than transactions open": {0, [][]protocol.ProducerID{{3}, nil, nil}},
+	} {
+		old := &manifest.Manifest{Partitions: []manifest.Partition{
+			{Producers: []manifest.Producer{producer(1, time.Minute, protocol.NoOffset), producer(2, 40*time.Minute, protocol.NoOffset), producer(3, 100*time.Hour, 7), producer(4, 61*time.Minute, protocol.NoOffset), producer(5, 20*time.Minute, protocol.NoOffset)}},
+			{Producers: []manifest.Producer{producer(6, time.Minute, protocol.NoOffset)}},
+			{Producers: []manifest.Producer{producer(1, 100*time.Hour, protocol.NoOffset)}},
+		}}
+		next := *old
+		next.Partitions = slices.Clone(old.Partitions)
+		forget(&next, now, time.Hour, test.most)
+		for i := range next.Partitions {
+			var got []protocol.ProducerID
+			for _, p := range next.Partitions[i].Producers {
+				got = append(got, p.ID)
+			}
+			if !slices.Equal(got, test.want[i]) {
+				t.Errorf("%s: partition %d knows producers %d, want %d", name, i, got, test.want[i])
+			}
+		}
+		if p := old.Partitions[0].Producers; len(p) != 5 || p[3].ID != 4 || p[4].ID != 5 {
+			t.Errorf("%s: the manifest before has %+v", name, p)
+		}
+	}
+}
+
+// TestForgetEverywhere holds that any manifest that is installed leaves idle producers out, whatever it is for.
+func TestForgetEverywhere(t *testing.T) {
+	store, l := memstore.New(), &ledger{}
+	s, _ := manifests(store, l)
+	s.deps.ProducerIdle = time.Hour
+	old := adopt(t, store, s)
+	if n := len(old.Partitions[0].Producers); n != 2 {
+		t.Fatalf("%d producers", n)
+	}
+	if err := s.install(t.Context(), 3, s.led(3), change{edit: func(*manifest.Manifest) {}}); err != nil {
+		t.Fatal(err)
+	}
+	if p := s.Of(3).Partitions[0].Producers; len(p) != 1 || p[0].TxnFirst != 80 {
+		t.Errorf("it knows %+v, want the one whose transaction is open", p)
 	}
 }
 

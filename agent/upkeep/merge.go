@@ -43,8 +43,7 @@ type MergerDeps struct {
 	Topic func(id [16]byte) (name string, ok bool)
 	// Compacted reports whether a topic is compacted. Its partitions get segments of their own, which are gone once they have been cleaned, whatever others keep.
 	Compacted func(id [16]byte) bool
-	// ProducerIdle is how long a producer may have been idle to be remembered; ProducersMax is how many a partition remembers.
-	ProducerIdle time.Duration
+	// ProducersMax is how many producers a partition remembers.
 	ProducersMax int
 	Now          func() time.Time
 	Log          *slog.Logger

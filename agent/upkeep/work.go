@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"math"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
@@ -368,13 +369,12 @@ func (w *work) edit(next *manifest.Manifest) {
 	}
 	base := int32(len(next.Segments))
 	next.Segments = append(slices.Clone(next.Segments), w.made...) // those that are not referred to any more are pruned
-	expired := w.m.deps.Now().Add(-w.m.deps.ProducerIdle).UnixMilli()
 	for id, p := range w.merged {
 		at := place(next, id, p.name)
 		at.Extents = slices.DeleteFunc(slices.Clone(at.Extents), func(e manifest.Extent) bool { return joined[e.Segment] })
 		at.Extents = append(at.Extents, w.placed(id, base)...)
 		slices.SortFunc(at.Extents, func(a, b manifest.Extent) int { return cmp.Compare(a.First, b.First) }) // others may come behind
-		p.log.Producers().Expire(expired, w.m.deps.ProducersMax)
+		p.log.Producers().Expire(math.MinInt64, w.m.deps.ProducersMax)
 		take(at, p.log.Snapshot(), p.stable)
 	}
 }

@@ -89,7 +89,7 @@ type Partition struct {
 	Cleaned    protocol.Offset // where the last compaction ended, at most End: below it each key has one record, and there may be gaps; 0 if it never was compacted
 	Epochs     []EpochStart    // ascending in both fields, below End
 	Extents    []Extent        // ascending by offset, not overlapping, up to End; gaps are allowed, below Cleaned
-	Producers  []Producer      // as of End, ascending by id
+	Producers  []Producer      // as of End, but for those that a writer had forgotten as idle; ascending by id
 }
 
 // EpochStart is where a leader epoch begins.
