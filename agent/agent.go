@@ -72,7 +72,7 @@ type Config struct {
 	WALBytesMax     int64         // unflushed bytes; beyond it producers wait
 	WALCacheBytes   int64         // flushed bytes that stay in memory for consumers of the tail
 	CacheBytesMax   int64         // blocks of segments in memory
-	FooterBytesMax  int64         // footers of segments in memory
+	FooterBytesMax  int64         // memory that footers of segments take; enough for those of the commits that a merge reads, MergeConfig.KeyBytesMax of them, or it reads them once for each shard
 	GroupDelay      time.Duration // that a new group waits for more members (group.initial.rebalance.delay.ms)
 	ProducerIdleMax time.Duration // after which an idempotent producer is forgotten (producer.id.expiration.ms)
 	TxnTimeoutMax   time.Duration // of transactions that producers ask for (transaction.max.timeout.ms)
@@ -93,7 +93,7 @@ func Defaults() Config {
 		},
 		Merge: upkeep.DefaultMergeConfig(), Clean: upkeep.DefaultCleanConfig(), Garbage: upkeep.DefaultGarbageConfig(), RetentionPause: upkeep.RetentionPause,
 		CopyPause:   rebuild.CopyPause,
-		WALBytesMax: 512 << 20, WALCacheBytes: 128 << 20, CacheBytesMax: 256 << 20, FooterBytesMax: 64 << 20,
+		WALBytesMax: 512 << 20, WALCacheBytes: 128 << 20, CacheBytesMax: 256 << 20, FooterBytesMax: 128 << 20,
 		GroupDelay: 3 * time.Second, ProducerIdleMax: 24 * time.Hour,
 		TxnTimeoutMax: 15 * time.Minute, TxnIDIdleMax: 7 * 24 * time.Hour, DrainMax: 30 * time.Second,
 	}

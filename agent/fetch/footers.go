@@ -14,7 +14,7 @@ import (
 	"github.com/varve-io/varve/objectstore/segment"
 )
 
-// Footers holds the footers of segments that were used last, up to a number of bytes. It may be used concurrently.
+// Footers holds the footers of segments that were used last, up to a number of bytes of memory. It may be used concurrently.
 type Footers struct {
 	store    objectstore.Store
 	bytesMax int64
@@ -33,7 +33,7 @@ type heldFooter struct {
 	bytes  int64
 }
 
-// NewFooters returns an empty cache of at most bytesMax bytes of encoded footers.
+// NewFooters returns an empty cache whose footers take at most bytesMax bytes of memory ([segment.Footer.MemoryBytes]), or that holds one alone that takes more.
 func NewFooters(store objectstore.Store, bytesMax int64) *Footers {
 	return &Footers{store: store, bytesMax: bytesMax, ahead: make(chan struct{}, aheadMax), byKey: make(map[string]*list.Element)}
 }
@@ -128,7 +128,7 @@ func (f *Footers) lookup(name string) *segment.Footer {
 
 // Put adds the footer of a segment that was just written or read.
 func (f *Footers) Put(footer *segment.Footer) {
-	h := &heldFooter{name: footer.Header.ID.Name(), footer: footer, bytes: footer.ObjectSize - footer.Pos}
+	h := &heldFooter{name: footer.Header.ID.Name(), footer: footer, bytes: footer.MemoryBytes()}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.byKey[h.name] != nil {

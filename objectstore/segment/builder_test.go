@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -196,6 +197,46 @@ func TestSameBytesInAnyOrder(t *testing.T) {
 	slices.SortStableFunc(grouped, func(x, y input) int { return -x.key.Compare(y.key) })
 	if got, _ := build(t, &used, grouped); !bytes.Equal(got, want) {
 		t.Error("another order of partitions made other bytes")
+	}
+}
+
+// TestMemoryBytes holds what a footer says that it takes against what the runtime says was allocated for it: its bytes, and what they are decoded into. Places for lookups, of long indexes, count too.
+func TestMemoryBytes(t *testing.T) {
+	many := func(sections, batches int) *Builder {
+		var b Builder
+		for p := range int32(sections) {
+			for o := range protocol.Offset(batches) {
+				if err := b.Add(Key{Topic: topicA, Partition: p}, "events", spec{offset: o}.encode()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		return &b
+	}
+	for _, c := range []struct {
+		name              string
+		sections, batches int
+		timesMin          int64 // of what is encoded
+	}{
+		{"many small sections", 4096, 1, 5},
+		{"a long one", 1, 20 * stride, 1},
+	} {
+		parts, _, err := many(c.sections, c.batches).Finish(testHeader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		encoded := parts[len(parts)-1]
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		footer, err := ParseFooter(slices.Clone(encoded))
+		runtime.ReadMemStats(&after)
+		if err != nil {
+			t.Fatal(err)
+		}
+		taken, got := int64(after.TotalAlloc-before.TotalAlloc), footer.MemoryBytes()
+		if got > taken || got < taken*4/5 || got < c.timesMin*int64(len(encoded)) {
+			t.Errorf("%s: %d bytes, of which %d are encoded; %d were allocated", c.name, got, len(encoded), taken)
+		}
 	}
 }
 

@@ -17,7 +17,18 @@ type Footer struct {
 	Pos        int64     // where the footer begins in the object
 	ObjectSize int64     // of the whole segment; the footer ends there
 	Sections   []Section // ascending by Key, at least one
+
+	memory int64
 }
+
+// Bytes of memory that a decoded section takes, and a place in its index; TestMemoryBytes holds them to about that.
+const (
+	sectionMemory = 168
+	markMemory    = 160
+)
+
+// MemoryBytes returns how much memory the footer takes: its encoded bytes, in which the batch indexes are, and what was decoded of the rest. Of many small sections that is several times what is encoded.
+func (f *Footer) MemoryBytes() int64 { return f.memory }
 
 // Find returns the section of key, or nil.
 func (f *Footer) Find(key Key) *Section {
@@ -110,7 +121,7 @@ func ParseFooter(b []byte) (*Footer, error) {
 	if header.ID.Level != t.level {
 		return nil, fmt.Errorf("parse segment footer: %s: %w: level %d in the trailer", header.ID.Name(), ErrCorrupt, t.level)
 	}
-	f := &Footer{Header: header, Pos: t.pos, ObjectSize: t.pos + int64(len(b))}
+	f := &Footer{Header: header, Pos: t.pos, ObjectSize: t.pos + int64(len(b)), memory: int64(len(b))}
 	d := fields.NewReader(body[HeaderSize:])
 	topics := readTopics(&d)
 	if !f.readSections(&d, topics) {
@@ -149,6 +160,10 @@ func (f *Footer) readSections(d *fields.Reader, topics []topicRef) bool {
 		return false
 	}
 	f.Sections = make([]Section, n)
+	f.memory += int64(n) * sectionMemory
+	for i := range topics {
+		f.memory += int64(len(topics[i].name))
+	}
 	indexBytes := make([]int, n)
 	var shard uint32
 	pos := int64(HeaderSize)
@@ -173,6 +188,7 @@ func (f *Footer) readSections(d *fields.Reader, topics []topicRef) bool {
 		if !f.Sections[i].mark() {
 			return false
 		}
+		f.memory += int64(cap(f.Sections[i].marks)) * markMemory
 	}
 	return true
 }
