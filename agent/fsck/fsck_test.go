@@ -484,9 +484,10 @@ func (s *uploading) Abort(_ context.Context, upload objectstore.Upload) error {
 func TestUploads(t *testing.T) {
 	w := newWorld(t)
 	left := objectstore.Upload{Name: w.mergedName(0), ID: "1", Began: w.now.Add(-2 * grace)}
+	large := objectstore.Upload{Name: manifest.Name(0, 3, 9), ID: "4", Began: left.Began}
 	fresh := objectstore.Upload{Name: w.mergedName(0), ID: "2", Began: w.now}
 	others := objectstore.Upload{Name: "films/x", ID: "3", Began: left.Began}
-	bucket := &uploading{Store: w.store, uploads: []objectstore.Upload{left, fresh, others}}
+	bucket := &uploading{Store: w.store, uploads: []objectstore.Upload{left, large, fresh, others}}
 	check := func(repair bool) *fsck.Report {
 		t.Helper()
 		r, err := fsck.Check(t.Context(), w.kv, bucket, fsck.Options{Now: func() time.Time { return w.now }, Grace: grace, Repair: repair})
@@ -495,10 +496,10 @@ func TestUploads(t *testing.T) {
 		}
 		return r
 	}
-	if r := check(false); r.Clean || len(r.Problems) != 1 || !strings.Contains(problems(r), "never completed") {
+	if r := check(false); r.Clean || len(r.Problems) != 2 || strings.Count(problems(r), "never completed") != 2 {
 		t.Errorf("problems\n%s", problems(r))
 	}
-	if r := check(true); !r.Clean || len(r.Problems) != 1 || !r.Problems[0].Repaired {
+	if r := check(true); !r.Clean || len(r.Problems) != 2 || !r.Problems[0].Repaired || !r.Problems[1].Repaired {
 		t.Errorf("after the repair: problems\n%s", problems(r))
 	}
 	if want := []objectstore.Upload{fresh, others}; !slices.Equal(bucket.uploads, want) {

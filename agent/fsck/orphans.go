@@ -85,7 +85,10 @@ func (c *checker) uploads(ctx context.Context) error {
 			return err
 		}
 		age := c.began.Sub(upload.Began)
-		if _, err := segment.ParseName(upload.Name); err != nil && !strings.HasPrefix(upload.Name, objectstore.ProbePrefix) || age <= max(c.o.Grace, uploadMax) {
+		_, segmentErr := segment.ParseName(upload.Name)
+		_, _, _, manifestErr := manifest.ParseName(upload.Name)
+		ours := segmentErr == nil || manifestErr == nil || strings.HasPrefix(upload.Name, objectstore.ProbePrefix) // of all that goes in parts
+		if !ours || age <= max(c.o.Grace, uploadMax) {
 			continue
 		}
 		c.orphaned = append(c.orphaned, orphan{name: upload.Name, uploads: uploads, upload: upload, problem: len(c.report.Problems), removable: true})

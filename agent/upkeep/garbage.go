@@ -202,8 +202,9 @@ func (s *Sweeper) refuse(err error) error {
 
 // mayUpload reports whether an object may be one of Varve's that goes in parts: in a bucket without a prefix there may be others.
 func mayUpload(name string) bool {
-	_, err := segment.ParseName(name)
-	return err == nil || strings.HasPrefix(name, objectstore.ProbePrefix)
+	_, segmentErr := segment.ParseName(name)
+	_, _, _, manifestErr := manifest.ParseName(name)
+	return segmentErr == nil || manifestErr == nil || strings.HasPrefix(name, objectstore.ProbePrefix)
 }
 
 // isOver reports whether the commit for which a segment was written was made, or can never be. What is not named like a segment is not.

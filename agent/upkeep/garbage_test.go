@@ -173,7 +173,8 @@ func TestSweepUploads(t *testing.T) {
 	again := objectstore.Upload{Name: merged.Name, ID: "2"}
 	probe := objectstore.Upload{Name: "probe/x", ID: "3"}
 	other := objectstore.Upload{Name: "films/x", ID: "4"}
-	left := &leftUploads{uploads: []objectstore.Upload{merged, other, probe}}
+	large := objectstore.Upload{Name: manifest.Name(3, 1, 1), ID: "5"}
+	left := &leftUploads{uploads: []objectstore.Upload{merged, other, probe, large}}
 	now := time.Now()
 	var log bytes.Buffer
 	s := NewSweeper(GarbageConfig{Grace: time.Minute}, SweeperDeps{
@@ -189,10 +190,10 @@ func TestSweepUploads(t *testing.T) {
 			t.Errorf("uploads are %v, want %v", left.uploads, want)
 		}
 	}
-	sweep(0, merged, other, probe)
+	sweep(0, merged, other, probe, large)
 	left.uploads = append(left.uploads, again)
-	sweep(uploadMax-1, merged, other, probe, again)
-	sweep(1, other, again) // the first two have been there for long enough, however short the grace
+	sweep(uploadMax-1, merged, other, probe, large, again)
+	sweep(1, other, again) // all but these have been there for long enough, however short the grace
 	sweep(uploadMax-1, other)
 
 	left.err = objectstore.ErrUnavailable
