@@ -68,6 +68,8 @@ type Sweeper struct {
 const viewMax = 30 * time.Second
 
 const (
+	// deleteMax bounds the deletion of an object, and the end of an upload. listMax bounds a listing, of which a page with a thousand names takes a tenth of a second, and all that is done about uploads at once. A request that is never answered must not keep what else is garbage.
+	deleteMax, listMax = time.Minute, 5 * time.Minute
 	// uploadMax is longer than anybody takes for an upload: all puts have deadlines of some minutes. An upload is not aborted before; nobody reads it, so that the grace does not matter.
 	uploadMax = 10 * time.Minute
 	// uploadsSeenMax is how many uploads a sweeper keeps in mind.
@@ -93,9 +95,10 @@ func (s *Sweeper) sweep(ctx context.Context) error {
 	errs := []error{s.deps.Manifests.dropDeleted(ctx, s.deps.Leads), s.list(ctx)}
 	due := s.deps.Manifests.garbage.due(s.deps.Now().Add(-s.cfg.Grace))
 	for i, name := range due {
-		if err := s.deps.Store.Delete(ctx, name); err != nil {
-			s.deps.Manifests.garbage.back(due[i:])
-			errs = append(errs, fmt.Errorf("delete garbage: %w", err))
+		if err := s.delete(ctx, name); err != nil { // it waits once more, so that the rest does not wait for it
+			s.deps.Manifests.garbage.back(due[i+1:])
+			s.deps.Manifests.garbage.add(s.deps.Now(), name)
+			errs = append(errs, err)
 			break
 		}
 	}
@@ -108,14 +111,33 @@ func (s *Sweeper) sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// sweepCommits looks after the segments of commits.
-func (s *Sweeper) sweepCommits(ctx context.Context) error {
-	var names []string
-	for info, err := range s.deps.Store.List(ctx, segment.NamePrefix, "") {
+func (s *Sweeper) delete(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, deleteMax)
+	defer cancel()
+	if err := s.deps.Store.Delete(ctx, name); err != nil {
+		return fmt.Errorf("delete garbage: %w", err)
+	}
+	return nil
+}
+
+// names lists the objects below a prefix.
+func (s *Sweeper) names(ctx context.Context, prefix string) (names []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, listMax)
+	defer cancel()
+	for info, err := range s.deps.Store.List(ctx, prefix, "") {
 		if err != nil {
-			return fmt.Errorf("list segments: %w", err)
+			return nil, fmt.Errorf("list %s: %w", prefix, err)
 		}
 		names = append(names, info.Name)
+	}
+	return names, nil
+}
+
+// sweepCommits looks after the segments of commits.
+func (s *Sweeper) sweepCommits(ctx context.Context) error {
+	names, err := s.names(ctx, segment.NamePrefix)
+	if err != nil {
+		return err
 	}
 	// After the listing, and in this order: a commit that a record counts was made before, and the view has seen all that was.
 	logs, err := coordinator.ListLogs(ctx, s.deps.KV, 0)
@@ -137,16 +159,16 @@ func (s *Sweeper) sweepCommits(ctx context.Context) error {
 		if !ok {
 			since = now
 		}
-		if now.Sub(since) < s.cfg.Grace {
+		if now.Sub(since) < s.cfg.Grace || err != nil {
 			still[name] = since
 			continue
 		}
-		if err := s.deps.Store.Delete(ctx, name); err != nil {
-			return fmt.Errorf("delete garbage: %w", err)
+		if err = s.delete(ctx, name); err != nil {
+			still[name] = now // as above
 		}
 	}
 	s.seen = still
-	return nil
+	return err
 }
 
 // sweepUploads aborts uploads that have been under way for so long that nobody can be at them. Their age is measured by this agent's own clock, as
@@ -155,6 +177,8 @@ func (s *Sweeper) sweepUploads(ctx context.Context) error {
 	if s.deps.Uploads == nil {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, listMax)
+	defer cancel()
 	now, still := s.deps.Now(), make(map[objectstore.Upload]time.Time)
 	for upload, err := range s.deps.Uploads.Uploads(ctx) {
 		if err != nil {
@@ -176,16 +200,22 @@ func (s *Sweeper) sweepUploads(ctx context.Context) error {
 	s.uploads = still
 	var errs []error
 	for upload, since := range still {
-		if now.Sub(since) < uploadMax {
+		if now.Sub(since) < uploadMax || ctx.Err() != nil {
 			continue
 		}
-		err := s.deps.Uploads.Abort(ctx, upload)
+		err := s.abort(ctx, upload)
 		if err == nil {
 			delete(still, upload)
 		}
 		errs = append(errs, s.refuse(err))
 	}
 	return errors.Join(errs...)
+}
+
+func (s *Sweeper) abort(ctx context.Context, upload objectstore.Upload) error {
+	ctx, cancel := context.WithTimeout(ctx, deleteMax)
+	defer cancel()
+	return s.deps.Uploads.Abort(ctx, upload)
 }
 
 // refuse returns the error of listing or aborting uploads, unless it says that the bucket does not have that done: of which an operator is told once.
@@ -251,7 +281,7 @@ func (g *garbage) due(since time.Time) []string {
 	return names
 }
 
-// back puts in again what could not be deleted.
+// back puts in again what was not deleted.
 func (g *garbage) back(names []string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -274,12 +304,13 @@ func (s *Sweeper) list(ctx context.Context) error {
 		}
 		var left []string
 		for _, prefix := range []string{manifest.ShardPrefix(uint32(id)), segment.MergedPrefix(uint32(id))} {
-			for info, err := range s.deps.Store.List(ctx, prefix, "") {
-				if err != nil {
-					return fmt.Errorf("list what shard %d has: %w", id, err)
-				}
-				if isLeft(info.Name, m, protocol.LeaderEpoch(record.Epoch)) {
-					left = append(left, info.Name)
+			names, err := s.names(ctx, prefix)
+			if err != nil {
+				return err
+			}
+			for _, name := range names {
+				if isLeft(name, m, protocol.LeaderEpoch(record.Epoch)) {
+					left = append(left, name)
 				}
 			}
 		}

@@ -10,10 +10,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore"
+	"github.com/varve-io/varve/objectstore/fault"
 	"github.com/varve-io/varve/objectstore/manifest"
 	"github.com/varve-io/varve/objectstore/mem"
 	"github.com/varve-io/varve/objectstore/segment"
@@ -92,7 +94,7 @@ func (k noCommits) List(ctx context.Context, prefix string, rev int64) ([]coordi
 
 // TestSweepCommits: of a log's segments those stay that commits name, or may name yet; what commits there are the view tells.
 func TestSweepCommits(t *testing.T) {
-	kv, bucket := memkv(t), mem.New()
+	kv, bucket := memkv(t), fault.New(mem.New())
 	view := coordinator.NewView(kv, coordinator.ViewConfig{Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
@@ -120,8 +122,9 @@ func TestSweepCommits(t *testing.T) {
 	s := NewSweeper(GarbageConfig{Grace: time.Minute}, SweeperDeps{
 		KV: noCommits{kv, t}, View: view, Store: bucket, Now: func() time.Time { return now }, Log: slog.New(slog.DiscardHandler),
 	})
-	for _, want := range [][]string{{left, failed, named, next}, {named, next}} {
-		if err := s.sweepCommits(ctx); err != nil {
+	bucket.Add(fault.Rule{Op: fault.Delete, Prefix: left, Effect: fault.Unavailable})
+	for sweep, want := range [][]string{{left, failed, named, next}, {left, failed, named, next}, {left, named, next}, {named, next}} {
+		if err := s.sweepCommits(ctx); (err != nil) != (sweep == 1) {
 			t.Fatal(err)
 		}
 		var got []string
@@ -135,8 +138,87 @@ func TestSweepCommits(t *testing.T) {
 		if slices.Sort(got); !slices.Equal(got, want) {
 			t.Errorf("the bucket holds\n%q\nwant\n%q", got, want)
 		}
-		now = now.Add(time.Minute)
+		now = now.Add([]time.Duration{time.Minute, time.Second, time.Minute, 0}[sweep]) // what could not be deleted waits for a minute more, and nothing else does
 	}
+}
+
+// TestSweepSilent has the store never answer one kind of request: the sweeper gives up, and comes to the rest.
+func TestSweepSilent(t *testing.T) {
+	for _, op := range []fault.Op{fault.List, fault.Delete} {
+		synctest.Test(t, func(t *testing.T) {
+			bucket := fault.New(mem.New())
+			s, _ := manifests(bucket, &ledger{})
+			adopt(t, bucket, s)
+			for _, name := range []string{"a", "b"} {
+				if err := bucket.Put(t.Context(), name, objectstore.Bytes([]byte(name))); err != nil {
+					t.Fatal(err)
+				}
+				s.garbage.add(time.Now(), name)
+			}
+			sweeper := NewSweeper(GarbageConfig{Grace: time.Minute}, SweeperDeps{
+				Store: bucket, Manifests: s, Now: time.Now, Elected: func() bool { return false }, Leads: func(coordinator.ShardID) bool { return false },
+			})
+			rule := fault.Rule{Op: op, Times: fault.Always, Gate: fault.NewGate()}
+			if op == fault.Delete {
+				rule.Prefix = "a"
+			}
+			bucket.Add(rule)
+			time.Sleep(time.Minute)
+			for range 2 {
+				if err := sweeper.sweep(t.Context()); err == nil && op == fault.List {
+					t.Errorf("%s: no error", op)
+				}
+			}
+			bucket.Clear()
+			_, a := bucket.Stat(t.Context(), "a")
+			_, b := bucket.Stat(t.Context(), "b")
+			if !errors.Is(b, objectstore.ErrNotFound) || (a == nil) != (op == fault.Delete) {
+				t.Errorf("%s: what is garbage: %v, %v", op, a, b)
+			}
+		})
+	}
+}
+
+// silentUploads are uploads of a store that never answers a list, or the end of one.
+type silentUploads struct {
+	leftUploads
+	list bool
+}
+
+func (l *silentUploads) Uploads(ctx context.Context) iter.Seq2[objectstore.Upload, error] {
+	if !l.list {
+		return l.leftUploads.Uploads(ctx)
+	}
+	return func(yield func(objectstore.Upload, error) bool) {
+		<-ctx.Done()
+		yield(objectstore.Upload{}, ctx.Err())
+	}
+}
+
+func (l *silentUploads) Abort(ctx context.Context, _ objectstore.Upload) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// TestSweepUploadsSilent holds that a store which never answers keeps nobody from coming again.
+func TestSweepUploadsSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		left := &silentUploads{}
+		for n := range uploadsSeenMax {
+			left.uploads = append(left.uploads, objectstore.Upload{Name: manifest.Name(3, 1, uint64(n)), ID: "1"})
+		}
+		s := NewSweeper(GarbageConfig{}, SweeperDeps{Uploads: left, Now: time.Now})
+		if err := s.sweepUploads(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, left.list = range []bool{false, true} {
+			time.Sleep(uploadMax)
+			began := time.Now()
+			if err := s.sweepUploads(t.Context()); !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > listMax {
+				t.Errorf("list is silent: %v; after %v: %v", left.list, time.Since(began), err)
+			}
+		}
+	})
 }
 
 // leftUploads are uploads that nobody completes.

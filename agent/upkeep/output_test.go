@@ -105,7 +105,9 @@ func TestGivenUpResigned(t *testing.T) {
 	b.store.Add(fault.Rule{Op: fault.Put, Prefix: manifest.NamePrefix, Effect: fault.Unavailable, Times: fault.Always, Gate: gate})
 	done := make(chan error, 1)
 	sh := b.manifests.led(cleanShard)
-	go func() { done <- b.manifests.install(t.Context(), cleanShard, sh, change{edit: func(*manifest.Manifest) {}}) }()
+	go func() {
+		done <- b.manifests.install(t.Context(), cleanShard, sh, change{edit: func(*manifest.Manifest) {}})
+	}()
 	<-gate.Entered()
 	b.manifests.Resign(cleanShard)
 	gate.Open()
