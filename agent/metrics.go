@@ -22,7 +22,7 @@ func (a *Agent) measure() {
 	a.measureCoordinator(i)
 	a.measureReads(i)
 	a.measureDiskCache(i)
-	i.gauge("varve_damaged_shards", "Shards that were given to this agent and have no leader, because what the bucket has of them is damaged or missing.",
+	i.gauge("varve_damaged_shards", "Shards that were given to this agent and have no leader, because what the bucket has of them is damaged or missing, or cannot be read.",
 		func() float64 { return float64(len(a.damaged.list())) })
 	i.gauge("varve_partitions", "Partitions that this agent leads and that were used since it started.",
 		func() float64 { return float64(a.partitions.Len()) })

@@ -48,6 +48,8 @@ type FollowerConfig struct {
 	Merged func(coordinator.ShardID) int64
 	// CatchUp returns when the view has seen what the coordinator has at the time of the call.
 	CatchUp func(context.Context) error
+	// Answers asks the bucket something of no account, and reports whether it answers: then a footer that cannot be read is by itself.
+	Answers func(context.Context) bool
 	Dropped func(coordinator.Topic) // is told of a topic that was deleted, once it is out of the index
 	Log     *slog.Logger
 }
@@ -131,15 +133,17 @@ func (f *Follower) partitions(ctx context.Context, c *coordinator.Commit, wait b
 		return nil
 	}
 	var footer *segment.Footer
-	read := func() (err error) {
+	read := func(ctx context.Context) (err error) {
+		ctx, cancel := context.WithTimeout(ctx, footerTime)
+		defer cancel()
 		footer, err = f.cfg.Footers.Get(ctx, &index.Object{Name: c.Object, Size: c.ObjectSize, FooterPos: c.FooterPos})
 		return err
 	}
 	var err error
 	if wait {
-		err = retry.Bucket(ctx, f.cfg.Log, "read the footer of a commit", read)
+		err = retry.Object(ctx, f.cfg.Log, "read the footer of a commit", f.cfg.Answers, f.patience(), read)
 	} else {
-		err = read()
+		err = read(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("index commit %d of WAL log %s: %w", c.Number, c.Log, err)
