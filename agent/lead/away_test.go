@@ -138,3 +138,48 @@ func TestRestoreWithout(t *testing.T) {
 		t.Errorf("the footer was read again %d times, want 2", tries.Load())
 	}
 }
+
+// TestLeftInLine: commits that appear and leave while the bucket is away are nobody's business any more when it is back, and what this agent itself has committed is out of the index then.
+func TestLeftInLine(t *testing.T) {
+	const other = shard + 1
+	synctest.Test(t, func(t *testing.T) {
+		f := follow(t, func(*follower) {})
+		f.merged = 30 // the last that are not merged are the fourth and fifth
+		waits, _ := f.of(t, 1, map[coordinator.ShardID]protocol.Offset{shard: 0})
+		others, _ := f.of(t, 2, map[coordinator.ShardID]protocol.Offset{shard: 1})
+		own, footer := f.of(t, 3, map[coordinator.ShardID]protocol.Offset{other: 0})
+		own.Log = 7
+		own.Commit.Partitions = flush.CommitPartitions(footer)
+		if err := f.Committed(own, footer); err != nil {
+			t.Fatal(err)
+		}
+		last, _ := f.of(t, 4, map[coordinator.ShardID]protocol.Offset{shard: 2})
+		f.bucket.Add(fault.Rule{Op: fault.Get, Times: fault.Always, Effect: fault.Unavailable})
+		f.away.Store(true)
+		for _, item := range []coordinator.CommitItem{waits, others, own, last} {
+			f.OnCommit(item)
+		}
+		time.Sleep(time.Minute)
+		for _, item := range []coordinator.CommitItem{waits, others, own} {
+			f.OnCommit(coordinator.CommitItem{Log: item.Log, Number: item.Number, Deleted: true})
+		}
+		f.bucket.Clear()
+		f.away.Store(false)
+		before := f.bucket.Calls(fault.Get)
+		if err := f.Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := f.bucket.Calls(fault.Get) - before; got != 2 {
+			t.Errorf("%d footers were read, want that which was waited for and the last", got)
+		}
+		if end := f.index.End(id); end != 3 {
+			t.Errorf("the index ends at %d, want 3", end)
+		}
+		if commits, _ := f.tails.Len(); commits != 1 {
+			t.Errorf("%d commits are there, want the last", commits)
+		}
+		if left := f.index.Tail(partition.ID{Topic: id.Topic, Partition: 1}); len(left) != 0 {
+			t.Errorf("the index has still %d extents of what was committed here and has left", len(left))
+		}
+	})
+}
