@@ -74,6 +74,8 @@ func (a *Agent) measureUpkeep(i instruments) {
 	i.gauge("varve_compaction_failed_partitions", "Partitions that could not be compacted, and are tried again later.",
 		func() float64 { return float64(a.cleaner.Stats().Failed) })
 
+	i.gauge("varve_clogged_shards", "Shards of this agent that take no writes, because what they have in too many flushes cannot be merged; the log says why, and names the object.",
+		func() float64 { return float64(a.merger.Clogged()) })
 	i.gauge("varve_commits", "Flushes in etcd, which some shard in them has not merged.",
 		func() float64 { n, _ := a.tails.Len(); return float64(n) })
 }
