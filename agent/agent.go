@@ -285,7 +285,7 @@ func newID() [16]byte { return [16]byte(uuid.New()) }
 func (a *Agent) broker(fetcher *fetch.Fetcher, lookup *fetch.Lookup, deps api.Deps) *api.Broker {
 	deps.View, deps.Partitions, deps.Fetcher, deps.Lookup, deps.Index = a.view, a.partitions, fetcher, lookup, a.index
 	deps.Groups, deps.Topics, deps.Manifests = a.groups, a.topics, a.manifests
-	deps.Prove, deps.Flush, deps.Draining = a.prove, a.flush, a.draining.Load
+	deps.Prove, deps.Flush, deps.Draining, deps.Refuses = a.prove, a.flush, a.draining.Load, a.merger.Refuses
 	deps.ProducerIDs, deps.Txns, deps.Verifier = a.ids, a.txns, a.verifier
 	deps.Now, deps.Log = a.deps.Now, a.log
 	cfg := api.Config{Node: a.node, Zone: a.cfg.Zone, AutoCreate: a.cfg.AutoCreate}

@@ -12,7 +12,7 @@ import (
 // damagedPause is the wait before a shard that could not be restored is tried again: somebody may have mended the bucket.
 const damagedPause = time.Minute
 
-// damage are the shards that were given to this agent and that it cannot lead, because what the bucket has of them is damaged or missing. It may be used concurrently.
+// damage are the shards that were given to this agent and that it cannot lead, because what the bucket has of them is damaged, or missing, or the bucket does not give it though it answers. It may be used concurrently.
 type damage struct {
 	mu     sync.Mutex
 	shards map[coordinator.ShardID]damaged

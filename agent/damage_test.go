@@ -14,20 +14,29 @@ import (
 	"github.com/varve-io/varve/agent/status"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore/fault"
+	"github.com/varve-io/varve/objectstore/manifest"
 	"github.com/varve-io/varve/objectstore/segment"
 )
 
-// TestDamagedFooter: an agent that cannot restore one of its shards leads the others, and says so; also if nobody can tell without the footer which partitions are in its commit.
-func TestDamagedFooter(t *testing.T) {
+// TestDamaged: an agent that cannot restore one of its shards leads the others, and says so; also if nobody can tell without a footer which partitions are in its commit, and if an object is not damaged, but not given by a
+// bucket that answers otherwise.
+func TestDamaged(t *testing.T) {
 	t.Parallel()
-	t.Run("named by the commit", func(t *testing.T) {
-		t.Parallel()
-		damagedFooter(t, false)
-	})
-	t.Run("not named", func(t *testing.T) {
-		t.Parallel()
-		damagedFooter(t, true)
-	})
+	for name, c := range map[string]struct {
+		forget bool // commits do not name their partitions
+		prefix string
+		effect fault.Effect
+	}{
+		"a footer, of a commit that names its partitions": {false, segment.NamePrefix, fault.WrongBytes},
+		"a footer, of one that does not":                  {true, segment.NamePrefix, fault.WrongBytes},
+		"a footer is not given, of one that does not":     {true, segment.NamePrefix, fault.Unavailable},
+		"a manifest is not given":                         {false, manifest.NamePrefix, fault.Unavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			damaged(t, c.forget, fault.Rule{Op: fault.Get, Prefix: c.prefix, Times: fault.Always, Effect: c.effect})
+		})
+	}
 }
 
 // forget has commits name no partitions, as if there were too many.
@@ -49,17 +58,19 @@ func (w *world) forget(t *testing.T) {
 	}
 }
 
-func damagedFooter(t *testing.T, forget bool) {
+func damaged(t *testing.T, forget bool, rule fault.Rule) {
 	w := newWorld(t)
 	r := w.start(t, nil)
 	produce(t, r, "t", 0, 10)
+	if _, err := kadm.NewClient(client(t, r)).DeleteRecords(t.Context(), kadm.Offsets{"t": {0: {Topic: "t", At: 0}}}); err != nil { // its shard has a manifest
+		t.Fatal(err)
+	}
 	r.stop()
 	if forget {
 		w.forget(t)
 	}
-	broken := fault.New(w.store, fault.Rule{Op: fault.Get, Prefix: segment.NamePrefix, Times: fault.Always, Effect: fault.WrongBytes})
 	whole := w.store
-	w.store = broken
+	w.store = fault.New(whole, rule)
 	r = w.start(t, nil)
 	c := client(t, r, kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	if resp, err := kadm.NewClient(c).CreateTopic(t.Context(), 2, 1, nil, "u"); err != nil || resp.Err != nil {

@@ -22,7 +22,7 @@ func (a *Agent) measure() {
 	a.measureCoordinator(i)
 	a.measureReads(i)
 	a.measureDiskCache(i)
-	i.gauge("varve_damaged_shards", "Shards that were given to this agent and have no leader, because what the bucket has of them is damaged or missing.",
+	i.gauge("varve_damaged_shards", "Shards that were given to this agent and have no leader, because what the bucket has of them is damaged or missing, or cannot be read.",
 		func() float64 { return float64(len(a.damaged.list())) })
 	i.gauge("varve_partitions", "Partitions that this agent leads and that were used since it started.",
 		func() float64 { return float64(a.partitions.Len()) })
@@ -74,6 +74,8 @@ func (a *Agent) measureUpkeep(i instruments) {
 	i.gauge("varve_compaction_failed_partitions", "Partitions that could not be compacted, and are tried again later.",
 		func() float64 { return float64(a.cleaner.Stats().Failed) })
 
+	i.gauge("varve_clogged_shards", "Shards of this agent that take no writes, because what they have in too many flushes cannot be merged; the log says why, and names the object.",
+		func() float64 { return float64(a.merger.Clogged()) })
 	i.gauge("varve_commits", "Flushes in etcd, which some shard in them has not merged.",
 		func() float64 { n, _ := a.tails.Len(); return float64(n) })
 }

@@ -174,6 +174,9 @@ func (a *Agent) lookForBucket(ctx context.Context) error {
 	return err
 }
 
+// bucketAnswers reports whether the bucket answers at all, for who has asked it in vain for one object.
+func (a *Agent) bucketAnswers(ctx context.Context) bool { return answered(a.lookForBucket(ctx)) }
+
 // errPassOn: another agent should lead what this one has not begun to lead.
 var errPassOn = errors.New("another agent is to lead it")
 

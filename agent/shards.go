@@ -8,8 +8,9 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/varve-io/varve/agent/lead"
-	"github.com/varve-io/varve/agent/partition"
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/protocol"
@@ -81,7 +82,7 @@ func (a *Agent) stepShards(ctx context.Context, kick <-chan struct{}) (again boo
 	return a.giveShards(ctx, wishes)
 }
 
-// takeShards begins to lead every shard that belongs to this agent's log and that it does not lead yet. One of which the bucket has something damaged, or lacks something, stays
+// takeShards begins to lead every shard that belongs to this agent's log and that it does not lead yet. One of which the bucket has something damaged, or lacks something, or does not give it while it answers otherwise, stays
 // without a leader, and is tried again later: it would be so on any other agent. If another agent should lead what could not be restored yet, it is left, and returned.
 func (a *Agent) takeShards(ctx context.Context, kick <-chan struct{}) (left []lead.Given, err error) {
 	var given []lead.Given
@@ -121,74 +122,123 @@ func (a *Agent) takeShards(ctx context.Context, kick <-chan struct{}) (left []le
 	}), ctx.Err()
 }
 
-// leadGiven restores shards and leads them, but for damaged ones.
+// leadGiven restores shards and leads them, but for damaged ones. What lacks an object that the bucket does not give at once is waited for when all others are led, unless it was so before.
 func (a *Agent) leadGiven(ctx context.Context, given []lead.Given) error {
-	var take []lead.Given
+	failed, err := a.restore(ctx, given, 0)
+	if err != nil {
+		return err
+	}
+	var away []lead.Given
 	for _, g := range given {
-		err := a.follower.Unread(g.ID)
-		if err == nil {
-			err = retry.Bucket(ctx, a.log, "read manifests", func() error { return a.manifests.Adopt(ctx, g.ID, g.Shard) })
-		}
-		switch {
+		switch err := failed[g.ID]; {
 		case err == nil:
-			take = append(take, g)
-		case ctx.Err() != nil:
-			return ctx.Err()
+		case retry.Transient(err) && !a.damaged.has(g.ID, g.Shard.Epoch):
+			away = append(away, g)
 		default:
-			a.manifests.Resign(g.ID)
 			a.cannotLead(g, err)
 		}
 	}
-	err := a.restore(ctx, take)
-	if err == nil || ctx.Err() != nil {
-		return ctx.Err()
+	if len(away) == 0 {
+		return nil
 	}
-	for _, g := range take { // one by one, to find those for which it does not work
-		if err := a.restore(ctx, []lead.Given{g}); ctx.Err() != nil {
-			return ctx.Err()
-		} else if err != nil {
-			a.manifests.Resign(g.ID)
+	a.members.tell() // whoever waits for those that are led
+	failed, err = a.restore(ctx, away, retry.ObjectPatience)
+	if err != nil {
+		return err
+	}
+	for _, g := range away {
+		if err := failed[g.ID]; err != nil {
 			a.cannotLead(g, err)
 		}
 	}
 	return nil
 }
 
-// restore begins to lead shards, or none of them if one cannot be restored.
-func (a *Agent) restore(ctx context.Context, take []lead.Given) error {
-	if len(take) == 0 {
-		return nil
+const (
+	// manifestsAtOnce is how many manifests are read at once.
+	manifestsAtOnce = 8
+	// manifestTime bounds one try to read a manifest.
+	manifestTime = 30 * time.Second
+)
+
+// adopt reads the manifests of shards, and returns why it could not. The error is that of ctx.
+func (a *Agent) adopt(ctx context.Context, given []lead.Given, patience time.Duration) (failed map[coordinator.ShardID]error, err error) {
+	errs := make([]error, len(given))
+	var g errgroup.Group
+	g.SetLimit(manifestsAtOnce)
+	for i := range given {
+		g.Go(func() error {
+			errs[i] = a.adoptOne(ctx, given[i], patience)
+			return nil
+		})
 	}
-	epochs := make(map[coordinator.ShardID]protocol.LeaderEpoch)
-	settled := make(map[coordinator.ShardID]lead.Settled)
-	for _, g := range take {
-		epochs[g.ID] = protocol.LeaderEpoch(g.Shard.Epoch)
-		settled[g.ID] = lead.Settled{Epoch: epochs[g.ID], Manifest: a.manifests.Of(g.ID)}
+	_ = g.Wait() // what failed is by shards
+	failed = make(map[coordinator.ShardID]error)
+	for i, err := range errs {
+		if err != nil {
+			failed[given[i].ID] = err
+		}
 	}
-	r := &lead.Restorer{Index: a.index, Footers: a.footers, Now: a.deps.Now, ProducerIdle: a.cfg.ProducerIdleMax, ProducersMax: producersMax}
-	var logs map[partition.ID]*partition.Log
-	err := retry.Bucket(ctx, a.log, "restore partitions", func() (err error) {
-		logs, err = r.Run(ctx, settled)
+	return failed, ctx.Err()
+}
+
+func (a *Agent) adoptOne(ctx context.Context, g lead.Given, patience time.Duration) error {
+	if err := a.follower.Unread(g.ID); err != nil {
 		return err
+	}
+	return retry.Object(ctx, a.log, "read a manifest", a.bucketAnswers, patience, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, manifestTime)
+		defer cancel()
+		return a.manifests.Adopt(ctx, g.ID, g.Shard)
 	})
+}
+
+// restore begins to lead shards, but for those that cannot be restored, of which it returns why: an object that the bucket does not give, though it answers, is waited for with that patience. The error is that of ctx.
+func (a *Agent) restore(ctx context.Context, given []lead.Given, patience time.Duration) (failed map[coordinator.ShardID]error, err error) {
+	failed, err = a.adopt(ctx, given, patience)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for _, g := range take {
-		a.damaged.remove(g.ID)
+	settled := make(map[coordinator.ShardID]lead.Settled)
+	for _, g := range given {
+		if m := a.manifests.Of(g.ID); m != nil && failed[g.ID] == nil { // nor was it lost meanwhile
+			settled[g.ID] = lead.Settled{Epoch: protocol.LeaderEpoch(g.Shard.Epoch), Manifest: m}
+		}
+	}
+	r := &lead.Restorer{
+		Index: a.index, Footers: a.footers, Now: a.deps.Now, ProducerIdle: a.cfg.ProducerIdleMax, ProducersMax: producersMax,
+		Retry: func(ctx context.Context, read func(context.Context) error) error {
+			return retry.Object(ctx, a.log, "restore partitions", a.bucketAnswers, patience, read)
+		},
+	}
+	logs, unread, err := r.Run(ctx, settled)
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(failed, unread)
+	epochs := make(map[coordinator.ShardID]protocol.LeaderEpoch)
+	for id, s := range settled {
+		if unread[id] == nil {
+			epochs[id] = s.Epoch
+			a.damaged.remove(id)
+		}
+	}
+	if len(epochs) == 0 {
+		return failed, nil
 	}
 	a.partitions.adopt(epochs, logs)
 	for id, epoch := range epochs {
 		a.txns.Adopt(id, int32(epoch))
 	}
 	a.log.Info("leads shards", "shards", len(epochs), "partitions with records", len(logs))
-	return nil
+	return failed, nil
 }
 
 // cannotLead leaves a shard that was given to this agent without a leader.
 func (a *Agent) cannotLead(g lead.Given, err error) {
+	a.manifests.Resign(g.ID)
 	a.damaged.add(a.deps.Now(), g)
-	a.log.Error("a shard has no leader: what the bucket has of it is damaged, or something is missing; it is tried again", "shard", g.ID, "in", damagedPause, "err", err)
+	a.log.Error("a shard has no leader: what the bucket has of it is damaged or missing, or cannot be read; it is tried again", "shard", g.ID, "in", damagedPause, "err", err)
 }
 
 // giveMax is how long it may take until what shards that are handed over have taken is in the bucket, once while they are still led and once while nobody leads them, and

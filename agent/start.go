@@ -156,7 +156,7 @@ func (a *Agent) follow(run context.Context) {
 			shard, _ := a.view.Shard(id)
 			return shard.Merged
 		},
-		CatchUp: a.catchUp,
+		CatchUp: a.catchUp, Answers: a.bucketAnswers,
 	})
 	a.view = coordinator.NewView(a.deps.KV, coordinator.ViewConfig{
 		OnCommit: a.follower.OnCommit, OnTopic: a.follower.OnTopic, OnMember: a.members.tell, Log: a.log,

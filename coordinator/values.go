@@ -68,7 +68,7 @@ type Unflushed struct {
 	Log      LogID `json:"log"`
 	Bytes    int64 `json:"bytes"`
 	OldestMs int64 `json:"oldest_ms"` // how long the oldest batch of it has waited; 0 if none does
-	// Damaged are shards that it should lead and cannot, because what the bucket has of them is damaged or missing.
+	// Damaged are shards that it should lead and cannot, because what the bucket has of them is damaged or missing, or cannot be read.
 	Damaged []ShardID `json:"damaged,omitempty"`
 }
 

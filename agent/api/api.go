@@ -69,6 +69,8 @@ type Deps struct {
 	ProducerIDs ProducerIDs
 	Txns        *txns.Coordinator
 	Verifier    *txns.Verifier
+	// Refuses returns a [*protocol.Error] if a shard that is led takes no records at the moment.
+	Refuses func(coordinator.ShardID) error
 	// Prove returns once it is certain that this agent led what it leads after the call began, or, after some seconds at most, with an error.
 	Prove func(context.Context) error
 	// Flush returns once everything that was taken before the call is committed.

@@ -20,7 +20,8 @@ import (
 //
 // acks=1 answers when this agent's own store has the batch durably; acks=all when the ack quorum has it; acks=0 not at all, but if a batch is
 // refused the connection ends, so that the producer looks for another leader (KafkaApis.handleProduceRequest). timeout.ms bounds the wait for
-// room in the WAL; what is in the WAL is answered, or the WAL fails for good and with it the leadership.
+// room in the WAL; what is in the WAL is answered, or the WAL fails for good and with it the leadership. Partitions of a shard that takes no
+// records at the moment answer KAFKA_STORAGE_ERROR, as with Kafka those of a disk that has failed.
 func (b *Broker) produce(ctx context.Context, r *server.Request, req *kmsg.ProduceRequest) (server.Answer, error) {
 	n := 0
 	for i := range req.Topics {
@@ -94,6 +95,9 @@ func (b *Broker) topic(byID bool, name string, id [16]byte) (*coordinator.Topic,
 func (b *Broker) prepare(version int16, t *coordinator.Topic, p *kmsg.ProduceRequestTopicPartition, out *ingest.Batch) error {
 	partition, err := b.deps.Partitions.Get(t, p.Partition)
 	if err != nil {
+		return err
+	}
+	if err := b.deps.Refuses(partition.Shard); err != nil {
 		return err
 	}
 	records := p.Records

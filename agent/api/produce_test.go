@@ -12,6 +12,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve-io/varve/agent"
+	"github.com/varve-io/varve/agent/upkeep"
+	"github.com/varve-io/varve/objectstore/fault"
+	"github.com/varve-io/varve/objectstore/segment"
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/batch"
 )
@@ -313,4 +316,43 @@ func TestFullLog(t *testing.T) {
 			t.Errorf("a producer that waited is told %v", code)
 		}
 	}
+}
+
+// TestClogged: a shard that cannot be merged takes no more records once its commits are half of what is too much; others do, and so does it when it can be merged.
+func TestClogged(t *testing.T) {
+	w := start(t, func(c *agent.Config) {
+		c.Flush.AgeMax = 10 * time.Millisecond
+		c.Merge = upkeep.MergeConfig{DataBytes: 64 << 10, CommitsMax: 1, KeyBytesMax: 1 << 20, AgeMax: 24 * time.Hour}
+	})
+	p := w.dial(t)
+	p.create("t", 2)
+	p.mustProduce("t", 0, plain(t, 1, "x"))
+	w.restart(t) // now the record is in the bucket alone
+	p = w.dial(t)
+	w.bucket.Add(fault.Rule{Op: fault.Get, Prefix: segment.NamePrefix, Times: fault.Always, Effect: fault.Unavailable})
+	produceUntil := func(want protocol.ErrorCode) (taken int) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); ; {
+			got := protocol.ErrorCode(p.produce("t", 0, plain(t, 1, "x")).ErrorCode)
+			switch {
+			case got == want:
+				return taken
+			case got != protocol.None && got != protocol.KafkaStorageError:
+				t.Fatalf("the answer is %v", got)
+			case time.Now().After(end):
+				t.Fatalf("the answer is still %v, want %v", got, want)
+			}
+			taken++
+			w.ahead.Add(int64(time.Minute)) // what has failed is tried again
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	if taken := produceUntil(protocol.KafkaStorageError); taken <= 8 {
+		t.Errorf("it took %d records, want more than half of the commits that are too many", taken)
+	}
+	if got := p.produce("t", 1, plain(t, 1, "x")); got.ErrorCode != 0 {
+		t.Errorf("another shard's partition answers %v", protocol.ErrorCode(got.ErrorCode))
+	}
+	w.bucket.Clear()
+	produceUntil(protocol.None)
 }

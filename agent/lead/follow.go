@@ -6,6 +6,7 @@
 package lead
 
 import (
+	"container/list"
 	"context"
 	"fmt"
 	"log/slog"
@@ -21,19 +22,34 @@ import (
 )
 
 // Follower takes the commits and topic deletions that the view sees, in order, to the index. It has a goroutine of its own because the view must not
-// wait: a commit whose details are in its segment's footer costs a GET.
+// wait: a commit whose details are in its segment's footer costs a GET, and while the bucket is away all stand in line behind it. A commit that leaves the coordinator while it stands in line leaves the line too, so that there are never more in
+// line than in the coordinator, which bounds them; and besides, what is small, of commits that are in the index and of topics.
 type Follower struct {
 	cfg FollowerConfig
 
 	mu    sync.Mutex
-	more  sync.Cond // for the goroutine: something is queued, or it is over
-	less  sync.Cond // for Wait: something was done
-	queue []func(context.Context) error
+	more  sync.Cond                  // for the goroutine: something is queued, or it is over
+	less  sync.Cond                  // for Wait: something was done
+	queue list.List                  // of *task, in order
+	lines map[commitID]*list.Element // of queue: commits that appeared
+	own   coordinator.LogID          // of this agent; 0 before its first commit
 	busy  bool
 	held  []held // in order; a new one for each change
 	waits bool   // to look at them again
 	over  bool
 	err   error
+}
+
+// task is something in a follower's line.
+type task struct {
+	do     func(context.Context) error
+	commit commitID // that appeared; zero for others
+}
+
+// commitID names a commit.
+type commitID struct {
+	log    coordinator.LogID
+	number uint64
 }
 
 // FollowerConfig is what a [Follower] works with.
@@ -48,13 +64,15 @@ type FollowerConfig struct {
 	Merged func(coordinator.ShardID) int64
 	// CatchUp returns when the view has seen what the coordinator has at the time of the call.
 	CatchUp func(context.Context) error
+	// Answers asks the bucket something of no account, and reports whether it answers: then a footer that cannot be read is by itself.
+	Answers func(context.Context) bool
 	Dropped func(coordinator.Topic) // is told of a topic that was deleted, once it is out of the index
 	Log     *slog.Logger
 }
 
 // NewFollower returns a follower that has seen nothing; [Follower.Run] makes it work.
 func NewFollower(cfg FollowerConfig) *Follower {
-	f := &Follower{cfg: cfg}
+	f := &Follower{cfg: cfg, lines: make(map[commitID]*list.Element)}
 	f.more.L, f.less.L = &f.mu, &f.mu
 	return f
 }
@@ -62,22 +80,33 @@ func NewFollower(cfg FollowerConfig) *Follower {
 func (f *Follower) push(do func(context.Context) error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.queue = append(f.queue, do)
+	f.queue.PushBack(&task{do: do})
 	f.more.Signal()
 }
 
-// OnCommit takes a commit that appeared, or left: then every shard that has something in it has merged it.
+// OnCommit takes a commit that appeared, or left: then every shard that has something in it has merged it. One that leaves before its turn has come is passed over, since the manifests have
+// what was in it; but for this agent's own, which are in the index before they are here.
 func (f *Follower) OnCommit(item coordinator.CommitItem) {
-	f.push(func(ctx context.Context) error {
-		if !item.Deleted {
-			return f.appear(ctx, item)
-		}
-		f.remove(item)
-		if f.drop(&item) {
-			return f.again(ctx)
-		}
-		return nil
-	})
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	id := commitID{item.Log, item.Number}
+	switch at := f.lines[id]; {
+	case !item.Deleted:
+		f.lines[id] = f.queue.PushBack(&task{commit: id, do: func(ctx context.Context) error { return f.appear(ctx, item) }})
+	case at != nil && item.Log != f.own:
+		f.queue.Remove(at)
+		delete(f.lines, id)
+		f.less.Broadcast()
+	default:
+		f.queue.PushBack(&task{do: func(ctx context.Context) error {
+			f.remove(item)
+			if f.drop(&item) {
+				return f.again(ctx)
+			}
+			return nil
+		}})
+	}
+	f.more.Signal()
 }
 
 // tail describes a commit to the tails.
@@ -131,15 +160,17 @@ func (f *Follower) partitions(ctx context.Context, c *coordinator.Commit, wait b
 		return nil
 	}
 	var footer *segment.Footer
-	read := func() (err error) {
+	read := func(ctx context.Context) (err error) {
+		ctx, cancel := context.WithTimeout(ctx, footerTime)
+		defer cancel()
 		footer, err = f.cfg.Footers.Get(ctx, &index.Object{Name: c.Object, Size: c.ObjectSize, FooterPos: c.FooterPos})
 		return err
 	}
 	var err error
 	if wait {
-		err = retry.Bucket(ctx, f.cfg.Log, "read the footer of a commit", read)
+		err = retry.Object(ctx, f.cfg.Log, "read the footer of a commit", f.cfg.Answers, f.patience(), read)
 	} else {
-		err = read()
+		err = read(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("index commit %d of WAL log %s: %w", c.Number, c.Log, err)
@@ -150,6 +181,9 @@ func (f *Follower) partitions(ctx context.Context, c *coordinator.Commit, wait b
 
 // Committed takes a commit of this agent itself, at once.
 func (f *Follower) Committed(item coordinator.CommitItem, footer *segment.Footer) error {
+	f.mu.Lock()
+	f.own = item.Log
+	f.mu.Unlock()
 	f.cfg.Footers.Put(footer)
 	return f.index(&item, func(coordinator.ShardID) bool { return true })
 }
@@ -167,17 +201,17 @@ func (f *Follower) Run(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for {
-		for len(f.queue) == 0 && !f.over {
+		for f.queue.Len() == 0 && !f.over {
 			f.more.Wait()
 		}
 		if f.over {
 			return ctx.Err()
 		}
-		do := f.queue[0]
-		f.queue = f.queue[1:]
+		next := f.queue.Remove(f.queue.Front()).(*task)
+		delete(f.lines, next.commit)
 		f.busy = true
 		f.mu.Unlock()
-		err := do(ctx)
+		err := next.do(ctx)
 		f.mu.Lock()
 		f.busy = false
 		if err != nil {
@@ -199,7 +233,7 @@ func (f *Follower) Wait(ctx context.Context) error {
 	defer stop()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for (len(f.queue) > 0 || f.busy) && !f.over {
+	for (f.queue.Len() > 0 || f.busy) && !f.over {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("wait for the index: %w", err)
 		}

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,18 +27,21 @@ import (
 // follower is a follower of one partition's commits, of one record each.
 type follower struct {
 	*lead.Follower
-	bucket *fault.Store
-	index  *index.Index
-	tails  *index.Tails
-	merged int64 // of the shard, as far as the view has seen; is not changed while the follower may ask
-	ended  chan error
+	bucket  *fault.Store
+	index   *index.Index
+	tails   *index.Tails
+	footers *fetch.Footers
+	away    atomic.Bool // the bucket answers nothing that it is asked to see whether it does
+	merged  int64       // of the shard, as far as the view has seen; is not changed while the follower may ask
+	ended   chan error
 }
 
 // follow runs a follower until the test ends. catchUp is what the view does when it is to catch up.
 func follow(t *testing.T, catchUp func(*follower)) *follower {
 	f := &follower{bucket: fault.New(mem.New()), index: index.New(), tails: index.NewTails(), ended: make(chan error, 1)}
+	f.footers = fetch.NewFooters(f.bucket, 1<<20)
 	f.Follower = lead.NewFollower(lead.FollowerConfig{
-		Index: f.index, Tails: f.tails, Footers: fetch.NewFooters(f.bucket, 1<<20), Known: func([16]byte) bool { return true }, Leads: func(coordinator.ShardID) bool { return false },
+		Index: f.index, Tails: f.tails, Footers: f.footers, Answers: func(context.Context) bool { return !f.away.Load() }, Known: func([16]byte) bool { return true }, Leads: func(coordinator.ShardID) bool { return false },
 		Merged: func(coordinator.ShardID) int64 { return f.merged }, Dropped: func(coordinator.Topic) {}, Log: slog.New(slog.DiscardHandler),
 		CatchUp: func(context.Context) error {
 			catchUp(f)
@@ -102,6 +106,7 @@ func TestMergedWhileBucketAway(t *testing.T) {
 				if err := f.Wait(t.Context()); err != nil {
 					t.Fatal(err)
 				}
+				f.away.Store(true)
 				f.bucket.Add(fault.Rule{Op: fault.Get, Times: fault.Always, Effect: fault.Unavailable})
 				gone := f.commit(t, 2)
 				f.commit(t, 3)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -22,11 +23,16 @@ import (
 // footersAhead is how many footers are read at once while partitions are restored.
 const footersAhead = 8
 
+// footerTime bounds one wait for a footer. Whoever waits asks again; the read that it waited for goes on, and is joined.
+const footerTime = 5 * time.Second
+
 // Restorer rebuilds the state of partitions from what is committed.
 type Restorer struct {
 	Index   *index.Index
 	Footers *fetch.Footers
-	Now     func() time.Time
+	// Retry repeats the read of a footer while the bucket is away; what it returns is what is wrong with that footer, or that ctx ended. It is called concurrently.
+	Retry func(ctx context.Context, read func(context.Context) error) error
+	Now   func() time.Time
 	// ProducerIdle is how long a producer may have been idle to be remembered (producer.id.expiration.ms); ProducersMax is how many a partition remembers.
 	ProducerIdle time.Duration
 	ProducersMax int
@@ -39,56 +45,76 @@ type Settled struct {
 }
 
 // Run rebuilds every partition of some shards that has records: what is merged from the manifests, and what is not from the footers of commits' segments, whose number the merges bound. The index must hold
-// all commits of the logs that came before.
-func (r *Restorer) Run(ctx context.Context, shards map[coordinator.ShardID]Settled) (map[partition.ID]*partition.Log, error) {
-	logs, starts := make(map[partition.ID]*partition.Log), make(map[partition.ID]protocol.Offset)
-	for _, s := range shards {
+// all commits of the logs that came before. Of a shard that needs a footer which cannot be read, or lacks something, nothing is in logs, and failed says why; the others are whole. The error is that of ctx.
+func (r *Restorer) Run(ctx context.Context, shards map[coordinator.ShardID]Settled) (logs map[partition.ID]*partition.Log, failed map[coordinator.ShardID]error, err error) {
+	w := &restoring{
+		Restorer: r, of: make(map[partition.ID]coordinator.ShardID), logs: make(map[partition.ID]*partition.Log),
+		needs: make(map[*index.Object]map[coordinator.ShardID]bool), failed: make(map[coordinator.ShardID]error),
+	}
+	starts := make(map[partition.ID]protocol.Offset)
+	for id, s := range shards {
 		for i := range s.Manifest.Partitions {
 			p := &s.Manifest.Partitions[i]
 			l := partition.New(s.Epoch)
 			l.RestoreSnapshot(upkeep.SnapshotOf(p))
-			id := partition.ID{Topic: p.Topic, Partition: p.Partition}
-			logs[id], starts[id] = l, p.LogStartOffset
+			pid := partition.ID{Topic: p.Topic, Partition: p.Partition}
+			w.logs[pid], w.of[pid], starts[pid] = l, id, p.LogStartOffset
 		}
 	}
-	objects := make(map[*index.Object]struct{})
 	for _, id := range r.Index.Partitions() {
 		for _, e := range r.Index.Tail(id) {
-			s, ok := shards[coordinator.ShardID(e.Shard)]
+			shard := coordinator.ShardID(e.Shard)
+			s, ok := shards[shard]
 			if !ok {
 				break
 			}
-			if logs[id] == nil {
-				logs[id], starts[id] = partition.New(s.Epoch), e.First
+			if w.logs[id] == nil {
+				w.logs[id], w.of[id], starts[id] = partition.New(s.Epoch), shard, e.First
 			}
-			objects[e.Object] = struct{}{}
+			if w.needs[e.Object] == nil {
+				w.needs[e.Object] = make(map[coordinator.ShardID]bool)
+			}
+			w.needs[e.Object][shard] = true
 		}
 	}
-	if err := r.tails(ctx, objects, logs); err != nil {
-		return nil, err
+	if err := w.tails(ctx); err != nil {
+		return nil, nil, fmt.Errorf("restore partitions: %w", err)
 	}
+	for id, l := range w.logs {
+		if s, end := w.of[id], l.End(); starts[id] > end && w.failed[s] == nil {
+			w.failed[s] = fmt.Errorf("restore %s/%d: it starts at %d, and only what is below %d is committed: something is missing", id.Topic, id.Partition, starts[id], end)
+		}
+	}
+	maps.DeleteFunc(w.logs, func(id partition.ID, _ *partition.Log) bool { return w.failed[w.of[id]] != nil })
 	expired := r.Now().Add(-r.ProducerIdle).UnixMilli()
-	for id, l := range logs {
-		if end := l.End(); starts[id] > end {
-			return nil, fmt.Errorf("restore %s/%d: it starts at %d, and only what is below %d is committed: something is missing", id.Topic, id.Partition, starts[id], end)
-		}
+	for id, l := range w.logs {
 		l.RestoreStart(starts[id]) // it may be beyond what is merged, and producers are in what is before it too
 		l.Producers().Expire(expired, r.ProducersMax)
 	}
-	return logs, nil
+	return w.logs, w.failed, nil
+}
+
+// restoring is a [Restorer] at work.
+type restoring struct {
+	*Restorer
+	of     map[partition.ID]coordinator.ShardID
+	logs   map[partition.ID]*partition.Log
+	needs  map[*index.Object]map[coordinator.ShardID]bool // which shards have something in an object beyond what is merged
+	failed map[coordinator.ShardID]error
 }
 
 // tails reads the footers of commits' segments, several at once, and applies them in the order of offsets.
-func (r *Restorer) tails(ctx context.Context, objects map[*index.Object]struct{}, logs map[partition.ID]*partition.Log) error {
-	ordered := make([]*index.Object, 0, len(objects))
-	for o := range objects {
-		ordered = append(ordered, o)
+func (w *restoring) tails(ctx context.Context) error {
+	ordered := slices.SortedFunc(maps.Keys(w.needs), func(a, b *index.Object) int {
+		return cmp.Or(cmp.Compare(a.Revision, b.Revision), cmp.Compare(a.Name, b.Name))
+	})
+	type ahead struct {
+		footer *segment.Footer
+		err    error // what is wrong with it
 	}
-	slices.SortFunc(ordered, func(a, b *index.Object) int { return cmp.Compare(a.Revision, b.Revision) })
-	type ahead struct{ footer chan *segment.Footer }
-	queue := make([]ahead, len(ordered))
+	queue := make([]chan ahead, len(ordered))
 	for i := range queue {
-		queue[i].footer = make(chan *segment.Footer, 1)
+		queue[i] = make(chan ahead, 1)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	slots := make(chan struct{}, footersAhead)
@@ -100,47 +126,56 @@ func (r *Restorer) tails(ctx context.Context, objects map[*index.Object]struct{}
 				return ctx.Err()
 			}
 			g.Go(func() error {
-				footer, err := r.Footers.Get(ctx, o)
-				if err != nil {
-					return err
-				}
-				queue[i].footer <- footer
-				return nil
+				footer, err := w.footer(ctx, o)
+				queue[i] <- ahead{footer, err}
+				return ctx.Err()
 			})
 		}
 		return nil
 	})
 	g.Go(func() error {
-		for i := range queue {
+		for i, o := range ordered {
 			select {
-			case footer := <-queue[i].footer:
+			case a := <-queue[i]:
 				<-slots
-				if err := apply(footer, logs); err != nil {
-					return err
-				}
+				w.take(o, a.footer, a.err)
 			case <-ctx.Done():
 				return ctx.Err()
 			}
 		}
 		return nil
 	})
-	if err := g.Wait(); err != nil {
-		return fmt.Errorf("restore partitions: %w", err)
-	}
-	return nil
+	return g.Wait()
 }
 
-// apply takes in what a commit's segment has beyond what is merged.
-func apply(footer *segment.Footer, logs map[partition.ID]*partition.Log) error {
+// footer reads the footer of a segment.
+func (w *restoring) footer(ctx context.Context, o *index.Object) (footer *segment.Footer, err error) {
+	err = w.Retry(ctx, func(ctx context.Context) (err error) {
+		ctx, cancel := context.WithTimeout(ctx, footerTime)
+		defer cancel()
+		footer, err = w.Footers.Get(ctx, o)
+		return err
+	})
+	return footer, err
+}
+
+// take applies a footer, or notes which shards cannot be restored without it.
+func (w *restoring) take(o *index.Object, footer *segment.Footer, err error) {
+	if err != nil {
+		for s := range w.needs[o] {
+			w.failed[s] = cmp.Or(w.failed[s], err)
+		}
+		return
+	}
 	for i := range footer.Sections {
 		s := &footer.Sections[i]
-		l := logs[partition.ID{Topic: s.Topic, Partition: s.Partition}]
-		if l == nil || s.NextOffset <= l.End() {
-			continue
+		id := partition.ID{Topic: s.Topic, Partition: s.Partition}
+		l, shard := w.logs[id], w.of[id]
+		if l == nil || w.failed[shard] != nil || s.NextOffset <= l.End() {
+			continue // not wanted, or merged
 		}
 		if err := upkeep.Apply(l, s, footer.Header.CreatedMs); err != nil {
-			return err
+			w.failed[shard] = fmt.Errorf("footer of %s: %w", o.Name, err)
 		}
 	}
-	return nil
 }

@@ -11,14 +11,15 @@ import (
 	"github.com/varve-io/varve/agent/flush"
 	"github.com/varve-io/varve/agent/index"
 	"github.com/varve-io/varve/agent/partition"
+	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/objectstore"
 )
 
-// unreadPause is the wait before a footer that is damaged or missing is read again: somebody may have mended the bucket.
+// unreadPause is the wait before a footer that is damaged or missing, or that the bucket does not give, is read again: somebody may have mended the bucket.
 const unreadPause = time.Minute
 
-// held is a commit of which some shards are not in the index: all of them if nobody can tell what it has of which partition, because the footer that says so is damaged or missing; and of those that
+// held is a commit of which some shards are not in the index: all of them if nobody can tell what it has of which partition, because the footer that says so cannot be read; and of those that
 // come behind it the same shards, since what a partition has follows one another.
 type held struct {
 	item   coordinator.CommitItem
@@ -26,7 +27,7 @@ type held struct {
 	shards []coordinator.ShardID // that are not in the index, ascending
 }
 
-// Unread returns why the index lacks what a shard has in commits: the footer of one is damaged, or missing. It is nil if the index has all that was queued before. The shard must not be led until then.
+// Unread returns why the index lacks what a shard has in commits: the footer of one is damaged, or missing, or the bucket does not give it. It is nil if the index has all that was queued before. The shard must not be led until then.
 func (f *Follower) Unread(id coordinator.ShardID) error {
 	return f.blocked()[id]
 }
@@ -103,6 +104,14 @@ func (f *Follower) appear(ctx context.Context, item coordinator.CommitItem) erro
 	return nil
 }
 
+// patience is for how long a footer is tried to read while the bucket answers. Where one was given up that the bucket does not give, there may be many; none of them is waited for then.
+func (f *Follower) patience() time.Duration {
+	if slices.ContainsFunc(f.holds(), func(h held) bool { return retry.Transient(h.unread) }) {
+		return 0
+	}
+	return retry.ObjectPatience
+}
+
 // isOver reports whether every shard in a commit whose segment is not there has merged it. Then it has left, and its segment was deleted while this agent did not reach the bucket: what is in it the manifests have.
 func (f *Follower) isOver(ctx context.Context, item *coordinator.CommitItem) (bool, error) {
 	if err := f.cfg.CatchUp(ctx); err != nil {
@@ -145,12 +154,12 @@ func (f *Follower) index(item *coordinator.CommitItem, wanted func(coordinator.S
 	return nil
 }
 
-// again looks at the commits that are held: footers may have been mended, or shards have merged what cannot be read here.
+// again looks at the commits that are held: footers may have been mended, or shards have merged what cannot be read here. While the bucket is away no more is read.
 func (f *Follower) again(ctx context.Context) error {
 	var still []held
-	blocked := make(map[coordinator.ShardID]error)
+	blocked, away := make(map[coordinator.ShardID]error), false
 	for _, h := range f.holds() {
-		if h.unread != nil {
+		if h.unread != nil && !away {
 			err := f.partitions(ctx, &h.item.Commit, false)
 			if ctx.Err() != nil {
 				return ctx.Err()
@@ -158,6 +167,7 @@ func (f *Follower) again(ctx context.Context) error {
 			if h.unread = err; err == nil {
 				f.cfg.Tails.Fill(f.tail(&h))
 			}
+			away = retry.Transient(err) && !f.cfg.Answers(ctx)
 		}
 		if err := f.take(&h, blocked); err != nil {
 			return err
@@ -174,7 +184,7 @@ func (f *Follower) again(ctx context.Context) error {
 // tell says that a commit cannot be read.
 func (f *Follower) tell(h *held) {
 	if h.unread != nil {
-		f.cfg.Log.Error("shards have no leader, or no other one: the footer of a commit is damaged or missing; it is read again", "shards", h.shards, "in", unreadPause, "err", h.unread)
+		f.cfg.Log.Error("shards have no leader, or no other one: the footer of a commit cannot be read; it is tried again", "shards", h.shards, "in", unreadPause, "err", h.unread)
 	}
 }
 

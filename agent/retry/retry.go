@@ -1,5 +1,5 @@
 // Package retry repeats what an agent asks of etcd and of the bucket while they are away, for as long as it takes, and saying what it
-// waits for; and what it does at intervals.
+// waits for; what is asked of one object, for as long as that may be the bucket's fault; and what it does at intervals.
 package retry
 
 import (
@@ -49,12 +49,42 @@ func Coordinator(ctx context.Context, log *slog.Logger, what string, do func(con
 func Bucket(ctx context.Context, log *slog.Logger, what string, do func() error) error {
 	for {
 		err := do()
-		if err == nil || !transient(err) {
+		if err == nil || !Transient(err) {
 			return err
 		}
 		log.Warn("waiting for the bucket", "to", what, "err", err)
 		if err := Pause(ctx); err != nil {
 			return err
+		}
+	}
+}
+
+// ObjectPatience is for how long the bucket must have answered other questions, and not given an object, for that to be taken for the object's own fault rather than the bucket's.
+const ObjectPatience = 10 * time.Second
+
+// Object repeats do, which reads one object, while the bucket is away, as [Bucket] does. But where the bucket answers, which answers asks it each time that do has failed, and went on to answer for as long as patience, it is this object
+// that cannot be read: a disk with a bad place, a placement group that is down, a key that is gone. Then the error is do's last one; whoever wants the object asks again later. With a patience of 0 do is not repeated while the bucket answers.
+// do must not wait for ever, where the bucket says nothing of the object.
+func Object(ctx context.Context, log *slog.Logger, what string, answers func(context.Context) bool, patience time.Duration, do func(context.Context) error) error {
+	var since time.Time // since when the bucket has answered each time
+	for {
+		err := do(ctx)
+		switch {
+		case err == nil || !Transient(err):
+			return err
+		case ctx.Err() != nil:
+			return fmt.Errorf("%s: %w", what, ctx.Err())
+		case !answers(ctx):
+			since = time.Time{}
+		case since.IsZero():
+			since = time.Now()
+		}
+		if !since.IsZero() && time.Since(since) >= patience && ctx.Err() == nil {
+			return fmt.Errorf("%s, of a bucket that answers otherwise: %w", what, err)
+		}
+		log.Warn("waiting for the bucket", "to", what, "err", err)
+		if err := Pause(ctx); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
 		}
 	}
 }
@@ -86,8 +116,8 @@ func Pause(ctx context.Context) error {
 	}
 }
 
-// transient reports whether a failed read of the bucket may succeed later.
-func transient(err error) bool {
+// Transient reports whether a failed read of the bucket may succeed later: it is not that the object is gone, or damaged. It is false for nil.
+func Transient(err error) bool {
 	var known *protocol.Error
 	return errors.Is(err, objectstore.ErrUnavailable) || errors.Is(err, objectstore.ErrDenied) ||
 		errors.Is(err, context.DeadlineExceeded) || errors.As(err, &known) && known.Code.Retriable()

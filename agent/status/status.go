@@ -197,7 +197,7 @@ func (m *maker) agents() {
 			oldest := time.Duration(u.OldestMs) * time.Millisecond
 			row.UnflushedBytes, row.OldestSeconds = &u.Bytes, new(oldest.Seconds())
 			if len(u.Damaged) > 0 {
-				m.problem("node %d cannot lead %d shards, of which something is damaged or missing in the bucket: %s", a.Node, len(u.Damaged), ranges(u.Damaged))
+				m.problem("node %d cannot lead %d shards, of which something in the bucket is damaged, missing or unreadable: %s", a.Node, len(u.Damaged), ranges(u.Damaged))
 			}
 			if oldest > flushLate {
 				m.problem("node %d could not flush for %v: %s wait for the bucket or for etcd", a.Node, oldest.Round(time.Second), display.Bytes(u.Bytes))

@@ -107,7 +107,7 @@ func TestProblems(t *testing.T) {
 		{"damage in the bucket", func(r *status.Records) {
 			r.Unflushed[3] = coordinator.Unflushed{Log: 3, Damaged: []coordinator.ShardID{4, 5}}
 		}, []string{
-			"node 3 cannot lead 2 shards, of which something is damaged or missing in the bucket: 4-5",
+			"node 3 cannot lead 2 shards, of which something in the bucket is damaged, missing or unreadable: 4-5",
 		}},
 		{"no flush of an earlier incarnation", func(r *status.Records) { r.Unflushed[2] = coordinator.Unflushed{Log: 1, OldestMs: 61_000} }, nil},
 		{"nearly full", func(r *status.Records) { r.UsedBytes, r.SizeBytes, r.QuotaBytes = 9<<20, 10<<20, 10<<20 }, []string{

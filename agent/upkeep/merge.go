@@ -54,12 +54,13 @@ type Merger struct {
 	cfg     MergeConfig
 	deps    MergerDeps
 	builder segment.Builder
-	failed  map[coordinator.ShardID]time.Time // when the last merge failed
+	failed  map[coordinator.ShardID]failing   // whose last merge failed
 	rewrote coordinator.ShardID               // whose sparse segments were written anew last
 	looked  map[coordinator.ShardID]string    // manifests in which nothing is sparse
 	spoiled map[coordinator.ShardID]time.Time // when sparse segments could not be written anew
 
 	merges, bytes atomic.Uint64
+	clogged       atomic.Pointer[map[coordinator.ShardID]error] // why; nil before the first step
 }
 
 // MergeStats are a merger's counters since it began.
@@ -75,7 +76,7 @@ func (m *Merger) Stats() MergeStats {
 
 // NewMerger returns a merger; [Merger.Run] makes it work.
 func NewMerger(cfg MergeConfig, deps MergerDeps) *Merger {
-	return &Merger{cfg: cfg, deps: deps, failed: make(map[coordinator.ShardID]time.Time), looked: make(map[coordinator.ShardID]string), spoiled: make(map[coordinator.ShardID]time.Time)}
+	return &Merger{cfg: cfg, deps: deps, failed: make(map[coordinator.ShardID]failing), looked: make(map[coordinator.ShardID]string), spoiled: make(map[coordinator.ShardID]time.Time)}
 }
 
 const (
@@ -110,11 +111,16 @@ func (m *Merger) Run(ctx context.Context) error {
 // Step merges each shard that is due, once, and writes sparse segments of one shard anew. Errors are those of Run; what else goes wrong is told to the log, and ends the step: the bucket or
 // the coordinator may be away.
 func (m *Merger) Step(ctx context.Context) error {
+	defer m.judge()
 	for due := m.due(); len(due) > 0; {
 		group, n := m.group(due)
 		due = due[n:]
 		if failed, err := m.merge(ctx, group); err != nil {
-			return m.note(ctx, m.failed, failed, mergeRest, err)
+			rest, fatal := m.note(ctx, failed, mergeRest, err)
+			for _, id := range rest {
+				m.failed[id] = failing{at: m.deps.Now(), times: m.failed[id].times + 1, err: err}
+			}
+			return fatal
 		}
 	}
 	if len(m.due()) > 0 {
@@ -122,27 +128,28 @@ func (m *Merger) Step(ctx context.Context) error {
 	}
 	if w := m.sparse(); w != nil {
 		failed, err := m.merge(ctx, []*work{w})
-		return m.note(ctx, m.spoiled, failed, sparseRest, err)
+		rest, fatal := m.note(ctx, failed, sparseRest, err)
+		for _, id := range rest {
+			m.spoiled[id] = m.deps.Now()
+		}
+		return fatal
 	}
 	return nil
 }
 
-// note has the shards that an error is about rest, and returns what is an error of [Merger.Run].
-func (m *Merger) note(ctx context.Context, at map[coordinator.ShardID]time.Time, failed []coordinator.ShardID, rest time.Duration, err error) error {
+// note says what went wrong, and returns the shards, of those that an error is about, that are to rest, and what is an error of [Merger.Run].
+func (m *Merger) note(ctx context.Context, failed []coordinator.ShardID, pause time.Duration, err error) (rest []coordinator.ShardID, fatal error) {
 	switch {
 	case ctx.Err() != nil:
-		return ctx.Err()
+		return nil, ctx.Err()
 	case err == nil, errors.Is(err, errInvariant):
-		return err
+		return nil, err
 	case errors.Is(err, errChanged):
 		m.deps.Log.Debug("a merge is planned anew", "shards", failed, "err", err)
-		return nil
+		return nil, nil
 	}
-	m.deps.Log.Warn("segments could not be merged; trying again", "shards", failed, "in", rest, "err", err)
-	for _, id := range failed {
-		at[id] = m.deps.Now()
-	}
-	return nil
+	m.deps.Log.Warn("segments could not be merged; trying again", "shards", failed, "in", pause, "err", err)
+	return failed, nil
 }
 
 // errInvariant is what must not be.
@@ -154,7 +161,7 @@ func (m *Merger) due() []coordinator.ShardID {
 	now := m.deps.Now()
 	oldest := make(map[coordinator.ShardID]int64)
 	for id, record := range m.deps.Manifests.records() {
-		if !m.deps.Leads(id) || rests(m.failed[id], now, mergeRest) {
+		if !m.deps.Leads(id) || rests(m.failed[id].at, now, mergeRest) {
 			continue
 		}
 		if parts := m.deps.Tails.Of(uint32(id), record.Merged); m.cfg.due(parts, surplus, now) {

@@ -43,6 +43,28 @@ func TestDue(t *testing.T) {
 	}
 }
 
+// TestClogs: a shard takes no writes when its merges have failed again and again, and it keeps half of the commits that are too many.
+func TestClogs(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		failures int
+		parts    []index.Part
+		half     int64
+		want     bool
+	}{
+		{"merges work", 0, parts(1, 1), 2, false},
+		{"the last two failed", 2, parts(1, 1), 2, false},
+		{"the last three failed", 3, parts(1, 1), 1, true},
+		{"it has nothing old", 3, parts(1, 1)[1:], 1, false},
+		{"it has nothing", 3, nil, 1, false},
+		{"few commits are there", 30, parts(1, 1), 0, false},
+	} {
+		if got := clogs(test.failures, test.parts, test.half); got != test.want {
+			t.Errorf("%s: %v", test.name, got)
+		}
+	}
+}
+
 // candidates are segments that may all be joined.
 func candidates(live []int64) []candidate {
 	var all []candidate

@@ -122,7 +122,7 @@ func (a *agent) follow() error {
 	a.follower = lead.NewFollower(lead.FollowerConfig{
 		Index: a.index, Tails: index.NewTails(), Footers: a.footers, Log: discard,
 		Known: func([16]byte) bool { return true }, Merged: func(coordinator.ShardID) int64 { return 0 }, Leads: func(coordinator.ShardID) bool { return false }, Dropped: func(coordinator.Topic) {},
-		CatchUp: func(context.Context) error { return nil },
+		CatchUp: func(context.Context) error { return nil }, Answers: func(context.Context) bool { return false },
 	})
 	a.view = coordinator.NewView(a.kv, coordinator.ViewConfig{OnCommit: a.follower.OnCommit, OnTopic: a.follower.OnTopic, Log: discard})
 	a.ledger = ledger.New(a.kv, func(coordinator.ShardID) {})
@@ -283,18 +283,27 @@ func (a *agent) lead() error {
 	if a.w.broken.forgetProducers {
 		idle = -producerIdleMax
 	}
-	r := &lead.Restorer{Index: a.index, Footers: a.footers, Now: a.now, ProducerIdle: idle, ProducersMax: 10_000}
+	r := &lead.Restorer{
+		Index: a.index, Footers: a.footers, Now: a.now, ProducerIdle: idle, ProducersMax: 10_000,
+		Retry: func(ctx context.Context, read func(context.Context) error) error {
+			return retry.Bucket(ctx, discard, "restore partitions", func() error { return read(ctx) })
+		},
+	}
 	settled := make(map[coordinator.ShardID]lead.Settled) // nothing is merged here
 	for id, epoch := range a.epochs {
 		settled[id] = lead.Settled{Epoch: epoch, Manifest: new(manifest.Manifest)}
 	}
-	return retry.Bucket(a.run, discard, "restore partitions", func() error {
-		logs, err := r.Run(a.run, settled)
-		for id, l := range logs {
-			a.adopt(id, l)
-		}
+	logs, failed, err := r.Run(a.run, settled)
+	if err != nil {
 		return err
-	})
+	}
+	for _, err := range failed {
+		return err
+	}
+	for id, l := range logs {
+		a.adopt(id, l)
+	}
+	return nil
 }
 
 func (a *agent) adopt(id partition.ID, l *partition.Log) *ingest.Partition {
