@@ -57,12 +57,12 @@ const (
 	follows   verdict = iota // it continues what is committed
 	committed                // what is committed reaches to its end
 	void                     // nobody ever counted it: a later leader began before its end
-	apart                    // what comes before it is not committed
+	apart                    // what comes before it is not committed, or an earlier leader's in its place, which nobody ever counted
 )
 
 // judge tells what becomes of a batch.
 func judge(s stretch, at tip, epochs map[protocol.LeaderEpoch]protocol.Offset) verdict {
-	if s.next <= at.end {
+	if s.next <= at.end && s.epoch <= at.epoch {
 		return committed
 	}
 	if at.end > 0 && s.epoch < at.epoch {
@@ -201,7 +201,8 @@ func (s *sieve) merged(ctx context.Context, shard coordinator.ShardID) error {
 	return nil
 }
 
-// takes reports whether an entry is to be committed. It fails if what comes before its batch is not committed; by an operator's word such a batch is left out, as there may be no gap.
+// takes reports whether an entry is to be committed. It fails if what comes before its batch is not committed, or something else in its place; by an operator's word such a batch is left out, as there may be no gap, and no
+// offset that shows two things.
 func (s *sieve) takes(ctx context.Context, n wal.EntryID, h *ingest.EntryHeader, b []byte) (bool, error) {
 	if err := s.merged(ctx, h.Shard); err != nil {
 		return false, err
@@ -211,15 +212,15 @@ func (s *sieve) takes(ctx context.Context, n wal.EntryID, h *ingest.EntryHeader,
 		return false, fmt.Errorf("entry %d: %w", n, err)
 	}
 	id := partition.ID{Topic: h.Topic, Partition: h.Partition}
-	end := s.tips[id].end
-	v := judge(at, s.tips[id], s.begins[id])
+	known := s.tips[id]
+	v := judge(at, known, s.begins[id])
 	s.counts[v]++
 	switch {
 	case v == follows:
 		s.tips[id] = tip{at.next, at.epoch}
 		return true, nil
 	case v == apart && !s.lossy:
-		return false, fmt.Errorf("%w: entry %d has offsets [%d,%d) of %s/%d, which is committed to %d", ErrLacking, n, at.first, at.next, id.Topic, id.Partition, end)
+		return false, fmt.Errorf("%w: entry %d has offsets [%d,%d) of %s/%d, in leader epoch %d; that is committed to %d, in epoch %d", ErrLacking, n, at.first, at.next, id.Topic, id.Partition, at.epoch, known.end, known.epoch)
 	}
 	return false, nil
 }
@@ -229,7 +230,7 @@ func (s *sieve) tell(log coordinator.LogID) {
 	s.recovery.Log.Info("took what continues what is committed of a WAL log from before the restore", "log", log,
 		"batches", s.counts[follows], "committed", s.counts[committed], "neverCounted", s.counts[void])
 	if n := s.counts[apart]; n > 0 {
-		s.recovery.Log.Error("loss accepted: batches of a WAL log are left out, since what comes before them is lost", "log", log, "batches", n)
+		s.recovery.Log.Error("loss accepted: batches of a WAL log are left out, since what comes before them is lost, or others are committed in their place", "log", log, "batches", n)
 	}
 	for topic, n := range s.unknown {
 		s.recovery.Log.Error("batches of a WAL log are left out, since their topic is not known: it was deleted, or created after the copy was made that was restored, and nothing of it was in the bucket",
