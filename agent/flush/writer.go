@@ -94,8 +94,8 @@ type Staged struct {
 // retryPauses are the waits between attempts to put an object; the last one repeats.
 var retryPauses = []time.Duration{50 * time.Millisecond, 200 * time.Millisecond, time.Second, 3 * time.Second}
 
-// Upload puts the records, which must not be none, into a segment for the commit of that number. It tries until the segment is in the bucket or ctx ends. builder is
-// empty before and after.
+// Upload puts the records into a segment for the commit of that number. It tries until the segment is in the bucket or ctx ends. builder is empty before and after. Without records the segment is not to be committed: it
+// shows that nothing which was put there under a lower fence, for that number or a higher one, was.
 func (w *Writer) Upload(ctx context.Context, builder *segment.Builder, number uint64, records []Record) (Staged, error) {
 	defer builder.Reset()
 	for i := range records {
@@ -107,10 +107,14 @@ func (w *Writer) Upload(ctx context.Context, builder *segment.Builder, number ui
 			return Staged{}, fmt.Errorf("build segment of commit %d: %w", number, err)
 		}
 	}
+	last := w.Record().Flushed
+	first := last + 1
+	if n := len(records); n > 0 {
+		first, last = records[0].Entry, records[n-1].Entry
+	}
 	header := segment.Header{
 		ID:      segment.ID{Log: uint64(w.id), Fence: w.fence, Commit: number},
-		Cluster: w.cluster, CreatedMs: w.now().UnixMilli(),
-		FirstEntry: records[0].Entry, LastEntry: records[len(records)-1].Entry,
+		Cluster: w.cluster, CreatedMs: w.now().UnixMilli(), FirstEntry: first, LastEntry: last,
 	}
 	for ; ; header.ID.Attempt++ {
 		parts, footer, err := builder.Finish(header)
@@ -124,7 +128,7 @@ func (w *Writer) Upload(ctx context.Context, builder *segment.Builder, number ui
 		if err != nil {
 			return Staged{}, err
 		}
-		return Staged{Footer: footer, First: records[0].Entry, Last: records[len(records)-1].Entry, number: number}, nil
+		return Staged{Footer: footer, First: first, Last: last, number: number}, nil
 	}
 }
 

@@ -121,11 +121,26 @@ func (r *Recovery) run(ctx context.Context, id coordinator.LogID, lossy bool) er
 	if s != nil {
 		s.tell(id)
 	}
+	if w.NextCommit() == record.Commits+1 && record.Fence > firstClaim {
+		if err := supersede(ctx, w); err != nil {
+			return err
+		}
+	}
 	if err := w.Close(ctx); err != nil {
 		return err
 	}
 	r.Log.Info("recovered WAL log", "log", id, "commits", w.NextCommit()-1)
 	return nil
+}
+
+// firstClaim is the fence of who claims a log first.
+const firstClaim = 2
+
+// supersede shows that a segment which somebody has put into the bucket for the log's next commit, and not committed, never will be: a recoverer before this one that had an entry which nobody counted, or the writer of a log
+// that is given up. A restore would take it for committed (../rebuild/DESIGN.md), if nothing has its place.
+func supersede(ctx context.Context, w *flush.Writer) error {
+	_, err := w.Upload(ctx, new(segment.Builder), w.NextCommit(), nil)
+	return err
 }
 
 // RunDamaged recovers a log of which an operator has said that what cannot be read may be given up: it ends before the first entry that is damaged, or, from before a restore, on no store in reach.
@@ -171,9 +186,13 @@ func (r *Recovery) Abandon(ctx context.Context, id coordinator.LogID) error {
 		return err
 	}
 	r.Log.Error("loss accepted: entries after the flushed one are given up", "log", id, "flushed", record.Flushed, "commits", record.Commits)
-	return flush.NewWriter(flush.WriterConfig{
+	w := flush.NewWriter(flush.WriterConfig{
 		KV: r.KV, Store: r.Store, Cluster: r.Cluster, Record: record, Revision: revision, Now: r.Now, Log: r.Log,
-	}).Close(ctx)
+	})
+	if err := supersede(ctx, w); err != nil {
+		return err
+	}
+	return w.Close(ctx)
 }
 
 // claim raises the log's fence in etcd. From then on only this recoverer can commit to it, until another claims it.
