@@ -302,21 +302,22 @@ func (r *Recovery) flush(ctx context.Context, w *flush.Writer, parts []part, top
 	var records []flush.Record
 	var builder segment.Builder
 	size := 0
+	producers := make(map[protocol.ProducerID]bool) // transactional ones, from before a restore
 	cut := func() error {
 		if len(records) == 0 {
 			return nil
-		}
-		if sieve != nil {
-			if err := r.settle(ctx, w, records); err != nil {
-				return err
-			}
 		}
 		staged, err := w.Upload(ctx, &builder, w.NextCommit(), records)
 		if err != nil {
 			return err
 		}
+		if sieve != nil {
+			err = r.commit(ctx, w, staged, records)
+		} else {
+			_, err = w.Commit(ctx, staged)
+		}
 		records, size = nil, 0
-		_, err = w.Commit(ctx, staged)
+		clear(producers)
 		return err
 	}
 	add := func(n wal.EntryID, entry []byte) error {
@@ -335,10 +336,15 @@ func (r *Recovery) flush(ctx context.Context, w *flush.Writer, parts []part, top
 		if !ok || err != nil {
 			return err
 		}
-		if len(records) == segment.SectionsMax || size > 0 && size+len(b) > flush.SegmentBytesDefault {
+		producer, settles := transactional(b)
+		settles = settles && sieve != nil && !producers[producer]
+		if len(records) == segment.SectionsMax || size > 0 && size+len(b) > flush.SegmentBytesDefault || settles && len(producers) == flush.BesideMax {
 			if err := cut(); err != nil {
 				return err
 			}
+		}
+		if settles {
+			producers[producer] = true
 		}
 		records = append(records, flush.Record{
 			Entry: int64(n), Name: name, Batch: slices.Clone(b), LastStable: h.LastStable,
