@@ -22,6 +22,18 @@ var ErrLacking = errors.New("stores that are away may hold more of the WAL log")
 // ErrWaiting is an [ErrLacking] of another log from before the restore: this one waits for it.
 var ErrWaiting = fmt.Errorf("it has to be read before: %w", ErrLacking)
 
+// waitingError is an [ErrWaiting] for what comes before a batch in another log.
+type waitingError struct {
+	log coordinator.LogID
+	why string
+}
+
+// Error implements error.
+func (e *waitingError) Error() string { return fmt.Sprintf("log %s: %v: %s", e.log, ErrWaiting, e.why) }
+
+// Unwrap makes errors.Is find ErrWaiting.
+func (e *waitingError) Unwrap() error { return ErrWaiting }
+
 // old is what stores hold of a log from before the coordinator's state was rebuilt. The record may be older than the log: segments may have followed the one that it has as open, on other ensembles, and the
 // log may have been closed. So the stores are asked. Entries are numbered through all segments, and one writer wrote them, so that each copy of an entry is as good as another: what is recovered is the union.
 type old struct {
@@ -160,8 +172,8 @@ func (o *old) used(id wal.SegmentID) bool {
 	return slices.ContainsFunc(o.copies[id], func(c heldCopy) bool { return c.answer.Last >= c.answer.First })
 }
 
-// prepare makes sure that a log can be recovered, and returns where later leaders may have begun.
-func (r *Recovery) prepare(ctx context.Context, record coordinator.Log, lossy bool) (begins, error) {
+// prepare makes sure that a log can be recovered, and returns what other logs have.
+func (r *Recovery) prepare(ctx context.Context, record coordinator.Log, word coordinator.LogID) (reigns, error) {
 	o, err := r.gather(ctx, record)
 	if err != nil {
 		return nil, err
@@ -170,10 +182,10 @@ func (r *Recovery) prepare(ctx context.Context, record coordinator.Log, lossy bo
 	if lacking == nil {
 		_, lacking = o.union(r, false)
 	}
-	if lacking != nil && !lossy {
+	if lacking != nil && record.ID != word {
 		return nil, lacking
 	}
-	return r.begins(ctx, record.ID, lacking != nil)
+	return r.reigns(ctx, record.ID, lacking != nil, word)
 }
 
 // gather seals a log from before a restore on all stores that hold something of it.

@@ -46,7 +46,7 @@ type Recovery struct {
 	Log      *slog.Logger
 
 	mu    sync.Mutex
-	known map[coordinator.LogID]begins // of logs from before the restore that were read
+	known map[coordinator.LogID]reigns // of logs from before the restore that were read
 }
 
 // Recoverable reports whether stores in reach may suffice to seal the log's open segment, and to read those that were rolled away.
@@ -70,17 +70,18 @@ func sizeOf(s coordinator.WALSegment) quorum.Size {
 }
 
 // Run recovers one log, unless it is closed by now. Of one from before a restore the error may be [ErrLacking], or [ErrWaiting] while another log from before it lacks stores. Several logs may be recovered at once.
-func (r *Recovery) Run(ctx context.Context, id coordinator.LogID) error { return r.run(ctx, id, false) }
+func (r *Recovery) Run(ctx context.Context, id coordinator.LogID) error { return r.run(ctx, id, 0) }
 
-// run recovers a log. lossy is an operator's word that of one from before a restore what is on no store in reach may be given up.
-func (r *Recovery) run(ctx context.Context, id coordinator.LogID, lossy bool) error {
-	var later begins
+// run recovers a log. An operator's word is that of one from before a restore, this one or another, what is on no store in reach may be given up; 0 for none.
+func (r *Recovery) run(ctx context.Context, id, word coordinator.LogID) error {
+	lossy := id == word
+	var others reigns
 	if id < r.Restored { // before it is claimed, which would be for nothing
 		record, _, err := r.read(ctx, id)
 		if err != nil || record.Closed {
 			return err
 		}
-		if later, err = r.prepare(ctx, record, lossy); err != nil {
+		if others, err = r.prepare(ctx, record, word); err != nil {
 			return err
 		}
 	}
@@ -95,7 +96,7 @@ func (r *Recovery) run(ctx context.Context, id coordinator.LogID, lossy bool) er
 	var s *sieve
 	if id < r.Restored {
 		if parts, err = r.sealOld(ctx, record, lossy); err == nil {
-			s, err = r.sieve(ctx, later, lossy)
+			s, err = r.sieve(ctx, others, lossy)
 		}
 	} else {
 		parts, err = r.seal(record)
@@ -157,12 +158,24 @@ func (r *Recovery) RunDamaged(ctx context.Context, id coordinator.LogID, d *disk
 		if err := d.AcceptLoss(damage.Segment, damage.First); err != nil {
 			return err
 		}
+	case errors.Is(err, ErrWaiting): // nothing of it is lost
+		return err
 	case errors.Is(err, ErrLacking):
 		r.Log.Error("loss accepted: the WAL log ends with what is in reach", "log", id, "err", err)
 	default:
 		return err
 	}
-	return r.run(ctx, id, true)
+	for {
+		err := r.run(ctx, id, id)
+		waiting, ok := errors.AsType[*waitingError](err)
+		if !ok {
+			return err
+		}
+		// What the log waits for may wait for it, and for what is lost.
+		if err := r.run(ctx, waiting.log, id); err != nil {
+			return err
+		}
+	}
 }
 
 // damageOf reads what a disk has of a log, and returns what cannot be read, or nil.
@@ -353,10 +366,11 @@ func (r *Recovery) flush(ctx context.Context, w *flush.Writer, parts []part, top
 		size += len(b)
 		return nil
 	}
-	if err := read(parts, add); err != nil {
-		return err
+	err := read(parts, add)
+	if err == nil || errors.Is(err, ErrWaiting) { // of logs that wait for each other one can go on
+		err = errors.Join(err, cut())
 	}
-	return cut()
+	return err
 }
 
 // errEntries says that a segment has entries.
