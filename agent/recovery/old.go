@@ -13,6 +13,7 @@ import (
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
+	"github.com/varve-io/varve/wal/frame"
 	"github.com/varve-io/varve/wal/quorum"
 )
 
@@ -37,12 +38,13 @@ func (e *waitingError) Unwrap() error { return ErrWaiting }
 // old is what stores hold of a log from before the coordinator's state was rebuilt. The record may be older than the log: segments may have followed the one that it has as open, on other ensembles, and the
 // log may have been closed. So the stores are asked. Entries are numbered through all segments, and one writer wrote them, so that each copy of an entry is as good as another: what is recovered is the union.
 type old struct {
-	record coordinator.Log
-	writer string                       // its store, which is in each of its ensembles
-	held   map[string][]wal.SegmentID   // by stores that have answered
-	away   []string                     // stores of the cluster that have not
-	errs   []error                      // why
-	copies map[wal.SegmentID][]heldCopy // that are sealed
+	record  coordinator.Log
+	writer  string                        // its store, which is in each of its ensembles
+	held    map[string][]disk.SegmentInfo // by stores that have answered
+	away    []string                      // stores of the cluster that have not, or that have damage
+	errs    []error                       // why
+	damaged map[wal.SegmentID]bool        // on some store
+	copies  map[wal.SegmentID][]heldCopy  // that are sealed
 }
 
 // heldCopy is one store's copy of a segment.
@@ -53,7 +55,7 @@ type heldCopy struct {
 
 // search asks all stores that ever joined what they hold of a log.
 func (r *Recovery) search(ctx context.Context, record coordinator.Log) (*old, error) {
-	o := &old{record: record, held: make(map[string][]wal.SegmentID), copies: make(map[wal.SegmentID][]heldCopy)}
+	o := &old{record: record, held: make(map[string][]disk.SegmentInfo), damaged: make(map[wal.SegmentID]bool), copies: make(map[wal.SegmentID][]heldCopy)}
 	names := make(map[string]bool)
 	err := retry.Coordinator(ctx, r.Log, "list WAL stores", func(ctx context.Context) error {
 		items, _, err := r.KV.List(ctx, coordinator.PrefixStores, 0)
@@ -81,7 +83,7 @@ func (r *Recovery) search(ctx context.Context, record coordinator.Log) (*old, er
 		o.held[name] = nil
 		for _, info := range infos {
 			if info.ID.Log == wal.LogID(record.ID) {
-				o.held[name] = append(o.held[name], info.ID)
+				o.held[name] = append(o.held[name], info)
 			}
 		}
 	}
@@ -91,6 +93,14 @@ func (r *Recovery) search(ctx context.Context, record coordinator.Log) (*old, er
 // lose takes a store for one that is away.
 func (o *old) lose(store string, err error) {
 	delete(o.held, store)
+	o.miss(store, err)
+}
+
+// miss takes what a store has for incomplete.
+func (o *old) miss(store string, err error) {
+	if slices.Contains(o.away, store) {
+		return
+	}
 	o.away, o.errs = append(o.away, store), append(o.errs, fmt.Errorf("store %s: %w", store, err))
 }
 
@@ -132,19 +142,21 @@ func (o *old) whole() error {
 	}
 	listed := o.listed()
 	segments, ok := o.held[o.writer]
-	last := slices.DeleteFunc(slices.Clone(segments), func(id wal.SegmentID) bool { return id.Number <= listed.Number || !o.used(id) })
+	last := slices.DeleteFunc(slices.Clone(segments), func(s disk.SegmentInfo) bool {
+		return s.ID.Number <= listed.Number || !o.used(s.ID) && !o.damaged[s.ID]
+	})
 	few, n := len(o.away) < max(listed.Quorum, 1), 2
 	if few {
 		n = 1
 	}
 	ok = ok && (few || listed.Quorum > 0)
-	for _, id := range last[max(0, len(last)-n):] {
-		ok = ok && len(o.copies[id]) >= listed.Quorum // of at most 2 quorum - 1
+	for _, s := range last[max(0, len(last)-n):] {
+		ok = ok && len(o.copies[s.ID]) >= listed.Quorum // of at most 2 quorum - 1
 	}
 	if len(last) < 2 && !few {
 		answers := 0
 		for _, store := range listed.Stores {
-			if _, answered := o.held[store]; answered {
+			if _, answered := o.held[store]; answered && !slices.Contains(o.away, store) {
 				answers++
 			}
 		}
@@ -215,15 +227,20 @@ func (r *Recovery) sealOld(ctx context.Context, record coordinator.Log, lossy bo
 // seal seals all copies in favour of the record's fence.
 func (o *old) seal(r *Recovery) error {
 	for _, store := range slices.Sorted(maps.Keys(o.held)) {
-		for _, id := range o.held[store] {
+		for _, info := range o.held[store] {
 			var answer quorum.Answer
 			err := errNowhere
 			if s := r.WAL(store); s != nil {
-				answer, err = s.Seal(id, wal.Fence(o.record.Fence))
+				answer, err = s.Seal(info.ID, wal.Fence(o.record.Fence))
 			}
+			_, damaged := errors.AsType[*frame.CorruptError](err)
 			switch {
 			case err == nil:
-				o.copies[id] = append(o.copies[id], heldCopy{store, answer})
+				o.copies[info.ID] = append(o.copies[info.ID], heldCopy{store, answer})
+				continue
+			case damaged: // others may have whole copies
+				o.damaged[info.ID] = true
+				o.miss(store, err)
 				continue
 			case errors.Is(err, disk.ErrFenced):
 				return fmt.Errorf("recover WAL log %s: %w", o.record.ID, err)
@@ -240,15 +257,12 @@ var errNowhere = errors.New("it is out of reach")
 // start returns the first entry that may not be flushed. The record's flushed position may be older than what the writer's store, which holds all that is not flushed, has trimmed, or dropped since the log is closed.
 func (o *old) start() wal.EntryID {
 	next, lowest := wal.EntryID(o.record.Flushed+1), wal.EntryID(math.MaxUint64)
-	if _, answered := o.held[o.writer]; !answered {
+	segments, answered := o.held[o.writer]
+	if !answered {
 		return next
 	}
-	for _, copies := range o.copies {
-		for _, c := range copies {
-			if c.store == o.writer {
-				lowest = min(lowest, c.answer.First)
-			}
-		}
+	for _, s := range segments {
+		lowest = min(lowest, s.First)
 	}
 	return max(next, lowest)
 }
