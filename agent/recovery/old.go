@@ -142,10 +142,10 @@ func (o *old) whole() error {
 	}
 	listed := o.listed()
 	segments, ok := o.held[o.writer]
-	last := slices.DeleteFunc(slices.Clone(segments), func(s disk.SegmentInfo) bool {
-		return s.ID.Number <= listed.Number || !o.used(s.ID) && !o.damaged[s.ID]
-	})
 	few, n := len(o.away) < max(listed.Quorum, 1), 2
+	last := slices.DeleteFunc(slices.Clone(segments), func(s disk.SegmentInfo) bool {
+		return s.ID.Number <= listed.Number || !o.used(s.ID) && !o.damaged[s.ID] && (few || len(o.copies[s.ID]) >= listed.Quorum || o.passed(s))
+	})
 	if few {
 		n = 1
 	}
@@ -179,9 +179,19 @@ var errFewCopies = errors.New("the last segment of the log's writer has fewer co
 
 var errWriter = errors.New("the store of the log's writer, which alone tells on which disks the log is, is among them")
 
-// used reports whether a segment has entries, as far as its copies tell. What is left of a roll that came to nothing has none.
+// used reports whether a segment has entries, as far as its copies tell. What is left of a roll that came to nothing has none; nor may the writer's copy of one of which others, that are away, have what they acknowledged.
 func (o *old) used(id wal.SegmentID) bool {
 	return slices.ContainsFunc(o.copies[id], func(c heldCopy) bool { return c.answer.Last >= c.answer.First })
+}
+
+// passed reports whether a later segment that has entries begins where this one does: nothing in this one was durable then.
+func (o *old) passed(s disk.SegmentInfo) bool {
+	for id, copies := range o.copies {
+		if id.Number > s.ID.Number && o.used(id) && slices.ContainsFunc(copies, func(c heldCopy) bool { return c.answer.First <= s.First }) {
+			return true
+		}
+	}
+	return false
 }
 
 // prepare makes sure that a log can be recovered, and returns what other logs have.

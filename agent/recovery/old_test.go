@@ -248,6 +248,20 @@ func TestRolledSinceCopy(t *testing.T) {
 		"a roll of the writer came to nothing": {reach: four, want: "0-12", change: func(t *testing.T, w *world) {
 			w.write(t, "a", coordinator.WALSegment{Number: 5, First: 13}, 12)
 		}},
+		"a roll of the writer came to nothing, or others that are away have what it was for": {gone: 2, reach: four, want: "nothing, open", lossy: "0-12", change: func(t *testing.T, w *world) {
+			w.write(t, "a", coordinator.WALSegment{Number: 5, First: 13}, 12)
+		}},
+		"a quorum has nothing of the last segment, and others are away": {gone: 2, reach: four, want: "0-12", change: func(t *testing.T, w *world) {
+			for _, store := range []string{"a", "b"} {
+				w.write(t, store, coordinator.WALSegment{Number: 5, First: 13}, 12)
+			}
+		}},
+		"a roll came to nothing before another, and others are away": {gone: 2, reach: four, want: "0-14", change: func(t *testing.T, w *world) {
+			w.write(t, "a", coordinator.WALSegment{Number: 5, First: 13}, 12)
+			for _, store := range []string{"a", "b"} {
+				w.write(t, store, coordinator.WALSegment{Number: 6, First: 13}, 14)
+			}
+		}},
 		"it rolled to disks that nobody knows": {reach: four, want: "nothing, open", lossy: "0-14", change: func(t *testing.T, w *world) {
 			w.write(t, "a", coordinator.WALSegment{Number: 5, First: 13}, 14)
 		}},
