@@ -91,6 +91,10 @@ func (r *rebuilder) outcome() (*outcome, error) {
 	next[coordinator.KeyNextLog] = max(next[coordinator.KeyNextLog], int64(r.listed.log)+1) + logsAhead
 	next[coordinator.KeyNextPID] = max(next[coordinator.KeyNextPID], int64(r.producers)+1) + producersAhead
 	o.cluster.Restored = coordinator.LogID(next[coordinator.KeyNextLog])
+	o.cluster.Since = r.found.Past
+	if r.lost {
+		o.cluster.Since = o.cluster.Restored
+	}
 	next[coordinator.KeyNextPID] = int64(r.transactions(txns, protocol.ProducerID(next[coordinator.KeyNextPID])))
 	for key, s := range txns {
 		put(key, s)

@@ -378,12 +378,17 @@ var errEntries = errors.New("it holds entries")
 
 // Sweep frees what a disk holds of logs that are over, and of segments that were rolled away and are flushed, or that came to nothing. held is what the disk
 // had before logs were read. It returns the segments of logs that have no record and are not known to be over, which it leaves alone: they may be about to be opened,
-// even when their agent is dead, since the transaction that does it may apply late; and a log that is open must be on its stores.
-func Sweep(d *disk.Store, held []disk.SegmentInfo, logs coordinator.Logs) (unlisted []disk.SegmentInfo, err error) {
+// even when their agent is dead, since the transaction that does it may apply late; and a log that is open must be on its stores. So are those of logs that were opened after the copy was made from which etcd was rebuilt, for
+// ever; lost is one of them of which an operator has said that it may be given up, or 0.
+func Sweep(d *disk.Store, held []disk.SegmentInfo, logs coordinator.Logs, cluster coordinator.Cluster, lost coordinator.LogID) (unlisted []disk.SegmentInfo, err error) {
 	for _, s := range held {
 		id := coordinator.LogID(s.ID.Log)
 		l := logs.Record(id)
-		if l == nil && !logs.Closed(id) || l != nil && slices.ContainsFunc(l.Segments, func(x coordinator.WALSegment) bool {
+		closed := logs.Closed(id)
+		if l == nil && cluster.SinceCopy(id) {
+			closed = id == lost
+		}
+		if l == nil && !closed || l != nil && slices.ContainsFunc(l.Segments, func(x coordinator.WALSegment) bool {
 			return x.Number == s.ID.Number && !slices.Contains(x.Stores, d.Identity().String()) // another cluster has logs of the same numbers, but on other disks
 		}) {
 			unlisted = append(unlisted, s)
@@ -414,7 +419,7 @@ func CheckUnlisted(d *disk.Store, unlisted []disk.SegmentInfo) error {
 		err := d.Read(s.ID, s.First, func(wal.EntryID, []byte) error { return errEntries })
 		switch {
 		case errors.Is(err, errEntries):
-			return fmt.Errorf("WAL log %s is on this disk and not in the coordinator, and %w: is this the right cluster? To lose them, move the WAL's folder away",
+			return fmt.Errorf("WAL log %s is on this disk and not in the coordinator, and %w: is this the right cluster? To lose them, move the WAL's folder away, or, if etcd was rebuilt from a copy that is older than the log, start this agent with --accept-loss and the log's number",
 				coordinator.LogID(s.ID.Log), err)
 		case err != nil && !errors.Is(err, disk.ErrLive) && !errors.Is(err, disk.ErrUnknown):
 			return fmt.Errorf("read WAL segment %s, of a log that is not in the coordinator: %w", s.ID, err)
