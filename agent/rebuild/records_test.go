@@ -9,7 +9,7 @@ import (
 	"github.com/varve-io/varve/protocol"
 )
 
-// TestSinceCopy: the logs that the copy does not know are told from those that were over when it was made; where disks are lost, none counts.
+// TestSinceCopy: the logs that the copy does not know are told from those that were over when it was made; where disks are lost, none counts. None is opened any more.
 func TestSinceCopy(t *testing.T) {
 	for _, lost := range []bool{false, true} {
 		f := &Found{Past: 7, Cluster: coordinator.Cluster{Shards: shards}}
@@ -17,6 +17,10 @@ func TestSinceCopy(t *testing.T) {
 		o, err := r.outcome()
 		if err != nil {
 			t.Fatal(err)
+		}
+		at := slices.IndexFunc(o.items, func(it backup.Item) bool { return it.Key == coordinator.KeyPastLog })
+		if at < 0 || string(o.items[at].Value) != string(coordinator.Encode(o.cluster.Restored)) {
+			t.Errorf("the mark is not at %s: %+v", o.cluster.Restored, o.items)
 		}
 		if got := [2]bool{o.cluster.SinceCopy(6), o.cluster.SinceCopy(7)}; got != [2]bool{false, !lost} {
 			t.Errorf("disks lost: %t; logs 6 and 7 are of since the copy: %t", lost, got)
