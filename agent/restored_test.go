@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -38,6 +39,15 @@ func (c *cluster) copyAs(t *testing.T, kv *memkv.Store) {
 
 func clusterOf(t *testing.T, kv coordinator.KV) protocol.TopicID {
 	t.Helper()
+	id, err := protocol.ParseTopicID(clusterRecord(t, kv).ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func clusterRecord(t *testing.T, kv coordinator.KV) coordinator.Cluster {
+	t.Helper()
 	item, _, err := kv.Get(t.Context(), coordinator.KeyCluster)
 	if err != nil {
 		t.Fatal(err)
@@ -46,11 +56,7 @@ func clusterOf(t *testing.T, kv coordinator.KV) protocol.TopicID {
 	if err != nil {
 		t.Fatal(err)
 	}
-	id, err := protocol.ParseTopicID(cluster.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return id
+	return cluster
 }
 
 // edit changes keys as no agent would.
@@ -268,4 +274,48 @@ func repeat(t *testing.T, dir string, log wal.LogID) {
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestRestoreUnknownLog: a log was opened after the copy was made, and what it acknowledged is on its agent's disk alone. The disk keeps it, and the agent does not start, however much later, before an operator gives the log up.
+func TestRestoreUnknownLog(t *testing.T) {
+	c := newCluster(t, func(cfg *agent.Config) {
+		copying(cfg)
+		cfg.Copies, cfg.Flush.AgeMax = 1, time.Hour
+	}, "a")
+	c.create(t, "t", 1)
+	number := c.awaitCopy(t)
+	c.killAll()
+	c.startAll(t)
+	c.produce(t, "t", 1, 0, 10, "")
+	open := c.logs(t, false)
+	c.killAll()
+	c.forgetCopies(t, number)
+
+	next := c.again(t, memkv.New(memkv.Config{ClusterID: 2, Start: time.Now()}), false)
+	if _, err := next.restore(t, rebuild.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []string{"at first", "once later logs are over"} {
+		next.launch(t, 0)
+		var err error
+		select {
+		case <-next.members[0].agent.Ready():
+			next.members[0].kill()
+			t.Fatalf("%s, the agent is ready", step)
+		case err = <-next.members[0].ended:
+			next.members[0].ended <- err
+		}
+		if err == nil || !strings.Contains(err.Error(), "--accept-loss") {
+			t.Fatalf("%s, the agent ended with %v", step, err)
+		}
+		edit(t, next.kv, coordinator.Op{Key: coordinator.KeyPastLog, Value: coordinator.Encode(clusterRecord(t, next.kv).Restored)})
+	}
+	change := next.change
+	next.change = func(cfg *agent.Config) {
+		change(cfg)
+		cfg.AcceptLoss = open[len(open)-1]
+	}
+	next.startAll(t)
+	next.produce(t, "t", 1, 0, 5, "")
+	next.check(t)
 }

@@ -309,7 +309,7 @@ func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.Segmen
 			l.Closed = true
 		}
 	}
-	unlisted, err := recovery.Sweep(a.deps.Disk, held, logs)
+	unlisted, err := recovery.Sweep(a.deps.Disk, held, logs, a.cluster, a.cfg.AcceptLoss)
 	if err != nil {
 		return err
 	}
@@ -358,7 +358,7 @@ func (a *Agent) sweepStore(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		unlisted, err := recovery.Sweep(a.deps.Disk, held, logs)
+		unlisted, err := recovery.Sweep(a.deps.Disk, held, logs, a.cluster, a.cfg.AcceptLoss)
 		if err != nil {
 			return err
 		}

@@ -24,8 +24,12 @@ const (
 	deathGrace = 3 * time.Second
 	// progressMax is how long a recovery may be without a commit until another agent takes over.
 	progressMax = 20 * time.Second
+	// progressOldMax is that of a log from before a restore: who has claimed it reads what all stores have of it, much of which may be committed already, before its first commit.
+	progressOldMax = 5 * time.Minute
 	// failedPause is the wait before a recovery that failed is tried again.
 	failedPause = 3 * time.Second
+	// recoveriesMax is how many logs an agent recovers at once: for each it has a segment in memory and, after a restore, how far all partitions are committed, and what other logs have of them.
+	recoveriesMax = 8
 )
 
 // absence is what this agent knows of a log that is open while its agent is not registered.
@@ -105,6 +109,12 @@ func (s *succession) step(ctx context.Context) (time.Duration, error) {
 	s.notice(ctx, logs.Records)
 	now := s.a.deps.Now()
 	wait := time.Duration(0)
+	running := 0
+	for _, ab := range s.absent {
+		if ab.running {
+			running++
+		}
+	}
 	for _, id := range slices.Sorted(maps.Keys(s.absent)) {
 		ab := s.absent[id]
 		if ab.running {
@@ -120,6 +130,10 @@ func (s *succession) step(ctx context.Context) (time.Duration, error) {
 			s.tooFew(ab, nil)
 			continue // the members tell when a store comes back
 		}
+		if running == recoveriesMax {
+			continue // the end of one is looked at
+		}
+		running++
 		ab.running = true
 		s.a.spawn(ctx, "recover a WAL log", func(ctx context.Context) error {
 			r := result{log: id, err: s.recovery.Run(ctx, id)}
@@ -192,6 +206,9 @@ func (s *succession) refuses(ctx context.Context, log coordinator.LogID) bool {
 
 // due is when this agent may claim a log that has just been found absent, or that somebody has just claimed or brought forward, or whose claimer is gone.
 func (s *succession) due(now time.Time, ab *absence) time.Time {
+	if ab.claimed && ab.record.ID < s.a.cluster.Restored {
+		return now.Add(progressOldMax)
+	}
 	if ab.claimed {
 		return now.Add(progressMax)
 	}

@@ -1,12 +1,14 @@
 package agent
 
 import (
+	"context"
 	"log/slog"
 	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/varve-io/varve/agent/recovery"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/mem"
 	"github.com/varve-io/varve/wal/disk"
@@ -126,6 +128,14 @@ func TestAbsence(t *testing.T) {
 		s.leave(2)
 		wants("its claimer is gone", claimed, deathGrace)
 
+		old := s.of(1)
+		old.a.cluster.Restored = 10
+		s.register(2, coordinator.AgentServing)
+		if got := old.in(t, claimed); got != progressOldMax {
+			t.Errorf("claimed, and from before a restore: may claim in %v, want %v", got, progressOldMax)
+		}
+		s.leave(2)
+
 		// This agent's own turn, which fails: its claim is no reason to wait for long.
 		mine := coordinator.Log{Node: 19, Fence: 3, Claimer: 1, Commits: 1}
 		p.absent[9].running = true
@@ -165,6 +175,55 @@ func TestOwnIncarnation(t *testing.T) {
 		if got := p.in(t, gone); got != time.Second+leaseSeconds*time.Second {
 			t.Errorf("after an outage, may claim in %v", got)
 		}
+	})
+}
+
+// slow is an etcd that answers no Get before it is let go, and then that the log is gone.
+type slow struct {
+	coordinator.KV
+	asked, let chan struct{}
+}
+
+func (k *slow) Get(context.Context, string) (coordinator.Item, int64, error) {
+	k.asked <- struct{}{}
+	<-k.let
+	return coordinator.Item{}, 0, nil
+}
+
+// TestRecoveriesMax: of many logs some are recovered at once, and another one when one of them is.
+func TestRecoveriesMax(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSuccessors(t, 1)
+		const logs = recoveriesMax + 3
+		for id := coordinator.LogID(10); id < 10+logs; id++ {
+			s.txn(coordinator.Op{Key: coordinator.KeyLog(id), Value: coordinator.Encode(coordinator.Log{ID: id, Node: 11, Fence: 1})})
+		}
+		kv := &slow{KV: s.kv, asked: make(chan struct{}, logs), let: make(chan struct{})}
+		p := s.of(1)
+		p.a.cluster.Restored, p.a.deps.KV, p.ended = 100, s.kv, make(chan result, 1)
+		p.recovery = &recovery.Recovery{KV: kv, Restored: 100, Log: slog.New(slog.DiscardHandler)}
+		ctx, cancel := context.WithCancel(t.Context())
+		step := func(want int) {
+			t.Helper()
+			if _, err := p.step(ctx); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			if got := len(kv.asked); got != want {
+				t.Errorf("%d logs are recovered at once, want %d", got, want)
+			}
+		}
+		step(recoveriesMax)
+		step(recoveriesMax)
+		<-kv.asked
+		kv.let <- struct{}{}
+		if err := p.end(<-p.ended); err != nil {
+			t.Fatal(err)
+		}
+		step(recoveriesMax)
+		cancel()
+		close(kv.let)
+		p.a.tasks.Wait()
 	})
 }
 

@@ -81,7 +81,8 @@ func (l *Logs) Revision(id LogID) int64 {
 	return 0
 }
 
-// Closed reports whether a log was closed, or is over without ever having been open. That is final. Of a log that nobody knows it is false.
+// Closed reports whether a log was closed, or is over without ever having been open. That is final. Of a log that nobody knows it is false, unless it was opened after the copy was made from which the state was rebuilt
+// ([Cluster.SinceCopy]).
 func (l *Logs) Closed(id LogID) bool {
 	if record := l.Record(id); record != nil {
 		return record.Closed

@@ -18,7 +18,12 @@ type Cluster struct {
 	// Restored is the number below which WAL logs are from before the coordinator's state was last rebuilt; 0 if it never was. While one of them is open no shard gets a leader: the
 	// state may be older than they are, so that any of them may have a shard's newest records.
 	Restored LogID `json:"restored,omitempty"`
+	// Since is the number from which, and up to Restored, a WAL log without a record was opened after the copy was made from which the state was rebuilt; Restored, or 0, if none counts.
+	Since LogID `json:"since,omitempty"`
 }
+
+// SinceCopy reports whether a WAL log that has no record was opened after the copy was made from which the coordinator's state was rebuilt. It was never closed: what stores have of it may be nowhere else.
+func (c *Cluster) SinceCopy(id LogID) bool { return id >= c.Since && id < c.Restored }
 
 // LastCopy is the copy of all this in the bucket that was begun last; the zero value if none was. An etcd that is set back gives the number of a copy again, but with another nonce.
 type LastCopy struct {

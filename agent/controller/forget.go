@@ -47,8 +47,9 @@ func (c *Controller) due(logs coordinator.Logs, now time.Time) (due []coordinato
 		}
 	}
 	closed := make(map[coordinator.LogID]time.Time)
+	cluster := c.deps.View.Cluster()
 	for _, l := range logs.Records {
-		if !l.Closed {
+		if !l.Closed || cluster.SinceCopy(l.ID) { // without its record, such a one would look like one that the copy did not know
 			continue
 		}
 		since, ok := c.closed[l.ID]

@@ -48,6 +48,21 @@ func TestForget(t *testing.T) {
 	})
 }
 
+// TestForgetRestored: after a restore the records of logs from the copy stay: what has none was opened after the copy.
+func TestForgetRestored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put(coordinator.KeyCluster, coordinator.Cluster{Shards: shards, Since: 2, Restored: 5})
+		w.log(coordinator.Log{ID: 1, Closed: true})
+		w.log(coordinator.Log{ID: 2, Closed: true})
+		w.log(coordinator.Log{ID: 5, Closed: true})
+		w.register(6, coordinator.AgentServing)
+		w.run(6)
+		time.Sleep(2 * closedKeep)
+		w.records(2, 1, 2, 5) // of logs 2 and 6
+	})
+}
+
 // TestForgetStarting: the mark does not pass over the number of an agent that has not opened its log yet.
 func TestForgetStarting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -76,11 +76,6 @@ func (w *Writer) Record() coordinator.Log {
 	return w.record
 }
 
-// Guard returns a guard that only compares: it holds until the log's record changes, by this writer or by who claims the log. It is for the goroutine that commits.
-func (w *Writer) Guard() *coordinator.Guard {
-	return &coordinator.Guard{Key: w.guard.Key, Revision: w.guard.Revision}
-}
-
 // NextCommit returns the number that the next commit must have.
 func (w *Writer) NextCommit() uint64 { return w.Record().Commits + 1 }
 
@@ -94,8 +89,8 @@ type Staged struct {
 // retryPauses are the waits between attempts to put an object; the last one repeats.
 var retryPauses = []time.Duration{50 * time.Millisecond, 200 * time.Millisecond, time.Second, 3 * time.Second}
 
-// Upload puts the records, which must not be none, into a segment for the commit of that number. It tries until the segment is in the bucket or ctx ends. builder is
-// empty before and after.
+// Upload puts the records into a segment for the commit of that number. It tries until the segment is in the bucket or ctx ends. builder is empty before and after. Without records the segment is not to be committed: it
+// shows that nothing which was put there under a lower fence, for that number or a higher one, was.
 func (w *Writer) Upload(ctx context.Context, builder *segment.Builder, number uint64, records []Record) (Staged, error) {
 	defer builder.Reset()
 	for i := range records {
@@ -107,10 +102,14 @@ func (w *Writer) Upload(ctx context.Context, builder *segment.Builder, number ui
 			return Staged{}, fmt.Errorf("build segment of commit %d: %w", number, err)
 		}
 	}
+	last := w.Record().Flushed
+	first := last + 1
+	if n := len(records); n > 0 {
+		first, last = records[0].Entry, records[n-1].Entry
+	}
 	header := segment.Header{
 		ID:      segment.ID{Log: uint64(w.id), Fence: w.fence, Commit: number},
-		Cluster: w.cluster, CreatedMs: w.now().UnixMilli(),
-		FirstEntry: records[0].Entry, LastEntry: records[len(records)-1].Entry,
+		Cluster: w.cluster, CreatedMs: w.now().UnixMilli(), FirstEntry: first, LastEntry: last,
 	}
 	for ; ; header.ID.Attempt++ {
 		parts, footer, err := builder.Finish(header)
@@ -124,7 +123,7 @@ func (w *Writer) Upload(ctx context.Context, builder *segment.Builder, number ui
 		if err != nil {
 			return Staged{}, err
 		}
-		return Staged{Footer: footer, First: records[0].Entry, Last: records[len(records)-1].Entry, number: number}, nil
+		return Staged{Footer: footer, First: first, Last: last, number: number}, nil
 	}
 }
 
@@ -183,10 +182,11 @@ func (w *Writer) retry(ctx context.Context, what, name string, do func(context.C
 }
 
 // Commit makes a staged segment part of the log, by one transaction that holds only if nobody has claimed the log and the
-// commit is the next. It returns once the outcome is certain: [coordinator.ErrFenced] if another agent has taken the log over.
-func (w *Writer) Commit(ctx context.Context, s Staged) (coordinator.CommitItem, error) {
+// commit is the next. beside is what it writes at the same time: the values of other keys, [BesideMax] at most, each of which must be as its ModRevision says. Commit returns once the outcome is certain: a
+// [coordinator.FencedError] if another agent has taken the log over, or, if it names others' keys alone, has written these; then the segment may be committed anew.
+func (w *Writer) Commit(ctx context.Context, s Staged, beside ...coordinator.Item) (coordinator.CommitItem, error) {
 	var item coordinator.CommitItem
-	revision, err := w.change(ctx, func(next *coordinator.Log) ([]coordinator.Op, error) {
+	revision, err := w.change(ctx, beside, func(next *coordinator.Log) ([]coordinator.Op, error) {
 		if s.number != next.Commits+1 || s.First <= next.Flushed {
 			return nil, fmt.Errorf("commit %d of entries %d to %d: want commit %d of entries after %d",
 				s.number, s.First, s.Last, next.Commits+1, next.Flushed)
@@ -202,6 +202,9 @@ func (w *Writer) Commit(ctx context.Context, s Staged) (coordinator.CommitItem, 
 	return item, err
 }
 
+// BesideMax is how many keys may be written beside a commit: values of 14 KiB on average find room.
+const BesideMax = 64
+
 // unflushed leaves out segments that were rolled away and are flushed to their end.
 func unflushed(all []coordinator.WALSegment, flushed int64) []coordinator.WALSegment {
 	return slices.DeleteFunc(slices.Clone(all), func(s coordinator.WALSegment) bool { return s.Last >= 0 && s.Last <= flushed })
@@ -210,7 +213,7 @@ func unflushed(all []coordinator.WALSegment, flushed int64) []coordinator.WALSeg
 // Roll lists the log's next WAL segment, whose stores hold it already, and ends the open one before its first entry. It returns once the outcome is certain, and
 // waits for a commit under way.
 func (w *Writer) Roll(ctx context.Context, s coordinator.WALSegment) error {
-	_, err := w.change(ctx, func(next *coordinator.Log) ([]coordinator.Op, error) {
+	_, err := w.change(ctx, nil, func(next *coordinator.Log) ([]coordinator.Op, error) {
 		open := len(next.Segments) - 1
 		if before := next.Segments[open]; s.Number <= before.Number || s.First < before.First {
 			return nil, fmt.Errorf("roll from segment %d at entry %d to %d at %d: want higher ones", before.Number, before.First, s.Number, s.First)
@@ -226,15 +229,15 @@ func (w *Writer) Roll(ctx context.Context, s coordinator.WALSegment) error {
 
 // Close closes the log: every entry that counts is committed. Nothing can be committed to it afterwards.
 func (w *Writer) Close(ctx context.Context) error {
-	_, err := w.change(ctx, func(next *coordinator.Log) ([]coordinator.Op, error) {
+	_, err := w.change(ctx, nil, func(next *coordinator.Log) ([]coordinator.Op, error) {
 		next.Closed = true
 		return nil, nil
 	})
 	return err
 }
 
-// change writes a changed record, with what edit gives beside it, by one transaction, and returns the revision that did. Changes have turns.
-func (w *Writer) change(ctx context.Context, edit func(next *coordinator.Log) ([]coordinator.Op, error)) (revision int64, err error) {
+// change writes a changed record, with what edit gives and other keys beside it, by one transaction, and returns the revision that did. Changes have turns.
+func (w *Writer) change(ctx context.Context, beside []coordinator.Item, edit func(next *coordinator.Log) ([]coordinator.Op, error)) (revision int64, err error) {
 	select {
 	case w.turn <- struct{}{}:
 		defer func() { <-w.turn }()
@@ -247,9 +250,17 @@ func (w *Writer) change(ctx context.Context, edit func(next *coordinator.Log) ([
 		return 0, err
 	}
 	w.guard.Next = coordinator.Encode(next)
-	err = coordinator.Insist(ctx, w.kv, []*coordinator.Guard{&w.guard}, ops, func(err error) {
+	guards := []*coordinator.Guard{&w.guard}
+	for _, it := range beside {
+		guards = append(guards, &coordinator.Guard{Key: it.Key, Revision: it.ModRevision})
+		ops = append(ops, coordinator.Op{Key: it.Key, Value: it.Value})
+	}
+	err = coordinator.Insist(ctx, w.kv, guards, ops, func(err error) {
 		w.log.Error("waiting for room in etcd; until then the WAL gathers", "log", next.ID, "commit", next.Commits, "err", err)
 	})
+	if fenced, ok := errors.AsType[*coordinator.FencedError](err); ok && fenced.Applied && !slices.Contains(fenced.Keys, w.guard.Key) {
+		err = nil // what was written beside it has changed since
+	}
 	if err != nil {
 		return 0, fmt.Errorf("commit %d of WAL log %s: %w", next.Commits, next.ID, err)
 	}

@@ -144,6 +144,18 @@ func TestPlan(t *testing.T) {
 			segments: map[string][]part{"1/2/1/0": one(10, 20, 1)},
 			want:     []string{"1/2"}, adopted: 1, ends: [2]protocol.Offset{20}, missing: 1,
 		},
+		"who claimed the log later had nothing to commit": {
+			copied:   map[string][]part{"1/1/1/0": one(0, 10, 1)},
+			segments: map[string][]part{"1/2/2/0": one(10, 20, 1), "1/2/3/0": nil},
+			want:     []string{"1/1"}, ends: [2]protocol.Offset{10},
+			progress: map[coordinator.LogID]string{1: "2/2"},
+		},
+		"a loss was accepted of what its writer had uploaded": {
+			copied:   map[string][]part{"1/1/1/0": one(0, 10, 1)},
+			segments: map[string][]part{"1/2/1/0": one(10, 20, 1), "1/3/1/0": one(20, 30, 1), "1/2/2/0": nil},
+			want:     []string{"1/1"}, ends: [2]protocol.Offset{10},
+			progress: map[coordinator.LogID]string{1: "2/2"},
+		},
 		"numbers that are missing were merged": {
 			merged:   []end{{0, 20, 1}},
 			segments: map[string][]part{"1/3/1/0": one(20, 30, 1)},

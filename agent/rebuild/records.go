@@ -66,7 +66,7 @@ func (r *rebuilder) outcome() (*outcome, error) {
 			strings.HasPrefix(it.Key, coordinator.PrefixWrites), strings.HasPrefix(it.Key, coordinator.PrefixTopics):
 		case counter:
 			next[it.Key], err = coordinator.Decode[int64](item)
-		case strings.HasPrefix(it.Key, coordinator.PrefixLogs) && it.Key != coordinator.KeyPastLog:
+		case strings.HasPrefix(it.Key, coordinator.PrefixLogs):
 		case strings.HasPrefix(it.Key, coordinator.PrefixTxns):
 			txns[it.Key], err = coordinator.Decode[txn.Snapshot](item)
 		case deleted[offsetsTopic(it.Key)]:
@@ -91,6 +91,11 @@ func (r *rebuilder) outcome() (*outcome, error) {
 	next[coordinator.KeyNextLog] = max(next[coordinator.KeyNextLog], int64(r.listed.log)+1) + logsAhead
 	next[coordinator.KeyNextPID] = max(next[coordinator.KeyNextPID], int64(r.producers)+1) + producersAhead
 	o.cluster.Restored = coordinator.LogID(next[coordinator.KeyNextLog])
+	put(coordinator.KeyPastLog, o.cluster.Restored) // none of before is opened any more, by a transaction that was on its way
+	o.cluster.Since = r.found.Past
+	if r.lost {
+		o.cluster.Since = o.cluster.Restored
+	}
 	next[coordinator.KeyNextPID] = int64(r.transactions(txns, protocol.ProducerID(next[coordinator.KeyNextPID])))
 	for key, s := range txns {
 		put(key, s)

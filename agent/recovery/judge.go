@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/varve-io/varve/agent/flush"
@@ -30,18 +32,25 @@ func stretchOf(b []byte) (stretch, error) {
 	return stretch{h.BaseOffset, h.NextOffset(), h.LeaderEpoch}, err
 }
 
-// begins is where leader epochs begin in partitions, as far as entries of logs show. The leader of an epoch began where what was committed ended, and nothing of a lower epoch could be committed any more.
-type begins map[partition.ID]map[protocol.LeaderEpoch]protocol.Offset
+// reign is what a log has of a partition in one leader epoch.
+type reign struct {
+	first, next protocol.Offset // of all of its batches
+	log         coordinator.LogID
+}
 
-func (all begins) note(id partition.ID, epoch protocol.LeaderEpoch, first protocol.Offset) {
+// reigns are what logs have of partitions. The leader of an epoch began where what was committed ended, and nothing of a lower epoch could be committed any more.
+type reigns map[partition.ID]map[protocol.LeaderEpoch]reign
+
+func (all reigns) note(id partition.ID, epoch protocol.LeaderEpoch, x reign) {
 	epochs := all[id]
 	if epochs == nil {
-		epochs = make(map[protocol.LeaderEpoch]protocol.Offset)
+		epochs = make(map[protocol.LeaderEpoch]reign)
 		all[id] = epochs
 	}
-	if at, ok := epochs[epoch]; !ok || first < at {
-		epochs[epoch] = first
+	if at, ok := epochs[epoch]; ok {
+		x.first, x.next = min(x.first, at.first), max(x.next, at.next)
 	}
+	epochs[epoch] = x
 }
 
 // tip is how far a partition is committed. It is zero if nothing is.
@@ -57,19 +66,19 @@ const (
 	follows   verdict = iota // it continues what is committed
 	committed                // what is committed reaches to its end
 	void                     // nobody ever counted it: a later leader began before its end
-	apart                    // what comes before it is not committed
+	apart                    // what comes before it is not committed, or an earlier leader's in its place, which nobody ever counted
 )
 
 // judge tells what becomes of a batch.
-func judge(s stretch, at tip, epochs map[protocol.LeaderEpoch]protocol.Offset) verdict {
-	if s.next <= at.end {
+func judge(s stretch, at tip, epochs map[protocol.LeaderEpoch]reign) verdict {
+	if s.next <= at.end && s.epoch <= at.epoch {
 		return committed
 	}
 	if at.end > 0 && s.epoch < at.epoch {
 		return void
 	}
-	for epoch, first := range epochs {
-		if epoch > s.epoch && first < s.next {
+	for epoch, x := range epochs {
+		if epoch > s.epoch && x.first < s.next {
 			return void
 		}
 	}
@@ -84,7 +93,7 @@ func judge(s stretch, at tip, epochs map[protocol.LeaderEpoch]protocol.Offset) v
 type sieve struct {
 	recovery *Recovery
 	lossy    bool
-	begins   begins // of all other logs from before the restore
+	others   reigns // of all other logs from before the restore
 	tips     map[partition.ID]tip
 	unread   map[coordinator.ShardID]string // names of manifests that are not in tips yet
 	counts   [apart + 1]int                 // of batches, by verdicts
@@ -92,8 +101,8 @@ type sieve struct {
 }
 
 // sieve reads what is committed.
-func (r *Recovery) sieve(ctx context.Context, later begins, lossy bool) (*sieve, error) {
-	s := &sieve{recovery: r, lossy: lossy, begins: later, tips: make(map[partition.ID]tip), unread: make(map[coordinator.ShardID]string), unknown: make(map[protocol.TopicID]int)}
+func (r *Recovery) sieve(ctx context.Context, others reigns, lossy bool) (*sieve, error) {
+	s := &sieve{recovery: r, lossy: lossy, others: others, tips: make(map[partition.ID]tip), unread: make(map[coordinator.ShardID]string), unknown: make(map[protocol.TopicID]int)}
 	var items []coordinator.Item
 	err := retry.Coordinator(ctx, r.Log, "read what is committed", func(ctx context.Context) (err error) {
 		items, _, err = coordinator.ListAll(ctx, r.KV, coordinator.PrefixCommits, coordinator.PrefixShards)
@@ -201,7 +210,18 @@ func (s *sieve) merged(ctx context.Context, shard coordinator.ShardID) error {
 	return nil
 }
 
-// takes reports whether an entry is to be committed. It fails if what comes before its batch is not committed; by an operator's word such a batch is left out, as there may be no gap.
+// awaits returns the log that has what an earlier leader than a batch's wrote behind what is committed; 0 if none has.
+func (s *sieve) awaits(id partition.ID, at stretch) coordinator.LogID {
+	for _, epoch := range slices.Sorted(maps.Keys(s.others[id])) {
+		if x := s.others[id][epoch]; epoch < at.epoch && x.next > s.tips[id].end {
+			return x.log
+		}
+	}
+	return 0
+}
+
+// takes reports whether an entry is to be committed. It fails if what comes before its batch is not committed, or something else in its place; by an operator's word such a batch is left out, as there may be no gap, and no
+// offset that shows two things, unless another log has what comes before it.
 func (s *sieve) takes(ctx context.Context, n wal.EntryID, h *ingest.EntryHeader, b []byte) (bool, error) {
 	if err := s.merged(ctx, h.Shard); err != nil {
 		return false, err
@@ -211,15 +231,17 @@ func (s *sieve) takes(ctx context.Context, n wal.EntryID, h *ingest.EntryHeader,
 		return false, fmt.Errorf("entry %d: %w", n, err)
 	}
 	id := partition.ID{Topic: h.Topic, Partition: h.Partition}
-	end := s.tips[id].end
-	v := judge(at, s.tips[id], s.begins[id])
+	known := s.tips[id]
+	v := judge(at, known, s.others[id])
 	s.counts[v]++
 	switch {
 	case v == follows:
 		s.tips[id] = tip{at.next, at.epoch}
 		return true, nil
+	case v == apart && s.awaits(id, at) > 0:
+		return false, &waitingError{s.awaits(id, at), fmt.Sprintf("entry %d has offsets [%d,%d) of %s/%d, in leader epoch %d; that is committed to %d", n, at.first, at.next, id.Topic, id.Partition, at.epoch, known.end)}
 	case v == apart && !s.lossy:
-		return false, fmt.Errorf("%w: entry %d has offsets [%d,%d) of %s/%d, which is committed to %d", ErrLacking, n, at.first, at.next, id.Topic, id.Partition, end)
+		return false, fmt.Errorf("%w: entry %d has offsets [%d,%d) of %s/%d, in leader epoch %d; that is committed to %d, in epoch %d", ErrLacking, n, at.first, at.next, id.Topic, id.Partition, at.epoch, known.end, known.epoch)
 	}
 	return false, nil
 }
@@ -229,7 +251,7 @@ func (s *sieve) tell(log coordinator.LogID) {
 	s.recovery.Log.Info("took what continues what is committed of a WAL log from before the restore", "log", log,
 		"batches", s.counts[follows], "committed", s.counts[committed], "neverCounted", s.counts[void])
 	if n := s.counts[apart]; n > 0 {
-		s.recovery.Log.Error("loss accepted: batches of a WAL log are left out, since what comes before them is lost", "log", log, "batches", n)
+		s.recovery.Log.Error("loss accepted: batches of a WAL log are left out, since what comes before them is lost, or others are committed in their place", "log", log, "batches", n)
 	}
 	for topic, n := range s.unknown {
 		s.recovery.Log.Error("batches of a WAL log are left out, since their topic is not known: it was deleted, or created after the copy was made that was restored, and nothing of it was in the bucket",
@@ -237,9 +259,9 @@ func (s *sieve) tell(log coordinator.LogID) {
 	}
 }
 
-// begins reads where leader epochs begin in the logs from before the restore that are open, other than id. All of them have to be there, since who led a shard last is not known; blind is an operator's word that this
-// log is lost, and then the others count as far as they are in reach.
-func (r *Recovery) begins(ctx context.Context, id coordinator.LogID, blind bool) (begins, error) {
+// reigns reads what there is in the logs from before the restore that are open, other than id. All of them have to be there, since who led a shard last is not known; blind is an operator's word that this
+// log is lost, and then the others count as far as they are in reach; else only that of which the word is does.
+func (r *Recovery) reigns(ctx context.Context, id coordinator.LogID, blind bool, word coordinator.LogID) (reigns, error) {
 	var logs coordinator.Logs
 	err := retry.Coordinator(ctx, r.Log, "list WAL logs", func(ctx context.Context) (err error) {
 		logs, err = coordinator.ListLogs(ctx, r.KV, 0)
@@ -248,12 +270,13 @@ func (r *Recovery) begins(ctx context.Context, id coordinator.LogID, blind bool)
 	if err != nil {
 		return nil, err
 	}
-	all := make(begins)
+	all := make(reigns)
 	for _, other := range logs.Records {
 		if other.Closed || other.ID == id || other.ID >= r.Restored {
 			continue
 		}
-		of, err := r.beginsOf(ctx, other, blind)
+		blind := blind || other.ID == word
+		of, err := r.reignsOf(ctx, other, blind)
 		if err != nil && blind {
 			r.Log.Error("loss accepted: it is not known what another WAL log holds", "log", id, "other", other.ID, "err", err)
 			continue
@@ -262,16 +285,16 @@ func (r *Recovery) begins(ctx context.Context, id coordinator.LogID, blind bool)
 			return nil, fmt.Errorf("WAL log %s waits for log %s, which may have its partitions too: %w: %s", id, other.ID, ErrWaiting, err.Error()) // damage there is none here
 		}
 		for id, epochs := range of {
-			for epoch, first := range epochs {
-				all.note(id, epoch, first)
+			for epoch, x := range epochs {
+				all.note(id, epoch, x)
 			}
 		}
 	}
 	return all, nil
 }
 
-// beginsOf reads where leader epochs begin in one log, once: it has no writer any more.
-func (r *Recovery) beginsOf(ctx context.Context, record coordinator.Log, blind bool) (begins, error) {
+// reignsOf reads what one log has, once: it has no writer any more.
+func (r *Recovery) reignsOf(ctx context.Context, record coordinator.Log, blind bool) (reigns, error) {
 	r.mu.Lock()
 	of := r.known[record.ID]
 	r.mu.Unlock()
@@ -279,7 +302,7 @@ func (r *Recovery) beginsOf(ctx context.Context, record coordinator.Log, blind b
 		return of, nil
 	}
 	for {
-		of, err := r.readBegins(ctx, record, blind)
+		of, err := r.readReigns(ctx, record, blind)
 		if !errors.Is(err, disk.ErrFenced) {
 			return of, err
 		}
@@ -296,12 +319,12 @@ func (r *Recovery) beginsOf(ctx context.Context, record coordinator.Log, blind b
 	}
 }
 
-func (r *Recovery) readBegins(ctx context.Context, record coordinator.Log, blind bool) (begins, error) {
+func (r *Recovery) readReigns(ctx context.Context, record coordinator.Log, blind bool) (reigns, error) {
 	parts, err := r.sealOld(ctx, record, blind)
 	if err != nil {
 		return nil, err
 	}
-	of := make(begins)
+	of := make(reigns)
 	err = read(parts, func(n wal.EntryID, entry []byte) error {
 		h, b, err := ingest.ParseEntry(entry)
 		if err != nil {
@@ -311,7 +334,7 @@ func (r *Recovery) readBegins(ctx context.Context, record coordinator.Log, blind
 		if err != nil {
 			return fmt.Errorf("entry %d: %w", n, err)
 		}
-		of.note(partition.ID{Topic: h.Topic, Partition: h.Partition}, at.epoch, at.first)
+		of.note(partition.ID{Topic: h.Topic, Partition: h.Partition}, at.epoch, reign{at.first, at.next, record.ID})
 		return nil
 	})
 	if err != nil {
@@ -323,7 +346,7 @@ func (r *Recovery) readBegins(ctx context.Context, record coordinator.Log, blind
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.known == nil {
-		r.known = make(map[coordinator.LogID]begins)
+		r.known = make(map[coordinator.LogID]reigns)
 	}
 	r.known[record.ID] = of
 	return of, nil

@@ -202,14 +202,16 @@ func TestBothAway(t *testing.T) {
 	}
 }
 
-// TestEarlierLeader: of what is missing in the bucket disks may have the beginning, in another log: a log waits for what comes before it.
+// TestEarlierLeader: of what is missing in the bucket disks may have the beginning, in another log: a log waits for what comes before it, also if an operator has given it up.
 func TestEarlierLeader(t *testing.T) {
 	w := newTwoLogs(t)
 	w.both(t, 7, at(1, 0, 1), "a", "b", "c")
 	w.both(t, 8, at(2, 2, 3), "b", "c", "d")
 	all := []string{"a", "b", "c", "d"}
-	if err := w.run(t, 8, false, all...); !errors.Is(err, recovery.ErrLacking) {
-		t.Errorf("log 8 recovered with %v", err)
+	for _, lossy := range []bool{false, true} {
+		if err := w.run(t, 8, lossy, all...); !errors.Is(err, recovery.ErrWaiting) {
+			t.Errorf("log 8 recovered with %v; its loss accepted: %t", err, lossy)
+		}
 	}
 	for _, log := range []coordinator.LogID{7, 8} {
 		if err := w.run(t, log, false, all...); err != nil {
@@ -217,6 +219,42 @@ func TestEarlierLeader(t *testing.T) {
 		}
 	}
 	if got, want := [2]string{w.endsOf(t, 7), w.endsOf(t, 8)}, [2]string{"0-2", "2-4"}; got != want {
+		t.Errorf("committed %q, want %q", got, want)
+	}
+}
+
+// TestEarlierLeaderLossy: of a log that lacks a store, which an operator has given up, what waits for another log is not left out, though that one waits for it.
+func TestEarlierLeaderLossy(t *testing.T) {
+	w := newTwoLogs(t)
+	w.both(t, 7, at(1, 0, 1), "a", "c")
+	w.both(t, 8, at(2, 2, 3), "b", "c", "d")
+	reach := []string{"a", "c", "d"} // log 8 lacks its writer's store
+	if err := w.run(t, 7, false, reach...); !errors.Is(err, recovery.ErrWaiting) {
+		t.Errorf("log 7 recovered with %v", err)
+	}
+	if err := w.run(t, 8, true, reach...); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := [2]string{w.endsOf(t, 7), w.endsOf(t, 8)}, [2]string{"0-2", "2-4"}; got != want {
+		t.Errorf("committed %q, want %q", got, want)
+	}
+}
+
+// TestEachOther: each of two logs has what comes before something of the other, in partitions of their own.
+func TestEachOther(t *testing.T) {
+	w := newTwoLogs(t)
+	w.both(t, 7, []entry{{epoch: 1}, {offset: 1, epoch: 1}, {partition: 1, offset: 1, epoch: 2}}, "a", "b", "c")
+	w.both(t, 8, []entry{{partition: 1, epoch: 1}, {offset: 2, epoch: 2}}, "b", "c", "d")
+	all := []string{"a", "b", "c", "d"}
+	if err := w.run(t, 7, false, all...); !errors.Is(err, recovery.ErrWaiting) {
+		t.Errorf("log 7 recovered with %v", err)
+	}
+	for _, log := range []coordinator.LogID{8, 7} {
+		if err := w.run(t, log, false, all...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, want := [2]string{w.endsOf(t, 7), w.endsOf(t, 8)}, [2]string{"0-2, 1:1-2", "2-3 1:0-1"}; got != want {
 		t.Errorf("committed %q, want %q", got, want)
 	}
 }
@@ -266,5 +304,26 @@ func TestTrimmed(t *testing.T) {
 		if got := w.endsOf(t, 7); got != "45-60" {
 			t.Errorf("%s: committed %s, want 45-60", name, got)
 		}
+	}
+}
+
+// TestRivalCommitted: the restore took for committed what an earlier leader's recoverer had uploaded and nobody counted, since a later leader's records, at the same offsets, are on disks alone. They are not left out
+// without an operator's word.
+func TestRivalCommitted(t *testing.T) {
+	w := newTwoLogs(t)
+	w.both(t, 8, at(2, 2, 3), "b", "c", "d")
+	w.restored(t, 5, 1)
+	all := []string{"a", "b", "c", "d"}
+	if err := w.run(t, 8, false, all...); !errors.Is(err, recovery.ErrLacking) {
+		t.Errorf("recovered with %v", err)
+	}
+	if got := w.endsOf(t, 8); got != "nothing, open" {
+		t.Errorf("committed %s, want nothing, open", got)
+	}
+	if err := w.run(t, 8, true, all...); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.endsOf(t, 8); got != "nothing" {
+		t.Errorf("with the loss accepted, committed %s, want nothing", got)
 	}
 }

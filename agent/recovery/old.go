@@ -13,6 +13,7 @@ import (
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
+	"github.com/varve-io/varve/wal/frame"
 	"github.com/varve-io/varve/wal/quorum"
 )
 
@@ -22,15 +23,28 @@ var ErrLacking = errors.New("stores that are away may hold more of the WAL log")
 // ErrWaiting is an [ErrLacking] of another log from before the restore: this one waits for it.
 var ErrWaiting = fmt.Errorf("it has to be read before: %w", ErrLacking)
 
+// waitingError is an [ErrWaiting] for what comes before a batch in another log.
+type waitingError struct {
+	log coordinator.LogID
+	why string
+}
+
+// Error implements error.
+func (e *waitingError) Error() string { return fmt.Sprintf("log %s: %v: %s", e.log, ErrWaiting, e.why) }
+
+// Unwrap makes errors.Is find ErrWaiting.
+func (e *waitingError) Unwrap() error { return ErrWaiting }
+
 // old is what stores hold of a log from before the coordinator's state was rebuilt. The record may be older than the log: segments may have followed the one that it has as open, on other ensembles, and the
 // log may have been closed. So the stores are asked. Entries are numbered through all segments, and one writer wrote them, so that each copy of an entry is as good as another: what is recovered is the union.
 type old struct {
-	record coordinator.Log
-	writer string                       // its store, which is in each of its ensembles
-	held   map[string][]wal.SegmentID   // by stores that have answered
-	away   []string                     // stores of the cluster that have not
-	errs   []error                      // why
-	copies map[wal.SegmentID][]heldCopy // that are sealed
+	record  coordinator.Log
+	writer  string                        // its store, which is in each of its ensembles
+	held    map[string][]disk.SegmentInfo // by stores that have answered
+	away    []string                      // stores of the cluster that have not, or that have damage
+	errs    []error                       // why
+	damaged map[wal.SegmentID]bool        // on some store
+	copies  map[wal.SegmentID][]heldCopy  // that are sealed
 }
 
 // heldCopy is one store's copy of a segment.
@@ -41,7 +55,7 @@ type heldCopy struct {
 
 // search asks all stores that ever joined what they hold of a log.
 func (r *Recovery) search(ctx context.Context, record coordinator.Log) (*old, error) {
-	o := &old{record: record, held: make(map[string][]wal.SegmentID), copies: make(map[wal.SegmentID][]heldCopy)}
+	o := &old{record: record, held: make(map[string][]disk.SegmentInfo), damaged: make(map[wal.SegmentID]bool), copies: make(map[wal.SegmentID][]heldCopy)}
 	names := make(map[string]bool)
 	err := retry.Coordinator(ctx, r.Log, "list WAL stores", func(ctx context.Context) error {
 		items, _, err := r.KV.List(ctx, coordinator.PrefixStores, 0)
@@ -69,7 +83,7 @@ func (r *Recovery) search(ctx context.Context, record coordinator.Log) (*old, er
 		o.held[name] = nil
 		for _, info := range infos {
 			if info.ID.Log == wal.LogID(record.ID) {
-				o.held[name] = append(o.held[name], info.ID)
+				o.held[name] = append(o.held[name], info)
 			}
 		}
 	}
@@ -79,6 +93,14 @@ func (r *Recovery) search(ctx context.Context, record coordinator.Log) (*old, er
 // lose takes a store for one that is away.
 func (o *old) lose(store string, err error) {
 	delete(o.held, store)
+	o.miss(store, err)
+}
+
+// miss takes what a store has for incomplete.
+func (o *old) miss(store string, err error) {
+	if slices.Contains(o.away, store) {
+		return
+	}
 	o.away, o.errs = append(o.away, store), append(o.errs, fmt.Errorf("store %s: %w", store, err))
 }
 
@@ -120,19 +142,21 @@ func (o *old) whole() error {
 	}
 	listed := o.listed()
 	segments, ok := o.held[o.writer]
-	last := slices.DeleteFunc(slices.Clone(segments), func(id wal.SegmentID) bool { return id.Number <= listed.Number || !o.used(id) })
 	few, n := len(o.away) < max(listed.Quorum, 1), 2
+	last := slices.DeleteFunc(slices.Clone(segments), func(s disk.SegmentInfo) bool {
+		return s.ID.Number <= listed.Number || !o.used(s.ID) && !o.damaged[s.ID] && (few || len(o.copies[s.ID]) >= listed.Quorum || o.passed(s))
+	})
 	if few {
 		n = 1
 	}
 	ok = ok && (few || listed.Quorum > 0)
-	for _, id := range last[max(0, len(last)-n):] {
-		ok = ok && len(o.copies[id]) >= listed.Quorum // of at most 2 quorum - 1
+	for _, s := range last[max(0, len(last)-n):] {
+		ok = ok && len(o.copies[s.ID]) >= listed.Quorum // of at most 2 quorum - 1
 	}
 	if len(last) < 2 && !few {
 		answers := 0
 		for _, store := range listed.Stores {
-			if _, answered := o.held[store]; answered {
+			if _, answered := o.held[store]; answered && !slices.Contains(o.away, store) {
 				answers++
 			}
 		}
@@ -155,13 +179,23 @@ var errFewCopies = errors.New("the last segment of the log's writer has fewer co
 
 var errWriter = errors.New("the store of the log's writer, which alone tells on which disks the log is, is among them")
 
-// used reports whether a segment has entries, as far as its copies tell. What is left of a roll that came to nothing has none.
+// used reports whether a segment has entries, as far as its copies tell. What is left of a roll that came to nothing has none; nor may the writer's copy of one of which others, that are away, have what they acknowledged.
 func (o *old) used(id wal.SegmentID) bool {
 	return slices.ContainsFunc(o.copies[id], func(c heldCopy) bool { return c.answer.Last >= c.answer.First })
 }
 
-// prepare makes sure that a log can be recovered, and returns where later leaders may have begun.
-func (r *Recovery) prepare(ctx context.Context, record coordinator.Log, lossy bool) (begins, error) {
+// passed reports whether a later segment that has entries begins where this one does: nothing in this one was durable then.
+func (o *old) passed(s disk.SegmentInfo) bool {
+	for id, copies := range o.copies {
+		if id.Number > s.ID.Number && o.used(id) && slices.ContainsFunc(copies, func(c heldCopy) bool { return c.answer.First <= s.First }) {
+			return true
+		}
+	}
+	return false
+}
+
+// prepare makes sure that a log can be recovered, and returns what other logs have.
+func (r *Recovery) prepare(ctx context.Context, record coordinator.Log, word coordinator.LogID) (reigns, error) {
 	o, err := r.gather(ctx, record)
 	if err != nil {
 		return nil, err
@@ -170,10 +204,10 @@ func (r *Recovery) prepare(ctx context.Context, record coordinator.Log, lossy bo
 	if lacking == nil {
 		_, lacking = o.union(r, false)
 	}
-	if lacking != nil && !lossy {
+	if lacking != nil && record.ID != word {
 		return nil, lacking
 	}
-	return r.begins(ctx, record.ID, lacking != nil)
+	return r.reigns(ctx, record.ID, lacking != nil, word)
 }
 
 // gather seals a log from before a restore on all stores that hold something of it.
@@ -203,15 +237,20 @@ func (r *Recovery) sealOld(ctx context.Context, record coordinator.Log, lossy bo
 // seal seals all copies in favour of the record's fence.
 func (o *old) seal(r *Recovery) error {
 	for _, store := range slices.Sorted(maps.Keys(o.held)) {
-		for _, id := range o.held[store] {
+		for _, info := range o.held[store] {
 			var answer quorum.Answer
 			err := errNowhere
 			if s := r.WAL(store); s != nil {
-				answer, err = s.Seal(id, wal.Fence(o.record.Fence))
+				answer, err = s.Seal(info.ID, wal.Fence(o.record.Fence))
 			}
+			_, damaged := errors.AsType[*frame.CorruptError](err)
 			switch {
 			case err == nil:
-				o.copies[id] = append(o.copies[id], heldCopy{store, answer})
+				o.copies[info.ID] = append(o.copies[info.ID], heldCopy{store, answer})
+				continue
+			case damaged: // others may have whole copies
+				o.damaged[info.ID] = true
+				o.miss(store, err)
 				continue
 			case errors.Is(err, disk.ErrFenced):
 				return fmt.Errorf("recover WAL log %s: %w", o.record.ID, err)
@@ -228,15 +267,12 @@ var errNowhere = errors.New("it is out of reach")
 // start returns the first entry that may not be flushed. The record's flushed position may be older than what the writer's store, which holds all that is not flushed, has trimmed, or dropped since the log is closed.
 func (o *old) start() wal.EntryID {
 	next, lowest := wal.EntryID(o.record.Flushed+1), wal.EntryID(math.MaxUint64)
-	if _, answered := o.held[o.writer]; !answered {
+	segments, answered := o.held[o.writer]
+	if !answered {
 		return next
 	}
-	for _, copies := range o.copies {
-		for _, c := range copies {
-			if c.store == o.writer {
-				lowest = min(lowest, c.answer.First)
-			}
-		}
+	for _, s := range segments {
+		lowest = min(lowest, s.First)
 	}
 	return max(next, lowest)
 }

@@ -12,6 +12,8 @@ import (
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/wal"
 	"github.com/varve-io/varve/wal/disk"
+	"github.com/varve-io/varve/wal/frame"
+	"github.com/varve-io/varve/wal/quorum"
 )
 
 // newOldWorld is a world whose record is a copy's from before the log rolled: it has the first segment alone, as the open one. Disks beside a to d joined once, and are gone.
@@ -89,14 +91,14 @@ func (w *world) endsOf(t *testing.T, log coordinator.LogID) string {
 		t.Fatal(err)
 	}
 	text := "nothing"
-	for i, it := range items {
+	for _, it := range items {
 		c, err := coordinator.DecodeCommit(it.Value)
 		switch {
 		case err != nil:
 			t.Fatal(err)
 		case c.Log != log:
 		case text != "nothing":
-			t.Fatalf("commit %d of %d: %+v is not the only one of its log", i, len(items), c)
+			text += ", " + extents(&c)
 		default:
 			text = extents(&c)
 		}
@@ -118,6 +120,54 @@ func extents(c *coordinator.Commit) string {
 		all = append(all, text)
 	}
 	return strings.Join(all, " ")
+}
+
+// damagedStore is a store one of whose segments cannot be read.
+type damagedStore struct {
+	*disk.Store
+	segment uint32
+}
+
+func (d damagedStore) Seal(id wal.SegmentID, fence wal.Fence) (quorum.Answer, error) {
+	if id.Number == d.segment {
+		return quorum.Answer{}, &frame.CorruptError{Segment: id, First: 1, Reason: "it is damaged"}
+	}
+	return d.Store.Seal(id, fence)
+}
+
+// TestDamagedCopies: a copy that is damaged counts as one that is away, and nobody is asked while the others suffice.
+func TestDamagedCopies(t *testing.T) {
+	for name, test := range map[string]struct {
+		damaged map[string]uint32 // segments, by stores
+		reach   []string
+		want    string
+	}{
+		"the first of its writer":              {map[string]uint32{"a": 1}, []string{"a", "b", "c", "d"}, "0-12"},
+		"one that was rolled away":             {map[string]uint32{"a": 3}, []string{"a", "b", "c", "d"}, "0-12"},
+		"the last of its writer":               {map[string]uint32{"a": 4}, []string{"a", "b", "c", "d"}, "0-12"},
+		"another's":                            {map[string]uint32{"c": 1}, []string{"a", "b", "c", "d"}, "0-12"},
+		"two of the last":                      {map[string]uint32{"a": 4, "d": 4}, []string{"a", "b", "c", "d"}, "nothing, open"},
+		"the last, and another one is away":    {map[string]uint32{"a": 4}, []string{"a", "b", "d"}, "nothing, open"},
+		"two of one that was rolled away":      {map[string]uint32{"a": 3, "b": 3}, []string{"a", "b", "c", "d"}, "nothing, open"},
+		"the first, and its writer's is alone": {map[string]uint32{"a": 1}, []string{"a"}, "nothing, open"},
+	} {
+		w := newOldWorld(t, 0)
+		r := w.old(test.reach...)
+		sealer := r.WAL
+		r.WAL = func(store string) wal.Sealer {
+			if number, ok := test.damaged[store]; ok {
+				return damagedStore{w.stores[store], number}
+			}
+			return sealer(store)
+		}
+		err := r.Run(t.Context(), 5)
+		if lacking := errors.Is(err, recovery.ErrLacking); lacking != strings.HasSuffix(test.want, "open") || err != nil && !lacking {
+			t.Errorf("%s: recovered with %v", name, err)
+		}
+		if got := w.ends(t); got != test.want {
+			t.Errorf("%s: committed %s, want %s", name, got, test.want)
+		}
+	}
 }
 
 // TestRolledSinceCopy recovers a log that rolled twice, or was closed, since the copy was made from which etcd was restored: whatever was acknowledged is recovered, or the log stays open.
@@ -197,6 +247,20 @@ func TestRolledSinceCopy(t *testing.T) {
 		}},
 		"a roll of the writer came to nothing": {reach: four, want: "0-12", change: func(t *testing.T, w *world) {
 			w.write(t, "a", coordinator.WALSegment{Number: 5, First: 13}, 12)
+		}},
+		"a roll of the writer came to nothing, or others that are away have what it was for": {gone: 2, reach: four, want: "nothing, open", lossy: "0-12", change: func(t *testing.T, w *world) {
+			w.write(t, "a", coordinator.WALSegment{Number: 5, First: 13}, 12)
+		}},
+		"a quorum has nothing of the last segment, and others are away": {gone: 2, reach: four, want: "0-12", change: func(t *testing.T, w *world) {
+			for _, store := range []string{"a", "b"} {
+				w.write(t, store, coordinator.WALSegment{Number: 5, First: 13}, 12)
+			}
+		}},
+		"a roll came to nothing before another, and others are away": {gone: 2, reach: four, want: "0-14", change: func(t *testing.T, w *world) {
+			w.write(t, "a", coordinator.WALSegment{Number: 5, First: 13}, 12)
+			for _, store := range []string{"a", "b"} {
+				w.write(t, store, coordinator.WALSegment{Number: 6, First: 13}, 14)
+			}
 		}},
 		"it rolled to disks that nobody knows": {reach: four, want: "nothing, open", lossy: "0-14", change: func(t *testing.T, w *world) {
 			w.write(t, "a", coordinator.WALSegment{Number: 5, First: 13}, 14)

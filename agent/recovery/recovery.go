@@ -46,7 +46,7 @@ type Recovery struct {
 	Log      *slog.Logger
 
 	mu    sync.Mutex
-	known map[coordinator.LogID]begins // of logs from before the restore that were read
+	known map[coordinator.LogID]reigns // of logs from before the restore that were read
 }
 
 // Recoverable reports whether stores in reach may suffice to seal the log's open segment, and to read those that were rolled away.
@@ -70,17 +70,18 @@ func sizeOf(s coordinator.WALSegment) quorum.Size {
 }
 
 // Run recovers one log, unless it is closed by now. Of one from before a restore the error may be [ErrLacking], or [ErrWaiting] while another log from before it lacks stores. Several logs may be recovered at once.
-func (r *Recovery) Run(ctx context.Context, id coordinator.LogID) error { return r.run(ctx, id, false) }
+func (r *Recovery) Run(ctx context.Context, id coordinator.LogID) error { return r.run(ctx, id, 0) }
 
-// run recovers a log. lossy is an operator's word that of one from before a restore what is on no store in reach may be given up.
-func (r *Recovery) run(ctx context.Context, id coordinator.LogID, lossy bool) error {
-	var later begins
+// run recovers a log. An operator's word is that of one from before a restore, this one or another, what is on no store in reach may be given up; 0 for none.
+func (r *Recovery) run(ctx context.Context, id, word coordinator.LogID) error {
+	lossy := id == word
+	var others reigns
 	if id < r.Restored { // before it is claimed, which would be for nothing
 		record, _, err := r.read(ctx, id)
 		if err != nil || record.Closed {
 			return err
 		}
-		if later, err = r.prepare(ctx, record, lossy); err != nil {
+		if others, err = r.prepare(ctx, record, word); err != nil {
 			return err
 		}
 	}
@@ -95,7 +96,7 @@ func (r *Recovery) run(ctx context.Context, id coordinator.LogID, lossy bool) er
 	var s *sieve
 	if id < r.Restored {
 		if parts, err = r.sealOld(ctx, record, lossy); err == nil {
-			s, err = r.sieve(ctx, later, lossy)
+			s, err = r.sieve(ctx, others, lossy)
 		}
 	} else {
 		parts, err = r.seal(record)
@@ -121,11 +122,26 @@ func (r *Recovery) run(ctx context.Context, id coordinator.LogID, lossy bool) er
 	if s != nil {
 		s.tell(id)
 	}
+	if w.NextCommit() == record.Commits+1 && record.Fence > firstClaim {
+		if err := supersede(ctx, w); err != nil {
+			return err
+		}
+	}
 	if err := w.Close(ctx); err != nil {
 		return err
 	}
 	r.Log.Info("recovered WAL log", "log", id, "commits", w.NextCommit()-1)
 	return nil
+}
+
+// firstClaim is the fence of who claims a log first.
+const firstClaim = 2
+
+// supersede shows that a segment which somebody has put into the bucket for the log's next commit, and not committed, never will be: a recoverer before this one that had an entry which nobody counted, or the writer of a log
+// that is given up. A restore would take it for committed (../rebuild/DESIGN.md), if nothing has its place.
+func supersede(ctx context.Context, w *flush.Writer) error {
+	_, err := w.Upload(ctx, new(segment.Builder), w.NextCommit(), nil)
+	return err
 }
 
 // RunDamaged recovers a log of which an operator has said that what cannot be read may be given up: it ends before the first entry that is damaged, or, from before a restore, on no store in reach.
@@ -142,12 +158,24 @@ func (r *Recovery) RunDamaged(ctx context.Context, id coordinator.LogID, d *disk
 		if err := d.AcceptLoss(damage.Segment, damage.First); err != nil {
 			return err
 		}
+	case errors.Is(err, ErrWaiting): // nothing of it is lost
+		return err
 	case errors.Is(err, ErrLacking):
 		r.Log.Error("loss accepted: the WAL log ends with what is in reach", "log", id, "err", err)
 	default:
 		return err
 	}
-	return r.run(ctx, id, true)
+	for {
+		err := r.run(ctx, id, id)
+		waiting, ok := errors.AsType[*waitingError](err)
+		if !ok {
+			return err
+		}
+		// What the log waits for may wait for it, and for what is lost.
+		if err := r.run(ctx, waiting.log, id); err != nil {
+			return err
+		}
+	}
 }
 
 // damageOf reads what a disk has of a log, and returns what cannot be read, or nil.
@@ -171,9 +199,13 @@ func (r *Recovery) Abandon(ctx context.Context, id coordinator.LogID) error {
 		return err
 	}
 	r.Log.Error("loss accepted: entries after the flushed one are given up", "log", id, "flushed", record.Flushed, "commits", record.Commits)
-	return flush.NewWriter(flush.WriterConfig{
+	w := flush.NewWriter(flush.WriterConfig{
 		KV: r.KV, Store: r.Store, Cluster: r.Cluster, Record: record, Revision: revision, Now: r.Now, Log: r.Log,
-	}).Close(ctx)
+	})
+	if err := supersede(ctx, w); err != nil {
+		return err
+	}
+	return w.Close(ctx)
 }
 
 // claim raises the log's fence in etcd. From then on only this recoverer can commit to it, until another claims it.
@@ -283,21 +315,22 @@ func (r *Recovery) flush(ctx context.Context, w *flush.Writer, parts []part, top
 	var records []flush.Record
 	var builder segment.Builder
 	size := 0
+	producers := make(map[protocol.ProducerID]bool) // transactional ones, from before a restore
 	cut := func() error {
 		if len(records) == 0 {
 			return nil
-		}
-		if sieve != nil {
-			if err := r.settle(ctx, w, records); err != nil {
-				return err
-			}
 		}
 		staged, err := w.Upload(ctx, &builder, w.NextCommit(), records)
 		if err != nil {
 			return err
 		}
+		if sieve != nil {
+			err = r.commit(ctx, w, staged, records)
+		} else {
+			_, err = w.Commit(ctx, staged)
+		}
 		records, size = nil, 0
-		_, err = w.Commit(ctx, staged)
+		clear(producers)
 		return err
 	}
 	add := func(n wal.EntryID, entry []byte) error {
@@ -316,10 +349,15 @@ func (r *Recovery) flush(ctx context.Context, w *flush.Writer, parts []part, top
 		if !ok || err != nil {
 			return err
 		}
-		if len(records) == segment.SectionsMax || size > 0 && size+len(b) > flush.SegmentBytesDefault {
+		producer, settles := transactional(b)
+		settles = settles && sieve != nil && !producers[producer]
+		if len(records) == segment.SectionsMax || size > 0 && size+len(b) > flush.SegmentBytesDefault || settles && len(producers) == flush.BesideMax {
 			if err := cut(); err != nil {
 				return err
 			}
+		}
+		if settles {
+			producers[producer] = true
 		}
 		records = append(records, flush.Record{
 			Entry: int64(n), Name: name, Batch: slices.Clone(b), LastStable: h.LastStable,
@@ -328,10 +366,11 @@ func (r *Recovery) flush(ctx context.Context, w *flush.Writer, parts []part, top
 		size += len(b)
 		return nil
 	}
-	if err := read(parts, add); err != nil {
-		return err
+	err := read(parts, add)
+	if err == nil || errors.Is(err, ErrWaiting) { // of logs that wait for each other one can go on
+		err = errors.Join(err, cut())
 	}
-	return cut()
+	return err
 }
 
 // errEntries says that a segment has entries.
@@ -339,12 +378,17 @@ var errEntries = errors.New("it holds entries")
 
 // Sweep frees what a disk holds of logs that are over, and of segments that were rolled away and are flushed, or that came to nothing. held is what the disk
 // had before logs were read. It returns the segments of logs that have no record and are not known to be over, which it leaves alone: they may be about to be opened,
-// even when their agent is dead, since the transaction that does it may apply late; and a log that is open must be on its stores.
-func Sweep(d *disk.Store, held []disk.SegmentInfo, logs coordinator.Logs) (unlisted []disk.SegmentInfo, err error) {
+// even when their agent is dead, since the transaction that does it may apply late; and a log that is open must be on its stores. So are those of logs that were opened after the copy was made from which etcd was rebuilt, for
+// ever; lost is one of them of which an operator has said that it may be given up, or 0.
+func Sweep(d *disk.Store, held []disk.SegmentInfo, logs coordinator.Logs, cluster coordinator.Cluster, lost coordinator.LogID) (unlisted []disk.SegmentInfo, err error) {
 	for _, s := range held {
 		id := coordinator.LogID(s.ID.Log)
 		l := logs.Record(id)
-		if l == nil && !logs.Closed(id) || l != nil && slices.ContainsFunc(l.Segments, func(x coordinator.WALSegment) bool {
+		closed := logs.Closed(id)
+		if l == nil && cluster.SinceCopy(id) {
+			closed = id == lost
+		}
+		if l == nil && !closed || l != nil && slices.ContainsFunc(l.Segments, func(x coordinator.WALSegment) bool {
 			return x.Number == s.ID.Number && !slices.Contains(x.Stores, d.Identity().String()) // another cluster has logs of the same numbers, but on other disks
 		}) {
 			unlisted = append(unlisted, s)
@@ -375,7 +419,7 @@ func CheckUnlisted(d *disk.Store, unlisted []disk.SegmentInfo) error {
 		err := d.Read(s.ID, s.First, func(wal.EntryID, []byte) error { return errEntries })
 		switch {
 		case errors.Is(err, errEntries):
-			return fmt.Errorf("WAL log %s is on this disk and not in the coordinator, and %w: is this the right cluster? To lose them, move the WAL's folder away",
+			return fmt.Errorf("WAL log %s is on this disk and not in the coordinator, and %w: is this the right cluster? To lose them, move the WAL's folder away, or, if etcd was rebuilt from a copy that is older than the log, start this agent with --accept-loss and the log's number",
 				coordinator.LogID(s.ID.Log), err)
 		case err != nil && !errors.Is(err, disk.ErrLive) && !errors.Is(err, disk.ErrUnknown):
 			return fmt.Errorf("read WAL segment %s, of a log that is not in the coordinator: %w", s.ID, err)

@@ -14,6 +14,7 @@ import (
 	"github.com/varve-io/varve/coordinator"
 	kvmem "github.com/varve-io/varve/coordinator/mem"
 	"github.com/varve-io/varve/objectstore/mem"
+	"github.com/varve-io/varve/objectstore/segment"
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/batch"
 	"github.com/varve-io/varve/protocol/crc32c"
@@ -267,4 +268,67 @@ func TestRecoverable(t *testing.T) {
 	if recovery.Recoverable(l, func(s string) bool { return s != "e" }) {
 		t.Error("recoverable without any store of a segment that was rolled away")
 	}
+}
+
+// TestSuperseded: who closes a log without a commit of its own has a segment in the place of the next one if others may have uploaded one.
+func TestSuperseded(t *testing.T) {
+	four := []string{"a", "b", "c", "d"}
+	abandon := func(t *testing.T, w *world) error { return w.recoverer(6).Abandon(t.Context(), 5) }
+	run := func(t *testing.T, w *world) error { return w.recover(t.Context(), four...) }
+	for name, test := range map[string]struct {
+		flushed int64  // in one commit
+		fence   uint64 // of the log's record
+		end     func(*testing.T, *world) error
+		want    string
+	}{
+		"the first recoverer has nothing to commit": {12, 1, run, ""},
+		"the second one has nothing to commit":      {12, 2, run, "commit 2 of fence 3, entries 13 to 12, 0 partitions"},
+		"the second one has something":              {8, 2, run, "commit 2 of fence 3, entries 9 to 12, 1 partitions"},
+		"it is given up":                            {8, 1, abandon, "commit 2 of fence 2, entries 9 to 8, 0 partitions"},
+		"it is from before a restore": {
+			12, 1000, func(t *testing.T, w *world) error { return w.old(four...).Run(t.Context(), 5) }, "commit 2 of fence 1001, entries 13 to 12, 0 partitions",
+		},
+	} {
+		w := newWorld(t)
+		for node, store := range four {
+			put(t, w.kv, coordinator.PrefixStores+store, node+1)
+		}
+		w.restored(t, protocol.Offset(test.flushed), 1)
+		w.record.Flushed, w.record.Commits, w.record.Fence = test.flushed, 1, test.fence
+		put(t, w.kv, coordinator.KeyLog(5), w.record)
+		if err := test.end(t, w); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if logs := list(t, w.kv); !logs.Closed(5) {
+			t.Errorf("%s: the log is open", name)
+		}
+		if got := w.uploaded(t); got != test.want {
+			t.Errorf("%s: uploaded %q, want %q", name, got, test.want)
+		}
+	}
+}
+
+// uploaded describes the segments in the bucket.
+func (w *world) uploaded(t *testing.T) (all string) {
+	t.Helper()
+	for info, err := range w.bucket.List(t.Context(), segment.NamePrefix, "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, info.Size)
+		if err := w.bucket.Get(t.Context(), info.Name, 0, b); err != nil {
+			t.Fatal(err)
+		}
+		pos, err := segment.ParseTrailer(b, info.Size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := segment.ParseFooter(b[pos:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := f.Header
+		all += fmt.Sprintf("commit %d of fence %d, entries %d to %d, %d partitions", h.ID.Commit, h.ID.Fence, h.FirstEntry, h.LastEntry, len(f.Sections))
+	}
+	return all
 }

@@ -68,31 +68,42 @@ func TestSweep(t *testing.T) {
 		starting bool
 		entries  int
 		lives    bool
+		cluster  coordinator.Cluster
+		lost     coordinator.LogID // of which an operator has said so
 		dropped  bool
 		refused  bool
 	}{
-		"open segment":                            {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(3, -1, own)}}, entries: 1},
-		"open segment at the start":               {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(3, -1, own)}}, entries: 1, starting: true},
-		"rolled away and not flushed":             {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(3, 1, own), segment(4, -1, "b")}}, entries: 1},
-		"rolled away and flushed":                 {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(4, -1, "b")}}, entries: 1, dropped: true},
-		"above the newest, about to be listed":    {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(2, -1, own)}}, entries: 1},
-		"above the newest, at the start":          {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(2, -1, own)}}, entries: 1, starting: true},
-		"tried, and another one taken instead":    {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(2, 9, own), segment(4, -1, own)}}, dropped: true},
-		"log closed":                              {log: &coordinator.Log{Closed: true, Segments: []coordinator.WALSegment{segment(3, -1, own)}}, entries: 1, dropped: true},
-		"log closed, its writer lives":            {log: &coordinator.Log{Closed: true, Segments: []coordinator.WALSegment{segment(3, -1, own)}}, entries: 1, lives: true},
-		"unknown log":                             {entries: 1},
-		"unknown log without entries":             {},
-		"unknown log without entries, at a start": {starting: true}, // a transaction may still list it
-		"unknown log that lives, at a start":      {starting: true, lives: true},
-		"unknown log at the start":                {starting: true, entries: 1, refused: true},
-		"another cluster's":                       {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(3, -1, "b")}}, entries: 1},
-		"another cluster's at the start":          {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(3, -1, "b")}}, entries: 1, starting: true, refused: true},
-		"another cluster's, closed, at the start": {log: &coordinator.Log{Closed: true, Segments: []coordinator.WALSegment{segment(3, -1, "b")}}, entries: 1, starting: true, refused: true},
-		"record without segments":                 {log: &coordinator.Log{}, entries: 1},
-		"log closed and forgotten":                {past: true, entries: 1, dropped: true},
-		"log closed and forgotten, at the start":  {past: true, entries: 1, starting: true, dropped: true},
-		"log forgotten, its writer lives":         {past: true, entries: 1, lives: true},
-		"open segment of a log below the mark":    {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(3, -1, own)}}, past: true, entries: 1},
+		"open segment":                                                 {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(3, -1, own)}}, entries: 1},
+		"open segment at the start":                                    {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(3, -1, own)}}, entries: 1, starting: true},
+		"rolled away and not flushed":                                  {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(3, 1, own), segment(4, -1, "b")}}, entries: 1},
+		"rolled away and flushed":                                      {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(4, -1, "b")}}, entries: 1, dropped: true},
+		"above the newest, about to be listed":                         {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(2, -1, own)}}, entries: 1},
+		"above the newest, at the start":                               {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(2, -1, own)}}, entries: 1, starting: true},
+		"tried, and another one taken instead":                         {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(2, 9, own), segment(4, -1, own)}}, dropped: true},
+		"log closed":                                                   {log: &coordinator.Log{Closed: true, Segments: []coordinator.WALSegment{segment(3, -1, own)}}, entries: 1, dropped: true},
+		"log closed, its writer lives":                                 {log: &coordinator.Log{Closed: true, Segments: []coordinator.WALSegment{segment(3, -1, own)}}, entries: 1, lives: true},
+		"unknown log":                                                  {entries: 1},
+		"unknown log without entries":                                  {},
+		"unknown log without entries, at a start":                      {starting: true}, // a transaction may still list it
+		"unknown log that lives, at a start":                           {starting: true, lives: true},
+		"unknown log at the start":                                     {starting: true, entries: 1, refused: true},
+		"another cluster's":                                            {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(3, -1, "b")}}, entries: 1},
+		"another cluster's at the start":                               {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(3, -1, "b")}}, entries: 1, starting: true, refused: true},
+		"another cluster's, closed, at the start":                      {log: &coordinator.Log{Closed: true, Segments: []coordinator.WALSegment{segment(3, -1, "b")}}, entries: 1, starting: true, refused: true},
+		"record without segments":                                      {log: &coordinator.Log{}, entries: 1},
+		"log closed and forgotten":                                     {past: true, entries: 1, dropped: true},
+		"log closed and forgotten, at the start":                       {past: true, entries: 1, starting: true, dropped: true},
+		"log forgotten, its writer lives":                              {past: true, entries: 1, lives: true},
+		"open segment of a log below the mark":                         {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(3, -1, own)}}, past: true, entries: 1},
+		"opened after the copy, and the mark is above it":              {past: true, entries: 1, cluster: coordinator.Cluster{Since: 5, Restored: 9}},
+		"opened after the copy, at the start":                          {past: true, entries: 1, cluster: coordinator.Cluster{Since: 5, Restored: 9}, starting: true, refused: true},
+		"opened after the copy, and another is given up":               {past: true, entries: 1, cluster: coordinator.Cluster{Since: 5, Restored: 9}, lost: 6, starting: true, refused: true},
+		"opened after the copy, and given up":                          {past: true, entries: 1, cluster: coordinator.Cluster{Since: 5, Restored: 9}, lost: 5, starting: true, dropped: true},
+		"opened after the copy, and given up before the mark is above": {entries: 1, cluster: coordinator.Cluster{Since: 5, Restored: 9}, lost: 5, starting: true, dropped: true},
+		"opened after the copy, which shows, so that it is closed":     {log: &coordinator.Log{Closed: true}, entries: 1, cluster: coordinator.Cluster{Since: 5, Restored: 9}, starting: true, dropped: true},
+		"forgotten before the copy":                                    {past: true, entries: 1, cluster: coordinator.Cluster{Since: 6, Restored: 9}, starting: true, dropped: true},
+		"forgotten, of after the restore":                              {past: true, entries: 1, cluster: coordinator.Cluster{Since: 1, Restored: 5}, starting: true, dropped: true},
+		"unknown, of after the restore, though it is said to be lost":  {entries: 1, cluster: coordinator.Cluster{Since: 1, Restored: 5}, lost: 5, starting: true, refused: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, err := disk.Open(disk.Config{FS: disktest.New(1), FileBytes: 64 << 10})
@@ -116,7 +127,7 @@ func TestSweep(t *testing.T) {
 				}
 				put(t, kv, coordinator.KeyLog(5), l)
 			}
-			unlisted, err := recovery.Sweep(d, d.Segments(), list(t, kv))
+			unlisted, err := recovery.Sweep(d, d.Segments(), list(t, kv), test.cluster, test.lost)
 			if err == nil && test.starting {
 				err = recovery.CheckUnlisted(d, unlisted)
 			}
@@ -144,7 +155,7 @@ func TestSweepLater(t *testing.T) {
 	fill(t, d, 4, 1, false)
 	kv := mem.New(mem.Config{})
 	put(t, kv, coordinator.KeyLog(5), coordinator.Log{ID: 5, Closed: true})
-	if _, err := recovery.Sweep(d, held, list(t, kv)); err != nil {
+	if _, err := recovery.Sweep(d, held, list(t, kv), coordinator.Cluster{}, 0); err != nil {
 		t.Error(err)
 	}
 	if left := d.Segments(); len(left) != 1 || left[0].ID.Number != 4 {

@@ -44,12 +44,18 @@ func standingsOf(records []flush.Record) (standings, error) {
 	return all, nil
 }
 
-// settle takes what records of a log from before a restore, which are about to be committed, tell of transactions into the records of their ids: what the restore has decided was decided by what is in the bucket alone.
-// Nobody coordinates an id before the last such log is closed. Other logs' recoverers may settle the same ids.
-func (r *Recovery) settle(ctx context.Context, w *flush.Writer, records []flush.Record) error {
+// transactional returns a batch's producer, and whether it belongs to a transaction.
+func transactional(b []byte) (protocol.ProducerID, bool) {
+	h, err := batch.Parse(b)
+	return h.ProducerID, err == nil && h.Attributes.Transactional()
+}
+
+// settled returns, as they are to be once records of a log from before a restore are committed, the records of the transactional ids of which these tell: what the restore has decided was decided by what is in the bucket
+// alone. Nobody coordinates an id before the last such log is closed. Other logs' recoverers may settle the same ids.
+func (r *Recovery) settled(ctx context.Context, records []flush.Record) ([]coordinator.Item, error) {
 	all, err := standingsOf(records)
 	if err != nil || len(all) == 0 {
-		return err
+		return nil, err
 	}
 	var items []coordinator.Item
 	var cluster coordinator.Cluster
@@ -65,51 +71,43 @@ func (r *Recovery) settle(ctx context.Context, w *flush.Writer, records []flush.
 		return err
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	keys := make(map[protocol.ProducerID]string)
+	known := make(map[protocol.ProducerID]coordinator.Item)
 	for _, it := range items {
 		s, err := coordinator.Decode[txn.Snapshot](it)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		keys[s.ProducerID] = it.Key
+		known[s.ProducerID] = it
 	}
+	var changed []coordinator.Item
 	for _, id := range slices.Sorted(maps.Keys(all)) {
-		key, fresh := rebuild.Unclaimed(id, cluster.Shards, r.Now().UnixMilli())
-		if known, ok := keys[id]; ok {
-			key = known
+		key, s := rebuild.Unclaimed(id, cluster.Shards, r.Now().UnixMilli())
+		item, ok := known[id]
+		if !ok {
+			item.Key = key
+		} else if s, err = coordinator.Decode[txn.Snapshot](item); err != nil {
+			return nil, err
 		}
-		if err := r.settleOne(ctx, w, key, fresh, all[id]); err != nil {
-			return err
+		if next := coordinator.Encode(rebuild.Settle(s, all[id])); string(next) != string(item.Value) {
+			item.Value = next
+			changed = append(changed, item)
 		}
 	}
-	return nil
+	return changed, nil
 }
 
-// settleOne settles the transactional id of a key; it is as fresh if nobody knows it.
-func (r *Recovery) settleOne(ctx context.Context, w *flush.Writer, key string, fresh txn.Snapshot, at map[txn.Partition]rebuild.Standing) error {
+// commit commits records of a log from before a restore, and what they tell of transactions with them: who recovers the log again may find less of it, and must not find settled by what is gone.
+func (r *Recovery) commit(ctx context.Context, w *flush.Writer, staged flush.Staged, records []flush.Record) error {
 	for {
-		s := fresh
-		var item coordinator.Item
-		err := retry.Coordinator(ctx, r.Log, "read a transactional id", func(ctx context.Context) (err error) {
-			if item, _, err = r.KV.Get(ctx, key); err == nil && item.ModRevision > 0 {
-				s, err = coordinator.Decode[txn.Snapshot](item)
-			}
-			return err
-		})
+		items, err := r.settled(ctx, records)
 		if err != nil {
 			return err
 		}
-		guard := coordinator.Guard{Key: key, Revision: item.ModRevision, Next: coordinator.Encode(rebuild.Settle(s, at))}
-		if string(guard.Next) == string(item.Value) {
-			return nil
-		}
-		err = coordinator.Insist(ctx, r.KV, []*coordinator.Guard{&guard, w.Guard()}, nil, func(err error) {
-			r.Log.Error("waiting for room in etcd", "to", "settle a transaction", "key", key, "err", err)
-		})
+		_, err = w.Commit(ctx, staged, items...)
 		fenced, ok := errors.AsType[*coordinator.FencedError](err)
-		if !ok || fenced.Applied || len(fenced.Keys) != 1 || fenced.Keys[0] != key { // else another log's recoverer was here
+		if !ok || slices.Contains(fenced.Keys, coordinator.KeyLog(w.Record().ID)) { // else another log's recoverer was here
 			return err
 		}
 	}

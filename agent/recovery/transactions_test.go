@@ -2,10 +2,12 @@ package recovery_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
 
+	"github.com/varve-io/varve/agent/flush"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/txn"
 	"github.com/varve-io/varve/protocol"
@@ -110,6 +112,68 @@ func (k *before) Txn(ctx context.Context, compares []coordinator.Compare, ops []
 		do()
 	}
 	return k.KV.Txn(ctx, compares, ops)
+}
+
+// TestSettleLost: a recoverer dies before it commits a marker that was never acknowledged, and the next one does not find it: the transaction is not over there.
+func TestSettleLost(t *testing.T) {
+	w := newTwoLogs(t)
+	put(t, w.kv, coordinator.KeyCluster, coordinator.Cluster{Shards: 4})
+	key := coordinator.KeyTxn(1, "id")
+	put(t, w.kv, key, txn.Snapshot{
+		Format: 1, State: txn.PrepareCommit, ProducerID: 40, Epoch: 3, LastProducerID: -1, LastEpoch: -1, NextProducerID: -1, StartedMs: -1, UpdatedMs: 1000,
+		Partitions: txn.NewSet(txn.Partition{Topic: topic.ID}),
+	})
+	begun := entry{epoch: 1, producer: 40, at: 3}
+	w.both(t, 7, []entry{begun, {offset: 1, epoch: 1, producer: 40, at: 3, marker: 1000}}, "c")
+	w.both(t, 7, []entry{begun}, "a", "b")
+	r := w.old("a", "b", "c", "d")
+	r.KV = &before{KV: w.kv, key: coordinator.KeyCommit(7, 1), do: func() {
+		claimed := coordinator.Log{ID: 7, Node: 1, Fence: 2000, Segments: []coordinator.WALSegment{{Number: 1, First: 1, Last: -1, Stores: []string{"a", "b", "c"}, Quorum: 2}}}
+		put(t, w.kv, coordinator.KeyLog(7), claimed)
+	}}
+	if err := r.Run(t.Context(), 7); !errors.Is(err, coordinator.ErrFenced) {
+		t.Fatalf("the first one recovers with %v", err)
+	}
+	if err := w.run(t, 7, false, "a", "b", "d"); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.endsOf(t, 7); got != "0-1" {
+		t.Fatalf("committed %s, want 0-1", got)
+	}
+	item, _, err := w.kv.Get(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := coordinator.Decode[txn.Snapshot](item)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := numbers(s.Partitions); s.State != txn.PrepareCommit || !slices.Equal(got, []int32{0}) {
+		t.Errorf("%s in partitions %v, want it to be committed in 0", s.State, got)
+	}
+}
+
+// TestSettleMany: the ids of more producers than a commit may settle are settled by several.
+func TestSettleMany(t *testing.T) {
+	w := newTwoLogs(t)
+	put(t, w.kv, coordinator.KeyCluster, coordinator.Cluster{Shards: 4})
+	var all []entry
+	for n := range protocol.Offset(2*flush.BesideMax + 1) {
+		all = append(all, entry{offset: n, epoch: 1, producer: 40 + int32(n)})
+	}
+	w.both(t, 7, all, "a", "b", "c")
+	if err := w.run(t, 7, false, "a", "b", "c", "d"); err != nil {
+		t.Fatal(err)
+	}
+	for prefix, want := range map[string]int{coordinator.PrefixTxns: len(all), coordinator.PrefixCommits: 3} {
+		items, _, err := w.kv.List(t.Context(), prefix, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(items) != want {
+			t.Errorf("%d of %s, want %d", len(items), prefix, want)
+		}
+	}
 }
 
 // TestSettleRace: two logs that are recovered at once settle the same transactional id.

@@ -257,7 +257,7 @@ func (b *Builder) ObjectBytes() int64 {
 // Finish may be called again, with another header, for another attempt; that
 // voids the parts returned before.
 func (b *Builder) Finish(h Header) (parts [][]byte, footer *Footer, err error) {
-	if len(b.runs) == 0 {
+	if len(b.runs) == 0 && b.Level != Flushed {
 		return nil, nil, fmt.Errorf("finish segment %s: no batches", h.ID.Name())
 	}
 	if h.ID.Level != b.Level || !h.valid() {

@@ -71,8 +71,12 @@ func TestAddRefuses(t *testing.T) {
 		t.Error("last stable offset past the end was taken")
 	}
 	b.Reset()
-	if _, _, err := b.Finish(testHeader); err == nil {
-		t.Error("empty segment was finished")
+	if _, footer, err := b.Finish(testHeader); err != nil || len(footer.Sections) != 0 || footer.Header != testHeader {
+		t.Errorf("a segment without batches is finished as %+v, %v", footer, err)
+	}
+	b.Level = Merged
+	if _, _, err := b.Finish(mergedHeader); err == nil {
+		t.Error("a merged segment without batches was finished")
 	}
 }
 

@@ -16,7 +16,7 @@ type Footer struct {
 	Header     Header
 	Pos        int64     // where the footer begins in the object
 	ObjectSize int64     // of the whole segment; the footer ends there
-	Sections   []Section // ascending by Key, at least one
+	Sections   []Section // ascending by Key; at least one, in one that is committed or merged
 
 	memory int64
 }
@@ -80,7 +80,7 @@ func parseTrailer(b []byte) (trailer, error) {
 		sum:   binary.BigEndian.Uint32(b[16:]),
 		level: b[21],
 	}
-	if t.pos <= HeaderSize || t.pos > HeaderSize+DataBytesMax || t.size < HeaderSize || t.size > FooterBytesMax-TrailerSize {
+	if t.pos < HeaderSize || t.pos > HeaderSize+DataBytesMax || t.size < HeaderSize || t.size > FooterBytesMax-TrailerSize {
 		return trailer{}, fmt.Errorf("parse segment trailer: %w: footer of %d bytes at byte %d", ErrCorrupt, t.size, t.pos)
 	}
 	return t, nil
@@ -156,7 +156,7 @@ func readTopics(d *fields.Reader) []topicRef {
 // readSections reads the directory and hands out the batch indexes behind it. It reports whether what it has read is in order.
 func (f *Footer) readSections(d *fields.Reader, topics []topicRef) bool {
 	n := d.UvarintMax(min(SectionsMax, uint64(d.Left()/sectionEntryMin)))
-	if n == 0 {
+	if n == 0 && f.Header.ID.Level != Flushed {
 		return false
 	}
 	f.Sections = make([]Section, n)

@@ -62,6 +62,7 @@ var clusterScripts = []struct {
 	{11, "etcd is set back", 3, etcdSetBack, []breakage{setBackUnseen, restoredIDsAgain}},
 	{11, "a copier stalls, and etcd is set back", 4, copierStalls, []breakage{nonceIgnored}},
 	{12, "recoverers seal differently, and etcd is rebuilt", 3, recoverersThenRebuilt, []breakage{restoreSeesTheCopyAlone}},
+	{12, "recoverers seal differently, and disks alone have what came later", 3, recoverersThenOnDisks, []breakage{restoreSeesNothingEmpty}},
 	{12, "on disks alone when etcd is lost", 3, onDisksAlone, []breakage{restoredLogsClosed}},
 	{12, "recoverers seal differently", 3, recoverersSealDifferently, []breakage{commitUnguarded}},
 	{15, "handed a shard, and dies", 3, handedAShardAndDies, nil},

@@ -70,6 +70,12 @@ var restoreSeesTheCopyAlone = breakage{name: "pass over what owners flushed sinc
 	return err == nil && id.Level == segment.Flushed && id.Fence == 1
 }}
 
+// What a recoverer puts in the place of what another has uploaded is not seen.
+var restoreSeesNothingEmpty = breakage{name: "pass over what a second recoverer put there", hides: func(name string) bool {
+	id, err := segment.ParseName(name)
+	return err == nil && id.Level == segment.Flushed && id.Fence > 2
+}}
+
 var restoredAtOnce = breakage{name: "take logs from before a restore for such as records say", restored: func(_ *loss, op *coordinator.Op) {
 	if op.Delete || op.Key != coordinator.KeyCluster {
 		return

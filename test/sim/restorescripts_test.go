@@ -8,6 +8,7 @@ import (
 
 	"github.com/varve-io/varve/agent/rebuild"
 	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/objectstore/segment"
 )
 
 // Scripts of the interleavings 11 and 12: etcd is set back, or lost, and rebuilt from the bucket.
@@ -158,14 +159,29 @@ func copierStalls(s *clusterScript) {
 // recoverersThenRebuilt: the same as when recoverers seal differently, but that the first one's machine is down, and then etcd is lost, and rebuilt from a copy from before all that (13.12). The machine comes back with the
 // entry that was never acknowledged.
 func recoverersThenRebuilt(s *clusterScript) {
+	s.recoverThenRebuild(func() {
+		s.wait("that all is committed", func() bool { return int64(s.check.ends[0]) > s.load.logs[0].floor })
+	}, func(*node) {})
+}
+
+// recoverersThenOnDisks: the same, but what the next leader has written is on disks alone when etcd is lost, and what the first recoverer has uploaded is in the bucket: nobody else has put anything there.
+func recoverersThenOnDisks(s *clusterScript) {
+	s.recoverThenRebuild(func() {}, func(n *node) { s.hold(&n.process, "put "+segment.LogPrefix(uint64(s.logOf(n).ID))) })
+}
+
+// recoverThenRebuild is that, with what the others do once the first recoverer is gone, and what is waited for before etcd is lost.
+func (s *clusterScript) recoverThenRebuild(await func(), other func(*node)) {
 	s.awaitCopy(0)
 	s.holdAll("put copies/")
 	var first *node
 	s.sealDifferently(func(c *cluster, n *node) {
 		first = n
 		c.kill(n, false)
+		for _, n := range c.living() {
+			other(n)
+		}
 	})
-	s.wait("that all is committed", func() bool { return int64(s.check.ends[0]) > s.load.logs[0].floor })
+	await()
 	x := s.newestCopy(math.MaxUint64)
 	l := coordinator.Log{}
 	for id := range s.check.logs {

@@ -174,6 +174,9 @@ func (s *clusterScript) sealDifferently(end func(*cluster, *node)) {
 		heir = s.leaderOf(s.shardOf(p.partition))
 		return heir != nil
 	})
+	at := slices.IndexFunc(s.load.producers, func(other *producer) bool { return other != p && other.partition == p.partition })
+	other := s.load.producers[at]
+	s.insist(other, heir, s.send(other, heir)) // at the offset of what was never acknowledged
 	s.insist(p, heir, s.send(p, heir))
 	late.apply()
 	if n := s.check.logs[l.ID].Commits; n != 1 {
