@@ -5,7 +5,7 @@
 //	  [ A | B | C ] [ A | C ] [ A | B ]   -- Merger of A -->   segment (level 1): [ A: partition 0 | partition 1 | ... ]
 //
 // All of it ends in a new manifest of the shard, which is written into the bucket, then made the shard's newest by a guarded write, and only then do readers see it
-// ([Manifests]). A manifest, or a merged segment, that was written, or tried, and is not going to be installed is garbage. What may have happened twice, or half, has done no harm.
+// ([Manifests]). A manifest, or a merged segment, that was written and not installed is garbage. What may have happened twice, or half, has done no harm.
 package upkeep
 
 import (
@@ -57,7 +57,7 @@ type Manifests struct {
 
 	mu      sync.Mutex
 	shards  map[coordinator.ShardID]*shard
-	numbers map[coordinator.ShardID]*drawn
+	numbers map[coordinator.ShardID]number // of the segment that was tried last
 }
 
 // shard is the newest manifest of a shard.
@@ -77,7 +77,7 @@ type shard struct {
 
 // NewManifests returns the manifests of no shard.
 func NewManifests(deps Deps) *Manifests {
-	return &Manifests{deps: deps, shards: make(map[coordinator.ShardID]*shard), numbers: make(map[coordinator.ShardID]*drawn)}
+	return &Manifests{deps: deps, shards: make(map[coordinator.ShardID]*shard), numbers: make(map[coordinator.ShardID]number)}
 }
 
 func newShard() *shard {
@@ -404,8 +404,6 @@ func (s *Manifests) install(ctx context.Context, id coordinator.ShardID, sh *sha
 			if err = s.show(sh, &next); err != nil {
 				s.deps.Broken(err)
 			}
-		} else if refused(err) {
-			s.garbage.add(s.deps.Now(), next.Name())
 		}
 		if err == nil && c.installed != nil {
 			err = c.installed(&next)
@@ -419,11 +417,6 @@ func (s *Manifests) install(ctx context.Context, id coordinator.ShardID, sh *sha
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// refused reports whether a write to the coordinator will never apply, and the shard is led on.
-func refused(err error) bool {
-	return errors.Is(err, coordinator.ErrNoSpace) || errors.Is(err, coordinator.ErrLimit)
 }
 
 // newestRecord returns the record of a shard as of its newest manifest.
@@ -440,7 +433,7 @@ func (sh *shard) newest() *manifest.Manifest {
 	return sh.manifest
 }
 
-// discards returns the objects that nothing refers to once next has been installed over old.
+// discards returns the objects that nothing refers to once next has been installed over old. Of a generation that was tried and not installed nothing is left, or something that the next leader finds.
 func discards(old, next *manifest.Manifest) []string {
 	var names []string
 	if old.Generation > 0 {
@@ -551,53 +544,31 @@ func (s *Manifests) dropDeleted(ctx context.Context, leads func(coordinator.Shar
 // putPause is the wait between two tries to write a manifest.
 const putPause = 200 * time.Millisecond
 
-// put writes the manifest under the next free generation; it tries until ctx ends, or the shard is not led any more. If an object is there already, it is of an earlier try whose outcome was unknown, mostly this one's: it may have other bytes, so that the manifest gets another
-// generation. What was given up is garbage.
+// put writes the manifest under the next free generation; it tries until ctx ends. A generation whose outcome is unknown is not used again, so that a
+// name stands for fixed bytes.
 func (s *Manifests) put(ctx context.Context, sh *shard, next *manifest.Manifest) error {
 	for {
-		if !s.generation(sh, next) {
+		sh.mu.Lock()
+		if !sh.led {
+			sh.mu.Unlock()
 			return protocol.NotLeaderOrFollower.Err()
 		}
+		sh.tried++
+		next.Generation = sh.tried
+		sh.mu.Unlock()
 		b, err := next.Encode()
 		if err != nil {
 			return err
 		}
-		if err = s.putPatiently(ctx, sh, next.Name(), b); err == nil {
+		err = s.putOnce(ctx, next.Name(), b)
+		switch {
+		case err == nil:
 			return nil
-		}
-		s.garbage.add(s.deps.Now(), next.Name())
-		if !errors.Is(err, objectstore.ErrExists) {
-			return err
-		}
-	}
-}
-
-// generation gives a manifest a generation that no other of the shard has. It is false if the shard is not led.
-func (s *Manifests) generation(sh *shard, next *manifest.Manifest) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	if !sh.led {
-		return false
-	}
-	n := s.drawn(coordinator.ShardID(next.Shard), next.Epoch)
-	n.generation = max(n.generation, sh.tried) + 1
-	sh.tried, next.Generation = n.generation, n.generation
-	return true
-}
-
-// putPatiently tries to put a manifest until it is there, or something else is.
-func (s *Manifests) putPatiently(ctx context.Context, sh *shard, name string, b []byte) error {
-	for {
-		err := s.putOnce(ctx, name, b)
-		if err == nil || errors.Is(err, objectstore.ErrExists) {
-			return err
+		case errors.Is(err, objectstore.ErrExists):
+			continue
 		}
 		select {
 		case <-time.After(putPause):
-		case <-sh.gone:
-			return fmt.Errorf("%w: %w", protocol.NotLeaderOrFollower.Err(), err)
 		case <-ctx.Done():
 			return fmt.Errorf("%w: %w", err, ctx.Err())
 		}

@@ -68,30 +68,23 @@ func (sh *shard) changed(err error, segments ...manifest.Segment) error {
 	return fmt.Errorf("%w: %w", errChanged, err)
 }
 
-// drawn are the numbers that a shard's leader has taken last. None is taken twice in an epoch, also if the shard is resigned in between and led again: what was tried under one may become garbage.
-type drawn struct {
-	epoch      protocol.LeaderEpoch
-	segment    uint64
-	generation uint64 // of a manifest
-}
-
-// drawn returns the numbers of a shard's leader; s.mu is locked.
-func (s *Manifests) drawn(id coordinator.ShardID, epoch protocol.LeaderEpoch) *drawn {
-	n := s.numbers[id]
-	if n == nil || n.epoch != epoch {
-		n = &drawn{epoch: epoch}
-		s.numbers[id] = n
-	}
-	return n
+// number is one that a leader has taken.
+type number struct {
+	epoch  protocol.LeaderEpoch
+	number uint64
 }
 
 // number returns a number for a segment that no other segment of the shard's leader has.
 func (s *Manifests) number(id coordinator.ShardID, epoch protocol.LeaderEpoch) uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.drawn(id, epoch)
-	n.segment++
-	return n.segment
+	n := s.numbers[id]
+	if n.epoch != epoch {
+		n = number{epoch: epoch}
+	}
+	n.number++
+	s.numbers[id] = n
+	return n.number
 }
 
 // output is merged segments of a shard that are written, until a manifest names them.
@@ -129,11 +122,8 @@ func (o *output) put(ctx context.Context) error {
 		err = o.patiently(ctx, func(ctx context.Context) error {
 			return o.store.Put(ctx, sid.Name(), objectstore.Body{Parts: parts, Size: footer.ObjectSize})
 		})
-		if err != nil {
-			o.abandon(sid)
-		}
 		if errors.Is(err, objectstore.ErrExists) {
-			continue // of a try, most likely this one's, whose outcome nobody knew
+			continue // of this leader, before it started anew; or of a try whose outcome nobody knows
 		}
 		if err != nil {
 			return fmt.Errorf("put segment %s: %w", sid.Name(), err)
@@ -154,13 +144,6 @@ func (o *output) put(ctx context.Context) error {
 		o.footers.Put(footer)
 		o.builder.Reset()
 		return nil
-	}
-}
-
-// abandon gives up the name of a segment that was tried and may be there, or come yet: it is garbage. A number is this leader's alone, and is not taken again; should a manifest name the segment all the same, it stays.
-func (o *output) abandon(id segment.ID) {
-	if _, ok := o.shard.newest().FindSegment(o.epoch, id.Commit); !ok {
-		o.manifests.garbage.add(o.manifests.deps.Now(), id.Name())
 	}
 }
 
@@ -205,7 +188,7 @@ func (o *output) install(ctx context.Context, c change) error {
 		return nil
 	}
 	err := o.manifests.install(ctx, o.id, o.shard, c)
-	if errors.Is(err, errNotWritten) || refused(err) {
+	if errors.Is(err, errNotWritten) || errors.Is(err, coordinator.ErrNoSpace) || errors.Is(err, coordinator.ErrLimit) {
 		o.discard(nil)
 	}
 	return err
