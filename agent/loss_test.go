@@ -89,6 +89,28 @@ func TestLostDiskAfterDelete(t *testing.T) {
 	}
 }
 
+// TestDeletedAfterDelete has a topic deleted whose records were deleted beyond what is merged, and the leader killed before it writes another manifest: the next one leads the shard all the same.
+func TestDeletedAfterDelete(t *testing.T) {
+	w := newWorld(t)
+	one := func(c *agent.Config) { c.Flush.AgeMax, c.Shards = time.Hour, 1 }
+	a := w.launch(t, w.dir, -1, one)
+	a.await(t)
+	produce(t, a.running, "t", 0, 100)
+	var at kadm.Offsets
+	at.Add(kadm.Offset{Topic: "t", At: 100})
+	cl := kadm.NewClient(client(t, a.running))
+	if answers, err := cl.DeleteRecords(t.Context(), at); err != nil || answers.Error() != nil {
+		t.Fatal(err, answers.Error())
+	}
+	if _, err := cl.DeleteTopics(t.Context(), "t"); err != nil {
+		t.Fatal(err)
+	}
+	a.kill()
+	b := w.launch(t, w.dir, -1, one)
+	b.await(t)
+	produce(t, b.running, "u", 0, 10)
+}
+
 // TestDamagedLog damages entries that were durable: recovery says so and refuses; with the operator's word the log ends before the damage.
 func TestDamagedLog(t *testing.T) {
 	w := newWorld(t)

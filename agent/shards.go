@@ -206,7 +206,7 @@ func (a *Agent) restore(ctx context.Context, given []lead.Given, patience time.D
 		}
 	}
 	r := &lead.Restorer{
-		Index: a.index, Footers: a.footers, Now: a.deps.Now, ProducerIdle: a.cfg.ProducerIdleMax, ProducersMax: producersMax,
+		Index: a.index, Footers: a.footers, Now: a.deps.Now, Known: a.known, ProducerIdle: a.cfg.ProducerIdleMax, ProducersMax: producersMax,
 		Retry: func(ctx context.Context, read func(context.Context) error) error {
 			return retry.Object(ctx, a.log, "restore partitions", a.bucketAnswers, patience, read)
 		},

@@ -138,16 +138,18 @@ func (a *Agent) join(ctx context.Context, store string) error {
 	return err
 }
 
+// known reports whether a topic exists.
+func (a *Agent) known(id [16]byte) bool {
+	_, ok := a.view.TopicByID(id)
+	return ok
+}
+
 // follow starts the view and the index.
 func (a *Agent) follow(run context.Context) {
 	a.index, a.tails = index.New(), index.NewTails()
-	known := func(id [16]byte) bool {
-		_, ok := a.view.TopicByID(id)
-		return ok
-	}
 	a.footers = fetch.NewFooters(a.deps.Store, a.cfg.FooterBytesMax)
 	a.follower = lead.NewFollower(lead.FollowerConfig{
-		Index: a.index, Tails: a.tails, Footers: a.footers, Known: known, Dropped: a.dropTopic, Log: a.log,
+		Index: a.index, Tails: a.tails, Footers: a.footers, Known: a.known, Dropped: a.dropTopic, Log: a.log,
 		Leads: func(id coordinator.ShardID) bool {
 			_, ok := a.partitions.Leads(id)
 			return ok
@@ -164,7 +166,7 @@ func (a *Agent) follow(run context.Context) {
 	a.partitions = newPartitions(a.view, a.cluster.Shards)
 	a.ledger = ledger.New(a.deps.KV, a.resign)
 	a.manifests = upkeep.NewManifests(upkeep.Deps{
-		Store: a.deps.Store, Ledger: a.ledger, Index: a.index, Cluster: a.clusterID, Known: known, ProducerIdle: a.cfg.ProducerIdleMax, Broken: a.fatal, Now: a.deps.Now,
+		Store: a.deps.Store, Ledger: a.ledger, Index: a.index, Cluster: a.clusterID, Known: a.known, ProducerIdle: a.cfg.ProducerIdleMax, Broken: a.fatal, Now: a.deps.Now,
 	})
 	a.spawn(run, "follow the coordinator", a.view.Run)
 	a.spawn(run, "watch how full etcd is", a.watchSpace)

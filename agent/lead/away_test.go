@@ -110,7 +110,7 @@ func TestRestoreWithout(t *testing.T) {
 	f.bucket.Add(fault.Rule{Op: fault.Get, Prefix: away, Times: fault.Always, Effect: fault.Unavailable})
 	var tries atomic.Int32
 	r := lead.Restorer{
-		Index: f.index, Footers: f.footers, Now: time.Now, ProducerIdle: time.Hour, ProducersMax: 10,
+		Index: f.index, Footers: f.footers, Now: time.Now, Known: func(topic [16]byte) bool { return topic == id.Topic }, ProducerIdle: time.Hour, ProducersMax: 10,
 		Retry: func(ctx context.Context, read func(context.Context) error) error {
 			err := read(ctx)
 			for range 2 {
@@ -122,7 +122,7 @@ func TestRestoreWithout(t *testing.T) {
 			return err
 		},
 	}
-	empty := &manifest.Manifest{}
+	empty := &manifest.Manifest{Partitions: []manifest.Partition{{Topic: protocol.TopicID{9}, LogStartOffset: 5}}} // but for a topic that was deleted
 	lacking := &manifest.Manifest{Partitions: []manifest.Partition{{Topic: id.Topic, Partition: 2, LogStartOffset: 5}}}
 	logs, failed, err := r.Run(t.Context(), map[coordinator.ShardID]lead.Settled{shard: {Epoch: 2, Manifest: empty}, whole: {Epoch: 2, Manifest: empty}, short: {Epoch: 2, Manifest: lacking}})
 	if err != nil {

@@ -33,6 +33,8 @@ type Restorer struct {
 	// Retry repeats the read of a footer while the bucket is away; what it returns is what is wrong with that footer, or that ctx ended. It is called concurrently.
 	Retry func(ctx context.Context, read func(context.Context) error) error
 	Now   func() time.Time
+	// Known reports whether a topic exists. Of one that was deleted the manifest may have something, and the index nothing any more.
+	Known func(id [16]byte) bool
 	// ProducerIdle is how long a producer may have been idle to be remembered (producer.id.expiration.ms); ProducersMax is how many a partition remembers.
 	ProducerIdle time.Duration
 	ProducersMax int
@@ -81,7 +83,15 @@ func (r *Restorer) Run(ctx context.Context, shards map[coordinator.ShardID]Settl
 		return nil, nil, fmt.Errorf("restore partitions: %w", err)
 	}
 	for id, l := range w.logs {
-		if s, end := w.of[id], l.End(); starts[id] > end && w.failed[s] == nil {
+		s, end := w.of[id], l.End()
+		if starts[id] <= end {
+			continue
+		}
+		if !r.Known(id.Topic) { // asked after the index was: it forgets no topic that exists
+			delete(w.logs, id)
+			continue
+		}
+		if w.failed[s] == nil {
 			w.failed[s] = fmt.Errorf("restore %s/%d: it starts at %d, and only what is below %d is committed: something is missing", id.Topic, id.Partition, starts[id], end)
 		}
 	}

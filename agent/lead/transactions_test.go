@@ -306,7 +306,7 @@ func (m *model) commit(all bool) {
 // restored rebuilds the logs from their segments; those that are older than idle tell nothing of producers.
 func (m *model) restored(idle time.Duration) map[partition.ID]*partition.Log {
 	once := func(ctx context.Context, read func(context.Context) error) error { return read(ctx) }
-	r := lead.Restorer{Index: m.index, Footers: m.footers, Retry: once, Now: func() time.Time { return time.UnixMilli(nowMs) }, ProducerIdle: idle, ProducersMax: 100}
+	r := lead.Restorer{Index: m.index, Footers: m.footers, Retry: once, Known: func([16]byte) bool { return true }, Now: func() time.Time { return time.UnixMilli(nowMs) }, ProducerIdle: idle, ProducersMax: 100}
 	logs, failed, err := r.Run(m.t.Context(), map[coordinator.ShardID]lead.Settled{shard: {Epoch: m.epoch, Manifest: m.manifests.Of(shard)}})
 	if err = cmp.Or(err, failed[shard]); err != nil {
 		m.t.Fatal(err)

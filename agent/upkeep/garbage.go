@@ -68,7 +68,7 @@ type Sweeper struct {
 const viewMax = 30 * time.Second
 
 const (
-	// deleteMax bounds the deletion of an object, and the end of an upload. listMax bounds a listing, of which a page with a thousand names takes a tenth of a second, and all that is done about uploads at once. A request that is never answered must not keep what else is garbage.
+	// deleteMax bounds the deletion of an object, and the end of an upload. listMax bounds a listing, of which a page with a thousand names takes a tenth of a second, and all that is done at once about uploads, or about manifests that have deleted topics. A request that is never answered must not keep what else is garbage.
 	deleteMax, listMax = time.Minute, 5 * time.Minute
 	// uploadMax is longer than anybody takes for an upload: all puts have deadlines of some minutes. An upload is not aborted before; nobody reads it, so that the grace does not matter.
 	uploadMax = 10 * time.Minute

@@ -529,16 +529,19 @@ func forget(m *manifest.Manifest, now time.Time, idle time.Duration, most int) {
 
 // dropDeleted installs manifests without the topics that were deleted, for shards whose newest has some. One that was adopted and is not led yet is left alone: it may be given on as it was taken.
 func (s *Manifests) dropDeleted(ctx context.Context, leads func(coordinator.ShardID) bool) error {
+	ctx, cancel := context.WithTimeout(ctx, listMax)
+	defer cancel()
+	var errs []error
 	for id := range s.records() {
 		sh := s.led(id) // before it is asked whether the shard is led: what was adopted anew since is another one
 		if sh == nil || !leads(id) || !slices.ContainsFunc(sh.newest().Partitions, func(p manifest.Partition) bool { return !s.deps.Known(p.Topic) }) {
 			continue
 		}
 		if err := s.install(ctx, id, sh, change{edit: func(*manifest.Manifest) {}}); err != nil && protocol.CodeOf(err) != protocol.NotLeaderOrFollower {
-			return fmt.Errorf("leave deleted topics out of the manifest of shard %d: %w", id, err)
+			errs = append(errs, fmt.Errorf("leave deleted topics out of the manifest of shard %d: %w", id, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // putPause is the wait between two tries to write a manifest.

@@ -284,7 +284,7 @@ func (a *agent) lead() error {
 		idle = -producerIdleMax
 	}
 	r := &lead.Restorer{
-		Index: a.index, Footers: a.footers, Now: a.now, ProducerIdle: idle, ProducersMax: 10_000,
+		Index: a.index, Footers: a.footers, Now: a.now, Known: func([16]byte) bool { return true }, ProducerIdle: idle, ProducersMax: 10_000,
 		Retry: func(ctx context.Context, read func(context.Context) error) error {
 			return retry.Bucket(ctx, discard, "restore partitions", func() error { return read(ctx) })
 		},

@@ -136,8 +136,8 @@ func (k *agentKV) Txn(ctx context.Context, compares []coordinator.Compare, ops [
 	for i := range x.ops {
 		x.ops[i].Value = slices.Clone(x.ops[i].Value)
 	}
+	kv := k.w.kv
 	late := func() lateWrite {
-		kv := k.w.kv
 		return lateWrite{what: k.by.name + " " + x.String(), apply: func() {
 			if k.w.kv == kv { // else it was on its way to an etcd that is gone
 				_, _ = k.w.apply(x)

@@ -60,7 +60,8 @@ func (d Folder) Rename(from, to string) error {
 // Exchange implements FS, by renameat2(2). NFS and some others have no such thing.
 func (d Folder) Exchange(from, to string) error {
 	err := unix.Renameat2(unix.AT_FDCWD, filepath.Join(string(d), from), unix.AT_FDCWD, filepath.Join(string(d), to), unix.RENAME_EXCHANGE)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+	switch {
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPERM): // the kernel, the file system, or a filter of system calls
 		return d.Rename(from, to)
 	}
 	if err != nil {

@@ -45,7 +45,7 @@ func (s *Store) keep() {
 }
 
 // keepState writes the state. After a failure the one before is on disk, or the new one: each is whole, and whoever wanted the new one is told that it may not be there. The next
-// one is written to a file of its own again.
+// one is written to a file of its own.
 func (s *Store) keepState() {
 	want, st := s.stateWant, s.state
 	st.Marks, st.Losses = s.sortedMarks(), slices.Clone(st.Losses)

@@ -113,10 +113,15 @@ const stateBytesMax = 32 << 20
 // writeState replaces the state file, durably. The one before becomes the file that the next one is written to, over what is there: so that a store can be opened, seal and be closed
 // without new room on its disk.
 func writeState(fs FS, st *state) error {
-	if err := replaceState(fs, st); err != nil {
-		return fmt.Errorf("write %s: %w", stateName, err)
+	err := replaceState(fs, st)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if !errors.Is(err, ErrFull) {
+		// Whether the folder's sync failed is said once: what may be the state file after a crash is not written over by the next one, which gets a file of its own.
+		_ = fs.Remove(stateNewName)
+	}
+	return fmt.Errorf("write %s: %w", stateName, err)
 }
 
 func replaceState(fs FS, st *state) error {
