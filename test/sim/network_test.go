@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -145,17 +146,28 @@ func (n *node) sealer() wal.Sealer {
 	return n.store.Load()
 }
 
-// Seal implements wal.Sealer.
-func (r *remote) Seal(id wal.SegmentID, fence wal.Fence) (quorum.Answer, error) {
-	var answer quorum.Answer
-	_, err := r.ask(r.from.c.ctx, fmt.Sprintf("seal %s under %d", id, fence), timeoutMax, func(to *node) (err error) {
-		answer, err = to.sealer().Seal(id, fence)
+// askFor is ask for something that do returns: what the first request that was served got, as one that comes again may be served later.
+func askFor[T any](r *remote, what string, do func(to *node) (T, error)) (T, error) {
+	var first atomic.Pointer[T]
+	_, err := r.ask(r.from.c.ctx, what, timeoutMax, func(to *node) error {
+		got, err := do(to)
+		if err == nil {
+			first.CompareAndSwap(nil, &got)
+		}
 		return err
 	})
 	if err != nil {
-		return quorum.Answer{}, err
+		var none T
+		return none, err
 	}
-	return answer, nil
+	return *first.Load(), nil
+}
+
+// Seal implements wal.Sealer.
+func (r *remote) Seal(id wal.SegmentID, fence wal.Fence) (quorum.Answer, error) {
+	return askFor(r, fmt.Sprintf("seal %s under %d", id, fence), func(to *node) (quorum.Answer, error) {
+		return to.sealer().Seal(id, fence)
+	})
 }
 
 // Read implements wal.Sealer.
@@ -164,13 +176,12 @@ func (r *remote) Read(id wal.SegmentID, from wal.EntryID, visit func(wal.EntryID
 		id wal.EntryID
 		b  []byte
 	}
-	var entries []entry
-	_, err := r.ask(r.from.c.ctx, fmt.Sprintf("read %s from %d", id, from), timeoutMax, func(to *node) error {
-		entries = nil
-		return to.sealer().Read(id, from, func(n wal.EntryID, b []byte) error {
+	entries, err := askFor(r, fmt.Sprintf("read %s from %d", id, from), func(to *node) (entries []entry, err error) {
+		err = to.sealer().Read(id, from, func(n wal.EntryID, b []byte) error {
 			entries = append(entries, entry{n, slices.Clone(b)})
 			return nil
 		})
+		return entries, err
 	})
 	if err != nil {
 		return err
@@ -184,12 +195,8 @@ func (r *remote) Read(id wal.SegmentID, from wal.EntryID, visit func(wal.EntryID
 }
 
 // Segments implements product.PeerStore.
-func (r *remote) Segments() (all []disk.SegmentInfo, err error) {
-	_, err = r.ask(r.from.c.ctx, "list segments", timeoutMax, func(to *node) error {
-		all = to.store.Load().Segments()
-		return nil
-	})
-	return all, err
+func (r *remote) Segments() ([]disk.SegmentInfo, error) {
+	return askFor(r, "list segments", func(to *node) ([]disk.SegmentInfo, error) { return to.store.Load().Segments(), nil })
 }
 
 // Close implements product.PeerStore.
