@@ -184,6 +184,7 @@ func (w *Writer) retry(ctx context.Context, what, name string, do func(context.C
 // Commit makes a staged segment part of the log, by one transaction that holds only if nobody has claimed the log and the
 // commit is the next. beside is what it writes at the same time: the values of other keys, [BesideMax] at most, each of which must be as its ModRevision says. Commit returns once the outcome is certain: a
 // [coordinator.FencedError] if another agent has taken the log over, or, if it names others' keys alone, has written these; then the segment may be committed anew.
+// With [coordinator.ErrLimit], what is beside is too large: nothing is written, and a segment of fewer records may be uploaded for the same commit.
 func (w *Writer) Commit(ctx context.Context, s Staged, beside ...coordinator.Item) (coordinator.CommitItem, error) {
 	var item coordinator.CommitItem
 	revision, err := w.change(ctx, beside, func(next *coordinator.Log) ([]coordinator.Op, error) {
@@ -202,7 +203,7 @@ func (w *Writer) Commit(ctx context.Context, s Staged, beside ...coordinator.Ite
 	return item, err
 }
 
-// BesideMax is how many keys may be written beside a commit: values of 14 KiB on average find room.
+// BesideMax is how many keys may be written beside a commit: values of 14 KiB on average find room; larger ones are refused.
 const BesideMax = 64
 
 // unflushed leaves out segments that were rolled away and are flushed to their end.

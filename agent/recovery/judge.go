@@ -98,6 +98,7 @@ type sieve struct {
 	unread   map[coordinator.ShardID]string // names of manifests that are not in tips yet
 	counts   [apart + 1]int                 // of batches, by verdicts
 	unknown  map[protocol.TopicID]int       // batches of topics that etcd does not have
+	known    *ids                           // nil before one is to be settled
 }
 
 // sieve reads what is committed.

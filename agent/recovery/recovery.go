@@ -316,18 +316,17 @@ func (r *Recovery) flush(ctx context.Context, w *flush.Writer, parts []part, top
 	var builder segment.Builder
 	size := 0
 	producers := make(map[protocol.ProducerID]bool) // transactional ones, from before a restore
-	cut := func() error {
+	cut := func() (err error) {
 		if len(records) == 0 {
 			return nil
 		}
-		staged, err := w.Upload(ctx, &builder, w.NextCommit(), records)
-		if err != nil {
-			return err
-		}
 		if sieve != nil {
-			err = r.commit(ctx, w, staged, records)
+			err = sieve.commitAll(ctx, w, &builder, records)
 		} else {
-			_, err = w.Commit(ctx, staged)
+			var staged flush.Staged
+			if staged, err = w.Upload(ctx, &builder, w.NextCommit(), records); err == nil {
+				_, err = w.Commit(ctx, staged)
+			}
 		}
 		records, size = nil, 0
 		clear(producers)
@@ -350,8 +349,8 @@ func (r *Recovery) flush(ctx context.Context, w *flush.Writer, parts []part, top
 			return err
 		}
 		producer, settles := transactional(b)
-		settles = settles && sieve != nil && !producers[producer]
-		if len(records) == segment.SectionsMax || size > 0 && size+len(b) > flush.SegmentBytesDefault || settles && len(producers) == flush.BesideMax {
+		settles = settles && sieve != nil
+		if len(records) == segment.SectionsMax || size > 0 && size+len(b) > flush.SegmentBytesDefault || settles && !producers[producer] && len(producers) == flush.BesideMax {
 			if err := cut(); err != nil {
 				return err
 			}

@@ -12,6 +12,7 @@ import (
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
 	"github.com/varve-io/varve/coordinator/txn"
+	"github.com/varve-io/varve/objectstore/segment"
 	"github.com/varve-io/varve/protocol"
 	"github.com/varve-io/varve/protocol/batch"
 )
@@ -50,58 +51,108 @@ func transactional(b []byte) (protocol.ProducerID, bool) {
 	return h.ProducerID, err == nil && h.Attributes.Transactional()
 }
 
-// settled returns, as they are to be once records of a log from before a restore are committed, the records of the transactional ids of which these tell: what the restore has decided was decided by what is in the bucket
-// alone. Nobody coordinates an id before the last such log is closed. Other logs' recoverers may settle the same ids.
-func (r *Recovery) settled(ctx context.Context, records []flush.Record) ([]coordinator.Item, error) {
-	all, err := standingsOf(records)
-	if err != nil || len(all) == 0 {
-		return nil, err
+// ids are the keys of transactional ids, by their producers.
+type ids struct {
+	keys   map[protocol.ProducerID]string
+	shards uint32
+}
+
+// ids reads which ids there are, once for all commits of a log, for there may be very many: until the last log from before a restore is closed no producer gets another key, and who has none gets that of [rebuild.Unclaimed].
+func (s *sieve) ids(ctx context.Context) (*ids, error) {
+	if s.known != nil {
+		return s.known, nil
 	}
-	var items []coordinator.Item
-	var cluster coordinator.Cluster
-	err = retry.Coordinator(ctx, r.Log, "read transactional ids", func(ctx context.Context) (err error) {
+	r := s.recovery
+	known := &ids{keys: make(map[protocol.ProducerID]string)}
+	err := retry.Coordinator(ctx, r.Log, "list transactional ids", func(ctx context.Context) error {
 		item, _, err := r.KV.Get(ctx, coordinator.KeyCluster)
 		if err != nil {
 			return err
 		}
-		if cluster, err = coordinator.Decode[coordinator.Cluster](item); err != nil {
+		cluster, err := coordinator.Decode[coordinator.Cluster](item)
+		if err != nil {
 			return err
 		}
-		items, _, err = r.KV.List(ctx, coordinator.PrefixTxns, 0)
+		known.shards = cluster.Shards
+		items, _, err := r.KV.List(ctx, coordinator.PrefixTxns, 0)
+		for _, it := range items {
+			id, err := coordinator.Decode[txn.Snapshot](it)
+			if err != nil {
+				return err
+			}
+			known.keys[id.ProducerID] = it.Key
+		}
 		return err
 	})
+	if err == nil {
+		s.known = known
+	}
+	return known, err
+}
+
+// settled returns, as they are to be once records of a log from before a restore are committed, the records of the transactional ids of which these tell: what the restore has decided was decided by what is in the bucket
+// alone. Nobody coordinates an id before the last such log is closed. Other logs' recoverers may settle the same ids.
+func (s *sieve) settled(ctx context.Context, records []flush.Record) ([]coordinator.Item, error) {
+	all, err := standingsOf(records)
+	if err != nil || len(all) == 0 {
+		return nil, err
+	}
+	known, err := s.ids(ctx)
 	if err != nil {
 		return nil, err
 	}
-	known := make(map[protocol.ProducerID]coordinator.Item)
-	for _, it := range items {
-		s, err := coordinator.Decode[txn.Snapshot](it)
+	r := s.recovery
+	var changed []coordinator.Item
+	for _, producer := range slices.Sorted(maps.Keys(all)) {
+		key, id := rebuild.Unclaimed(producer, known.shards, r.Now().UnixMilli())
+		if named, ok := known.keys[producer]; ok {
+			key = named
+		}
+		var item coordinator.Item
+		err := retry.Coordinator(ctx, r.Log, "read transactional id", func(ctx context.Context) (err error) {
+			item, _, err = r.KV.Get(ctx, key)
+			return err
+		})
 		if err != nil {
 			return nil, err
 		}
-		known[s.ProducerID] = it
-	}
-	var changed []coordinator.Item
-	for _, id := range slices.Sorted(maps.Keys(all)) {
-		key, s := rebuild.Unclaimed(id, cluster.Shards, r.Now().UnixMilli())
-		item, ok := known[id]
-		if !ok {
-			item.Key = key
-		} else if s, err = coordinator.Decode[txn.Snapshot](item); err != nil {
-			return nil, err
+		if item.ModRevision > 0 {
+			if id, err = coordinator.Decode[txn.Snapshot](item); err != nil {
+				return nil, err
+			}
 		}
-		if next := coordinator.Encode(rebuild.Settle(s, all[id])); string(next) != string(item.Value) {
-			item.Value = next
+		if next := coordinator.Encode(rebuild.Settle(id, all[producer])); string(next) != string(item.Value) {
+			item.Key, item.Value = key, next
 			changed = append(changed, item)
 		}
 	}
 	return changed, nil
 }
 
-// commit commits records of a log from before a restore, and what they tell of transactions with them: who recovers the log again may find less of it, and must not find settled by what is gone.
-func (r *Recovery) commit(ctx context.Context, w *flush.Writer, staged flush.Staged, records []flush.Record) error {
+// commitAll commits records of a log from before a restore, and what they tell of transactions with them, by as many commits as it takes: the values of a few ids may be more than etcd takes at once.
+func (s *sieve) commitAll(ctx context.Context, w *flush.Writer, builder *segment.Builder, records []flush.Record) error {
+	for n := len(records); n > 0; {
+		staged, err := w.Upload(ctx, builder, w.NextCommit(), records[:n])
+		if err == nil {
+			err = s.commitWith(ctx, w, staged, records[:n])
+		}
+		switch {
+		case err == nil: // what is settled is the same for most of what follows
+			records = records[n:]
+			n = min(2*n, len(records))
+		case errors.Is(err, coordinator.ErrLimit) && n > 1:
+			n /= 2
+		default:
+			return err
+		}
+	}
+	return nil
+}
+
+// commitWith commits a segment, and what its records tell of transactions with it: who recovers the log again may find less of it, and must not find settled by what is gone.
+func (s *sieve) commitWith(ctx context.Context, w *flush.Writer, staged flush.Staged, records []flush.Record) error {
 	for {
-		items, err := r.settled(ctx, records)
+		items, err := s.settled(ctx, records)
 		if err != nil {
 			return err
 		}

@@ -153,7 +153,20 @@ func TestSettleLost(t *testing.T) {
 	}
 }
 
-// TestSettleMany: the ids of more producers than a commit may settle are settled by several.
+// lister counts how often transactional ids are listed.
+type lister struct {
+	coordinator.KV
+	lists int
+}
+
+func (k *lister) List(ctx context.Context, prefix string, rev int64) ([]coordinator.Item, int64, error) {
+	if prefix == coordinator.PrefixTxns {
+		k.lists++
+	}
+	return k.KV.List(ctx, prefix, rev)
+}
+
+// TestSettleMany: the ids of more producers than a commit may settle are settled by several, and listed once.
 func TestSettleMany(t *testing.T) {
 	w := newTwoLogs(t)
 	put(t, w.kv, coordinator.KeyCluster, coordinator.Cluster{Shards: 4})
@@ -162,8 +175,14 @@ func TestSettleMany(t *testing.T) {
 		all = append(all, entry{offset: n, epoch: 1, producer: 40 + int32(n)})
 	}
 	w.both(t, 7, all, "a", "b", "c")
-	if err := w.run(t, 7, false, "a", "b", "c", "d"); err != nil {
+	r := w.old("a", "b", "c", "d")
+	kv := &lister{KV: w.kv}
+	r.KV = kv
+	if err := r.Run(t.Context(), 7); err != nil {
 		t.Fatal(err)
+	}
+	if kv.lists != 1 {
+		t.Errorf("listed all ids %d times, want once", kv.lists)
 	}
 	for prefix, want := range map[string]int{coordinator.PrefixTxns: len(all), coordinator.PrefixCommits: 3} {
 		items, _, err := w.kv.List(t.Context(), prefix, 0)
@@ -173,6 +192,82 @@ func TestSettleMany(t *testing.T) {
 		if len(items) != want {
 			t.Errorf("%d of %s, want %d", len(items), prefix, want)
 		}
+	}
+}
+
+// TestSettleLarge: the ids of a segment's records are more than etcd takes at once, so that several commits settle them, each those of its own records: somebody else claims the log between two of them.
+func TestSettleLarge(t *testing.T) {
+	for name, test := range map[string]struct {
+		producers, entries int // which the producers have by turns
+		topics             int32
+		want               string
+	}{
+		"many ids":       {producers: flush.BesideMax, entries: flush.BesideMax, topics: 800, want: "0-32, 32-64"},
+		"the largest":    {producers: 3, entries: 3, topics: 18_000, want: "0-1, 1-3"},
+		"they alternate": {producers: 5, entries: 14, topics: 18_000, want: "0-1, 1-2, 2-4, 4-8, 8-14"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newTwoLogs(t)
+			put(t, w.kv, coordinator.KeyCluster, coordinator.Cluster{Shards: 4})
+			var touched txn.Set
+			for n := range test.topics {
+				touched = append(touched, txn.Partition{Topic: protocol.TopicID{1, byte(n >> 8), byte(n)}})
+			}
+			key := func(n int) string { return coordinator.KeyTxn(1, fmt.Sprint("id", n)) }
+			for n := range test.producers {
+				put(t, w.kv, key(n), txn.Snapshot{
+					Format: 1, State: txn.PrepareAbort, ProducerID: protocol.ProducerID(40 + n), Epoch: 32766, LastProducerID: -1, LastEpoch: -1, NextProducerID: -1, StartedMs: -1, Partitions: touched,
+				})
+			}
+			var all []entry
+			for n := range test.entries {
+				all = append(all, entry{offset: protocol.Offset(n), epoch: 1, producer: int32(40 + n%test.producers)})
+			}
+			w.both(t, 7, all, "a", "b", "c")
+			settled := func(n int) bool {
+				item, _, err := w.kv.Get(t.Context(), key(n))
+				if err != nil {
+					t.Fatal(err)
+				}
+				s, err := coordinator.Decode[txn.Snapshot](item)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return slices.Contains(s.Partitions, txn.Partition{Topic: topic.ID})
+			}
+			r := w.old("a", "b", "c", "d")
+			r.KV = &before{KV: w.kv, key: coordinator.KeyCommit(7, 2), do: func() {
+				item, _, err := w.kv.Get(t.Context(), coordinator.KeyLog(7))
+				if err != nil {
+					t.Fatal(err)
+				}
+				record, err := coordinator.Decode[coordinator.Log](item)
+				if err != nil {
+					t.Fatal(err)
+				}
+				record.Fence++
+				put(t, w.kv, coordinator.KeyLog(7), record)
+				for n := range test.producers {
+					if want := int64(n) < record.Flushed; settled(n) != want {
+						t.Errorf("with the first %d entries committed, id %d is settled: %v, want %v", record.Flushed, n, !want, want)
+					}
+				}
+			}}
+			if err := r.Run(t.Context(), 7); !errors.Is(err, coordinator.ErrFenced) {
+				t.Fatalf("the first one recovers with %v", err)
+			}
+			if err := w.run(t, 7, false, "a", "b", "c", "d"); err != nil {
+				t.Fatal(err)
+			}
+			if got := w.endsOf(t, 7); got != test.want {
+				t.Errorf("committed %s, want %s", got, test.want)
+			}
+			for n := range test.producers {
+				if !settled(n) {
+					t.Errorf("id %d is not settled", n)
+				}
+			}
+		})
 	}
 }
 
