@@ -14,6 +14,7 @@ import (
 	"github.com/varve-io/varve/agent/recovery"
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/frame"
 )
 
@@ -184,7 +185,8 @@ func (s *succession) notice(ctx context.Context, logs []coordinator.Log) {
 		case l.Claimer == s.a.id: // by a recovery of ours, whose end says when to try again
 			ab.record = l
 			continue
-		case ab.record.Fence == l.Fence && ab.record.Commits == l.Commits && ab.claimed == claimed:
+		case ab.record.Claimer == l.Claimer && ab.record.Commits == l.Commits && ab.claimed == claimed: // perhaps a claim more: who fails again and again keeps nobody away
+			ab.record = l
 			continue
 		}
 		ab.record, ab.claimed = l, claimed
@@ -204,7 +206,7 @@ func (s *succession) refuses(ctx context.Context, log coordinator.LogID) bool {
 	return place != "" && s.a.stores.network.Refuses(ctx, place)
 }
 
-// due is when this agent may claim a log that has just been found absent, or that somebody has just claimed or brought forward, or whose claimer is gone.
+// due is when this agent may claim a log that has just been found absent, or that another agent than before has just claimed, or somebody brought forward, or whose claimer is gone.
 func (s *succession) due(now time.Time, ab *absence) time.Time {
 	if ab.claimed && ab.record.ID < s.a.cluster.Restored {
 		return now.Add(progressOldMax)
@@ -253,8 +255,9 @@ func (s *succession) end(r result) error {
 		delete(s.absent, r.log)
 		s.a.members.tell() // the controller, if this is it, need not look again to see that the log is closed
 		return nil
-	case errors.Is(r.err, coordinator.ErrFenced):
+	case errors.Is(r.err, coordinator.ErrFenced), errors.Is(r.err, disk.ErrFenced):
 		s.a.log.Info("another agent recovers the WAL log", "log", r.log)
+		ab.record.Claimer = s.a.id // before the other, which has its time from now on, also if it had claimed the log before
 	case errors.Is(r.err, recovery.ErrWaiting):
 		if !ab.said {
 			ab.said = true

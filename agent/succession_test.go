@@ -122,8 +122,18 @@ func TestAbsence(t *testing.T) {
 		wants("claimed by one that lives", claimed, progressMax)
 		time.Sleep(5 * time.Second)
 		wants("without progress", claimed, progressMax-5*time.Second)
+		claimed.Fence++
+		wants("claimed again by the same", claimed, progressMax-5*time.Second)
 		claimed.Commits++
 		wants("with progress", claimed, progressMax)
+		time.Sleep(progressMax)
+		wants("no progress for too long", claimed, 0)
+		p.absent[9].running = true
+		claimed.Fence += 2
+		if err := p.end(result{log: 9, err: coordinator.ErrFenced}); err != nil {
+			t.Fatal(err)
+		}
+		wants("claimed by this one, and then by the same as before", claimed, progressMax)
 		time.Sleep(time.Second)
 		s.leave(2)
 		wants("its claimer is gone", claimed, deathGrace)
