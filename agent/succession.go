@@ -116,7 +116,7 @@ func (s *succession) step(ctx context.Context) (time.Duration, error) {
 			running++
 		}
 	}
-	for _, id := range slices.Sorted(maps.Keys(s.absent)) {
+	for _, id := range s.order() {
 		ab := s.absent[id]
 		if ab.running {
 			continue
@@ -146,6 +146,13 @@ func (s *succession) step(ctx context.Context) (time.Duration, error) {
 		})
 	}
 	return wait, nil
+}
+
+// order returns the absent logs in the order in which they are recovered: those first that have been due for longest, so that each has its turn though many fail.
+func (s *succession) order() []coordinator.LogID {
+	return slices.SortedFunc(maps.Keys(s.absent), func(x, y coordinator.LogID) int {
+		return cmp.Or(s.absent[x].due.Compare(s.absent[y].due), cmp.Compare(x, y))
+	})
 }
 
 // tooFew says, once, that a log cannot be recovered from the stores that are there.
