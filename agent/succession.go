@@ -25,7 +25,7 @@ const (
 	deathGrace = 3 * time.Second
 	// progressMax is how long a recovery may be without a commit until another agent takes over.
 	progressMax = 20 * time.Second
-	// progressOldMax is that of a log from before a restore: who has claimed it reads what all stores have of it, much of which may be committed already, before its first commit.
+	// progressOldMax is that of a log from before a restore, from each commit too: who has claimed it reads what all stores have of it, much of which may be committed already, before the first.
 	progressOldMax = 5 * time.Minute
 	// failedPause is the wait before a recovery that failed is tried again.
 	failedPause = 3 * time.Second
