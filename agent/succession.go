@@ -14,6 +14,7 @@ import (
 	"github.com/varve-io/varve/agent/recovery"
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/frame"
 )
 
@@ -24,7 +25,7 @@ const (
 	deathGrace = 3 * time.Second
 	// progressMax is how long a recovery may be without a commit until another agent takes over.
 	progressMax = 20 * time.Second
-	// progressOldMax is that of a log from before a restore: who has claimed it reads what all stores have of it, much of which may be committed already, before its first commit.
+	// progressOldMax is that of a log from before a restore, from each commit too: who has claimed it reads what all stores have of it, much of which may be committed already, before the first.
 	progressOldMax = 5 * time.Minute
 	// failedPause is the wait before a recovery that failed is tried again.
 	failedPause = 3 * time.Second
@@ -115,7 +116,7 @@ func (s *succession) step(ctx context.Context) (time.Duration, error) {
 			running++
 		}
 	}
-	for _, id := range slices.Sorted(maps.Keys(s.absent)) {
+	for _, id := range s.order() {
 		ab := s.absent[id]
 		if ab.running {
 			continue
@@ -145,6 +146,13 @@ func (s *succession) step(ctx context.Context) (time.Duration, error) {
 		})
 	}
 	return wait, nil
+}
+
+// order returns the absent logs in the order in which they are recovered: those first that have been due for longest, so that each has its turn though many fail.
+func (s *succession) order() []coordinator.LogID {
+	return slices.SortedFunc(maps.Keys(s.absent), func(x, y coordinator.LogID) int {
+		return cmp.Or(s.absent[x].due.Compare(s.absent[y].due), cmp.Compare(x, y))
+	})
 }
 
 // tooFew says, once, that a log cannot be recovered from the stores that are there.
@@ -184,7 +192,8 @@ func (s *succession) notice(ctx context.Context, logs []coordinator.Log) {
 		case l.Claimer == s.a.id: // by a recovery of ours, whose end says when to try again
 			ab.record = l
 			continue
-		case ab.record.Fence == l.Fence && ab.record.Commits == l.Commits && ab.claimed == claimed:
+		case ab.record.Claimer == l.Claimer && ab.record.Commits == l.Commits && ab.claimed == claimed: // perhaps a claim more: who fails again and again keeps nobody away
+			ab.record = l
 			continue
 		}
 		ab.record, ab.claimed = l, claimed
@@ -204,7 +213,7 @@ func (s *succession) refuses(ctx context.Context, log coordinator.LogID) bool {
 	return place != "" && s.a.stores.network.Refuses(ctx, place)
 }
 
-// due is when this agent may claim a log that has just been found absent, or that somebody has just claimed or brought forward, or whose claimer is gone.
+// due is when this agent may claim a log that has just been found absent, or that another agent than before has just claimed, or somebody brought forward, or whose claimer is gone.
 func (s *succession) due(now time.Time, ab *absence) time.Time {
 	if ab.claimed && ab.record.ID < s.a.cluster.Restored {
 		return now.Add(progressOldMax)
@@ -253,8 +262,9 @@ func (s *succession) end(r result) error {
 		delete(s.absent, r.log)
 		s.a.members.tell() // the controller, if this is it, need not look again to see that the log is closed
 		return nil
-	case errors.Is(r.err, coordinator.ErrFenced):
+	case errors.Is(r.err, coordinator.ErrFenced), errors.Is(r.err, disk.ErrFenced):
 		s.a.log.Info("another agent recovers the WAL log", "log", r.log)
+		ab.record.Claimer = s.a.id // before the other, which has its time from now on, also if it had claimed the log before
 	case errors.Is(r.err, recovery.ErrWaiting):
 		if !ab.said {
 			ab.said = true

@@ -122,8 +122,18 @@ func TestAbsence(t *testing.T) {
 		wants("claimed by one that lives", claimed, progressMax)
 		time.Sleep(5 * time.Second)
 		wants("without progress", claimed, progressMax-5*time.Second)
+		claimed.Fence++
+		wants("claimed again by the same", claimed, progressMax-5*time.Second)
 		claimed.Commits++
 		wants("with progress", claimed, progressMax)
+		time.Sleep(progressMax)
+		wants("no progress for too long", claimed, 0)
+		p.absent[9].running = true
+		claimed.Fence += 2
+		if err := p.end(result{log: 9, err: coordinator.ErrFenced}); err != nil {
+			t.Fatal(err)
+		}
+		wants("claimed by this one, and then by the same as before", claimed, progressMax)
 		time.Sleep(time.Second)
 		s.leave(2)
 		wants("its claimer is gone", claimed, deathGrace)
@@ -223,6 +233,42 @@ func TestRecoveriesMax(t *testing.T) {
 		step(recoveriesMax)
 		cancel()
 		close(kv.let)
+		p.a.tasks.Wait()
+	})
+}
+
+// TestRecoveriesInTurn: of more logs than are recovered at once each has its turn, though all fail, and those that failed may be tried again.
+func TestRecoveriesInTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSuccessors(t, 1)
+		const logs = 2*recoveriesMax + 1
+		for id := coordinator.LogID(10); id < 10+logs; id++ {
+			s.txn(coordinator.Op{Key: coordinator.KeyLog(id), Value: coordinator.Encode(coordinator.Log{ID: id, Node: 11, Fence: 1})})
+		}
+		kv := &slow{KV: s.kv, asked: make(chan struct{}, logs), let: make(chan struct{})}
+		close(kv.let)
+		p := s.of(1)
+		p.a.cluster.Restored, p.a.deps.KV, p.ended = 100, s.kv, make(chan result, recoveriesMax)
+		p.recovery = &recovery.Recovery{KV: kv, Restored: 100, Log: slog.New(slog.DiscardHandler)}
+		tried := make(map[coordinator.LogID]bool)
+		for range 3 {
+			if _, err := p.step(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			for range recoveriesMax {
+				r := <-p.ended
+				tried[r.log] = true
+				if err := p.end(result{r.log, recovery.ErrWaiting}); err != nil {
+					t.Fatal(err)
+				}
+				<-kv.asked
+			}
+			time.Sleep(2 * failedPause)
+		}
+		if len(tried) != logs {
+			t.Errorf("%d logs of %d were tried: %v", len(tried), logs, tried)
+		}
 		p.a.tasks.Wait()
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/fnv"
+	"slices"
 
 	"github.com/varve-io/varve/protocol"
 )
@@ -18,12 +19,20 @@ type Cluster struct {
 	// Restored is the number below which WAL logs are from before the coordinator's state was last rebuilt; 0 if it never was. While one of them is open no shard gets a leader: the
 	// state may be older than they are, so that any of them may have a shard's newest records.
 	Restored LogID `json:"restored,omitempty"`
-	// Since is the number from which, and up to Restored, a WAL log without a record was opened after the copy was made from which the state was rebuilt; Restored, or 0, if none counts.
-	Since LogID `json:"since,omitempty"`
+	// Since are the numbers that WAL logs may have which were opened after a copy was made from which the state was rebuilt: a range for each time that it was, but for those when what agents' disks had was given up. They ascend.
+	Since []LogRange `json:"since,omitempty"`
 }
 
-// SinceCopy reports whether a WAL log that has no record was opened after the copy was made from which the coordinator's state was rebuilt. It was never closed: what stores have of it may be nowhere else.
-func (c *Cluster) SinceCopy(id LogID) bool { return id >= c.Since && id < c.Restored }
+// LogRange are the numbers of WAL logs from From to below To.
+type LogRange struct {
+	From LogID `json:"from"`
+	To   LogID `json:"to"`
+}
+
+// SinceCopy reports whether a WAL log that has no record was opened after a copy was made from which the coordinator's state was rebuilt, the last time or before. It was never closed: what stores have of it may be nowhere else.
+func (c *Cluster) SinceCopy(id LogID) bool {
+	return slices.ContainsFunc(c.Since, func(r LogRange) bool { return id >= r.From && id < r.To })
+}
 
 // LastCopy is the copy of all this in the bucket that was begun last; the zero value if none was. An etcd that is set back gives the number of a copy again, but with another nonce.
 type LastCopy struct {

@@ -52,7 +52,7 @@ func TestForget(t *testing.T) {
 func TestForgetRestored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.put(coordinator.KeyCluster, coordinator.Cluster{Shards: shards, Since: 2, Restored: 5})
+		w.put(coordinator.KeyCluster, coordinator.Cluster{Shards: shards, Restored: 5, Since: []coordinator.LogRange{{From: 2, To: 5}}})
 		w.log(coordinator.Log{ID: 1, Closed: true})
 		w.log(coordinator.Log{ID: 2, Closed: true})
 		w.log(coordinator.Log{ID: 5, Closed: true})

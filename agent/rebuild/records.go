@@ -92,9 +92,9 @@ func (r *rebuilder) outcome() (*outcome, error) {
 	next[coordinator.KeyNextPID] = max(next[coordinator.KeyNextPID], int64(r.producers)+1) + producersAhead
 	o.cluster.Restored = coordinator.LogID(next[coordinator.KeyNextLog])
 	put(coordinator.KeyPastLog, o.cluster.Restored) // none of before is opened any more, by a transaction that was on its way
-	o.cluster.Since = r.found.Past
+	o.cluster.Since = append(slices.Clone(o.cluster.Since), coordinator.LogRange{From: r.found.Past, To: o.cluster.Restored})
 	if r.lost {
-		o.cluster.Since = o.cluster.Restored
+		o.cluster.Since = nil
 	}
 	next[coordinator.KeyNextPID] = int64(r.transactions(txns, protocol.ProducerID(next[coordinator.KeyNextPID])))
 	for key, s := range txns {

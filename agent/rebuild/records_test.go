@@ -9,10 +9,10 @@ import (
 	"github.com/varve-io/varve/protocol"
 )
 
-// TestSinceCopy: the logs that the copy does not know are told from those that were over when it was made; where disks are lost, none counts. None is opened any more.
+// TestSinceCopy: the logs that the copy does not know are told from those that were over when it was made, also those of an earlier restore, which nobody may have given up; where disks are lost, none counts. None is opened any more.
 func TestSinceCopy(t *testing.T) {
 	for _, lost := range []bool{false, true} {
-		f := &Found{Past: 7, Cluster: coordinator.Cluster{Shards: shards}}
+		f := &Found{Past: 7, Cluster: coordinator.Cluster{Shards: shards, Restored: 5, Since: []coordinator.LogRange{{From: 2, To: 5}}}}
 		r := &rebuilder{state: &State{}, found: f, plan: NewPlan(f), listed: &listing{epochs: make(map[coordinator.ShardID]int32)}, lost: lost}
 		o, err := r.outcome()
 		if err != nil {
@@ -22,8 +22,18 @@ func TestSinceCopy(t *testing.T) {
 		if at < 0 || string(o.items[at].Value) != string(coordinator.Encode(o.cluster.Restored)) {
 			t.Errorf("the mark is not at %s: %+v", o.cluster.Restored, o.items)
 		}
-		if got := [2]bool{o.cluster.SinceCopy(6), o.cluster.SinceCopy(7)}; got != [2]bool{false, !lost} {
-			t.Errorf("disks lost: %t; logs 6 and 7 are of since the copy: %t", lost, got)
+		var since []coordinator.LogID
+		for _, id := range []coordinator.LogID{1, 2, 4, 5, 6, 7, o.cluster.Restored - 1, o.cluster.Restored} {
+			if o.cluster.SinceCopy(id) {
+				since = append(since, id)
+			}
+		}
+		want := []coordinator.LogID{2, 4, 7, o.cluster.Restored - 1}
+		if lost {
+			want = nil
+		}
+		if !slices.Equal(since, want) {
+			t.Errorf("disks lost: %t; logs %v are of since a copy, want %v", lost, since, want)
 		}
 	}
 }

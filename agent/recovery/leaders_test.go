@@ -1,7 +1,9 @@
 package recovery_test
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"testing"
 
@@ -236,6 +238,101 @@ func TestEarlierLeaderLossy(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, want := [2]string{w.endsOf(t, 7), w.endsOf(t, 8)}, [2]string{"0-2", "2-4"}; got != want {
+		t.Errorf("committed %q, want %q", got, want)
+	}
+}
+
+// rival is an etcd in which another agent claims a log just before a write of its record.
+type rival struct {
+	coordinator.KV
+	t   *testing.T
+	log coordinator.LogID
+	at  int // which write
+}
+
+// Txn implements coordinator.KV.
+func (k *rival) Txn(ctx context.Context, compares []coordinator.Compare, ops []coordinator.Op) (coordinator.TxnResult, error) {
+	key := coordinator.KeyLog(k.log)
+	if slices.ContainsFunc(ops, func(op coordinator.Op) bool { return op.Key == key }) {
+		if k.at--; k.at == 0 {
+			item, _, err := k.Get(ctx, key)
+			if err != nil {
+				k.t.Error(err)
+			}
+			l, err := coordinator.Decode[coordinator.Log](item)
+			if err != nil {
+				k.t.Error(err)
+			}
+			l.Fence, l.Claimer = l.Fence+1, 200
+			if _, err := k.KV.Txn(ctx, nil, []coordinator.Op{{Key: key, Value: coordinator.Encode(l)}}); err != nil {
+				k.t.Error(err)
+			}
+		}
+	}
+	return k.KV.Txn(ctx, compares, ops)
+}
+
+// TestEarlierLeaderFenced: another agent claims the log that one which is given up waits for, or this one itself, and does not recover it, for want of the operator's word.
+func TestEarlierLeaderFenced(t *testing.T) {
+	for _, log := range []coordinator.LogID{7, 8} {
+		w := newTwoLogs(t)
+		w.both(t, 7, at(1, 0, 1), "a", "c")
+		w.both(t, 8, at(2, 2, 3), "b", "c", "d")
+		kv := &rival{KV: w.kv, t: t, log: log, at: 2} // behind the claim
+		r := w.old("a", "c", "d")                     // log 8 lacks its writer's store
+		r.KV = kv
+		if err := r.RunDamaged(t.Context(), 8, w.stores["a"]); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := [2]string{w.endsOf(t, 7), w.endsOf(t, 8)}, [2]string{"0-2", "2-4"}; got != want || kv.at >= 0 {
+			t.Errorf("committed %q, want %q; log %s was written %d times after it was claimed", got, want, log, -kv.at)
+		}
+	}
+}
+
+// TestGivenUpEnds: who gives up a log that others claim ends with its context.
+func TestGivenUpEnds(t *testing.T) {
+	w := newTwoLogs(t)
+	w.both(t, 8, at(2, 0, 1), "b", "c", "d")
+	ctx, cancel := context.WithCancel(t.Context())
+	r := w.old("a", "c", "d")
+	r.KV = &rival{KV: w.kv, t: t, log: 8, at: 2}
+	r.Log = slog.New(ending{slog.DiscardHandler, cancel})
+	if err := r.RunDamaged(ctx, 8, w.stores["a"]); !errors.Is(err, context.Canceled) {
+		t.Errorf("ended with %v", err)
+	}
+}
+
+// ending is a log that calls end at the first warning.
+type ending struct {
+	slog.Handler
+	end func()
+}
+
+// Enabled implements slog.Handler.
+func (h ending) Enabled(context.Context, slog.Level) bool { return true }
+
+// Handle implements slog.Handler.
+func (h ending) Handle(_ context.Context, r slog.Record) error {
+	if r.Level == slog.LevelWarn {
+		h.end()
+	}
+	return nil
+}
+
+// TestEarlierOfEarlier: what a log that is given up waits for waits for a third one.
+func TestEarlierOfEarlier(t *testing.T) {
+	w := newTwoLogs(t)
+	put(t, w.kv, coordinator.KeyLog(9), coordinator.Log{
+		ID: 9, Node: 4, Fence: 1000, Segments: []coordinator.WALSegment{{Number: 1, First: 1, Last: -1, Stores: []string{"b", "c", "d"}, Quorum: 2}},
+	})
+	w.both(t, 7, []entry{{partition: 1, epoch: 1}}, "a", "b", "c")
+	w.both(t, 8, []entry{{partition: 1, offset: 1, epoch: 2}, {epoch: 1}}, "b", "c", "d")
+	w.both(t, 9, at(2, 1), "b", "c", "d")
+	if err := w.run(t, 9, true, "a", "b", "c"); err != nil { // log 9 lacks its writer's store
+		t.Fatal(err)
+	}
+	if got, want := [3]string{w.endsOf(t, 7), w.endsOf(t, 8), w.endsOf(t, 9)}, [3]string{"1:0-1", "0-1 1:1-2", "1-2"}; got != want {
 		t.Errorf("committed %q, want %q", got, want)
 	}
 }

@@ -144,7 +144,8 @@ func supersede(ctx context.Context, w *flush.Writer) error {
 	return err
 }
 
-// RunDamaged recovers a log of which an operator has said that what cannot be read may be given up: it ends before the first entry that is damaged, or, from before a restore, on no store in reach.
+// RunDamaged recovers a log of which an operator has said that what cannot be read may be given up: it ends before the first entry that is damaged, or, from before a restore, on no store in reach. Once something is given up, it goes on
+// though other agents claim the log, or one that comes before it: they do without the operator's word.
 func (r *Recovery) RunDamaged(ctx context.Context, id coordinator.LogID, d *disk.Store) error {
 	err := r.Run(ctx, id)
 	_, damaged := errors.AsType[*frame.CorruptError](err) // here or elsewhere
@@ -165,15 +166,34 @@ func (r *Recovery) RunDamaged(ctx context.Context, id coordinator.LogID, d *disk
 	default:
 		return err
 	}
+	return r.giveUp(ctx, id)
+}
+
+// giveUp recovers a log of which something is given up, and those before that it waits for: they may wait for it, and for what is lost.
+func (r *Recovery) giveUp(ctx context.Context, id coordinator.LogID) error {
+	at, vain := id, 0
 	for {
-		err := r.run(ctx, id, id)
-		waiting, ok := errors.AsType[*waitingError](err)
-		if !ok {
+		err := r.run(ctx, at, id)
+		waiting, waits := errors.AsType[*waitingError](err)
+		switch {
+		case err == nil && at == id:
+			return nil
+		case err == nil:
+			at = id
+			continue
+		case waits && at == id:
+			at = waiting.log
+			continue
+		case !waits && !errors.Is(err, coordinator.ErrFenced) && !errors.Is(err, disk.ErrFenced):
 			return err
 		}
-		// What the log waits for may wait for it, and for what is lost.
-		if err := r.run(ctx, waiting.log, id); err != nil {
+		vain++
+		r.Log.Warn("a WAL log that is given up is not recovered yet; trying again", "log", id, "at", at, "tries", vain, "err", err)
+		if err := retry.Pause(ctx); err != nil {
 			return err
+		}
+		if at = id; waits {
+			at = waiting.log
 		}
 	}
 }

@@ -61,6 +61,9 @@ func TestSweep(t *testing.T) {
 	segment := func(number uint32, last int64, stores ...string) coordinator.WALSegment {
 		return coordinator.WALSegment{Number: number, First: 1, Last: last, Stores: stores, Quorum: 1}
 	}
+	since := func(from, to coordinator.LogID) coordinator.Cluster {
+		return coordinator.Cluster{Restored: to, Since: []coordinator.LogRange{{From: from, To: to}}}
+	}
 	const own = "own" // stands for the disk's identity
 	for name, test := range map[string]struct {
 		log      *coordinator.Log // nil: it has no record
@@ -95,15 +98,17 @@ func TestSweep(t *testing.T) {
 		"log closed and forgotten, at the start":                       {past: true, entries: 1, starting: true, dropped: true},
 		"log forgotten, its writer lives":                              {past: true, entries: 1, lives: true},
 		"open segment of a log below the mark":                         {log: &coordinator.Log{Segments: []coordinator.WALSegment{segment(3, -1, own)}}, past: true, entries: 1},
-		"opened after the copy, and the mark is above it":              {past: true, entries: 1, cluster: coordinator.Cluster{Since: 5, Restored: 9}},
-		"opened after the copy, at the start":                          {past: true, entries: 1, cluster: coordinator.Cluster{Since: 5, Restored: 9}, starting: true, refused: true},
-		"opened after the copy, and another is given up":               {past: true, entries: 1, cluster: coordinator.Cluster{Since: 5, Restored: 9}, lost: 6, starting: true, refused: true},
-		"opened after the copy, and given up":                          {past: true, entries: 1, cluster: coordinator.Cluster{Since: 5, Restored: 9}, lost: 5, starting: true, dropped: true},
-		"opened after the copy, and given up before the mark is above": {entries: 1, cluster: coordinator.Cluster{Since: 5, Restored: 9}, lost: 5, starting: true, dropped: true},
-		"opened after the copy, which shows, so that it is closed":     {log: &coordinator.Log{Closed: true}, entries: 1, cluster: coordinator.Cluster{Since: 5, Restored: 9}, starting: true, dropped: true},
-		"forgotten before the copy":                                    {past: true, entries: 1, cluster: coordinator.Cluster{Since: 6, Restored: 9}, starting: true, dropped: true},
-		"forgotten, of after the restore":                              {past: true, entries: 1, cluster: coordinator.Cluster{Since: 1, Restored: 5}, starting: true, dropped: true},
-		"unknown, of after the restore, though it is said to be lost":  {entries: 1, cluster: coordinator.Cluster{Since: 1, Restored: 5}, lost: 5, starting: true, refused: true},
+		"opened after the copy, and the mark is above it":              {past: true, entries: 1, cluster: since(5, 9)},
+		"opened after the copy, at the start":                          {past: true, entries: 1, cluster: since(5, 9), starting: true, refused: true},
+		"opened after the copy, and another is given up":               {past: true, entries: 1, cluster: since(5, 9), lost: 6, starting: true, refused: true},
+		"opened after the copy, and given up":                          {past: true, entries: 1, cluster: since(5, 9), lost: 5, starting: true, dropped: true},
+		"opened after the copy, and given up before the mark is above": {entries: 1, cluster: since(5, 9), lost: 5, starting: true, dropped: true},
+		"opened after the copy of an earlier restore, at the start":    {past: true, entries: 1, cluster: coordinator.Cluster{Restored: 9, Since: []coordinator.LogRange{{From: 4, To: 6}, {From: 7, To: 9}}}, starting: true, refused: true},
+		"forgotten between two restores":                               {past: true, entries: 1, cluster: coordinator.Cluster{Restored: 9, Since: []coordinator.LogRange{{From: 4, To: 5}, {From: 7, To: 9}}}, starting: true, dropped: true},
+		"opened after the copy, which shows, so that it is closed":     {log: &coordinator.Log{Closed: true}, entries: 1, cluster: since(5, 9), starting: true, dropped: true},
+		"forgotten before the copy":                                    {past: true, entries: 1, cluster: since(6, 9), starting: true, dropped: true},
+		"forgotten, of after the restore":                              {past: true, entries: 1, cluster: since(1, 5), starting: true, dropped: true},
+		"unknown, of after the restore, though it is said to be lost":  {entries: 1, cluster: since(1, 5), lost: 5, starting: true, refused: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, err := disk.Open(disk.Config{FS: disktest.New(1), FileBytes: 64 << 10})

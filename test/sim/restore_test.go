@@ -25,7 +25,7 @@ const seedsPerRestore = 15
 
 // TestRestore runs clusters that lose etcd, by seed.
 //
-// The seeds are the same ones each time: in one world of a hundred the logs from before wait for an operator's --accept-loss, though no disk is lost (agent/DESIGN.md, "From before a restore"), which nobody gives here.
+// The seeds are the same ones each time: in three worlds of 700, or so, the logs from before wait for an operator's --accept-loss, though no disk is lost (agent/DESIGN.md, "From before a restore"), which nobody gives here.
 func TestRestore(t *testing.T) {
 	if *seed != 0 {
 		runSeeds(t, restored, 1)
