@@ -23,7 +23,7 @@ func (m *Merger) judge() {
 		if !ok || !m.deps.Leads(id) || !clogs(f.times, m.deps.Tails.Of(uint32(id), record.Merged), half) {
 			continue
 		}
-		is[id] = protocol.KafkaStorageError.Errorf("shard %d takes no writes: what is committed of it cannot be merged: %v", id, f.err)
+		is[id] = protocol.NotEnoughReplicas.Errorf("shard %d takes no writes: what is committed of it cannot be merged: %v", id, f.err)
 		if was[id] == nil {
 			m.deps.Log.Error("a shard takes no writes: what is committed of it cannot be merged, and would fill etcd; merges are tried again", "shard", id, "failures", f.times, "err", f.err)
 		}
