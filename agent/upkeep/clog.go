@@ -21,10 +21,10 @@ func (m *Merger) judge() {
 	was, is := m.refused(), make(map[coordinator.ShardID]error)
 	for id, record := range m.deps.Manifests.records() {
 		oldest, ok := m.deps.Tails.Oldest(uint32(id), record.Merged)
-		if !ok || !m.deps.Leads(id) || !clogs(m.failed[id].times, oldest, half) {
+		f := m.failed[id]
+		if !ok || !m.deps.Leads(id) || !clogs(f.times, oldest, half) {
 			continue
 		}
-		f := m.failed[id]
 		if oldest.Unread {
 			f.err = fmt.Errorf("the footer of %s cannot be read", oldest.Name)
 		}

@@ -126,7 +126,7 @@ func (m *Merger) Step(ctx context.Context) error {
 		if fatal != nil {
 			return fatal
 		}
-		if !m.fail(ctx, rest, err) {
+		if len(rest) > 0 && !m.fail(ctx, rest, err) {
 			return nil
 		}
 	}
