@@ -122,31 +122,45 @@ func (a *Agent) takeShards(ctx context.Context, kick <-chan struct{}) (left []le
 	}), ctx.Err()
 }
 
-// leadGiven restores shards and leads them, but for damaged ones. What lacks an object that the bucket does not give at once is waited for when all others are led, unless it was so before.
+// leadGiven restores shards and leads them, but for damaged ones. What lacks an object that the bucket does not give at once is waited for when all others are led, and what was damaged before is tried then.
 func (a *Agent) leadGiven(ctx context.Context, given []lead.Given) error {
-	failed, err := a.restore(ctx, given, 0)
+	var fresh, before, away []lead.Given
+	for _, g := range given {
+		if a.damaged.has(g.ID, g.Shard.Epoch) {
+			before = append(before, g)
+		} else {
+			fresh = append(fresh, g)
+		}
+	}
+	failed, err := a.restore(ctx, fresh, firstTry)
 	if err != nil {
 		return err
 	}
-	var away []lead.Given
-	for _, g := range given {
+	for _, g := range fresh {
 		switch err := failed[g.ID]; {
 		case err == nil:
-		case retry.Transient(err) && !a.damaged.has(g.ID, g.Shard.Epoch):
+		case retry.Transient(err):
 			away = append(away, g)
 		default:
 			a.cannotLead(g, err)
 		}
 	}
-	if len(away) == 0 {
-		return nil
+	if len(away)+len(before) > 0 {
+		a.members.tell() // whoever waits for those that are led
 	}
-	a.members.tell() // whoever waits for those that are led
-	failed, err = a.restore(ctx, away, retry.ObjectPatience)
+	if err := a.leadLate(ctx, away, patiently); err != nil {
+		return err
+	}
+	return a.leadLate(ctx, before, tryAgain)
+}
+
+// leadLate restores shards and leads them; those that it cannot are damaged.
+func (a *Agent) leadLate(ctx context.Context, given []lead.Given, how patience) error {
+	failed, err := a.restore(ctx, given, how)
 	if err != nil {
 		return err
 	}
-	for _, g := range away {
+	for _, g := range given {
 		if err := failed[g.ID]; err != nil {
 			a.cannotLead(g, err)
 		}
@@ -154,21 +168,29 @@ func (a *Agent) leadGiven(ctx context.Context, given []lead.Given) error {
 	return nil
 }
 
-const (
-	// manifestsAtOnce is how many manifests are read at once.
-	manifestsAtOnce = 8
-	// manifestTime bounds one try to read a manifest.
-	manifestTime = 30 * time.Second
+// patience is how long an object is waited for that the bucket does not give though it answers.
+type patience struct {
+	manifest time.Duration // bounds one try to read a manifest
+	tries    time.Duration // for how long it is tried
+}
+
+var (
+	firstTry  = patience{manifest: 5 * time.Second}
+	patiently = patience{manifest: 30 * time.Second, tries: retry.ObjectPatience}
+	tryAgain  = patience{manifest: 30 * time.Second} // what was given up before
 )
 
+// manifestsAtOnce is how many manifests are read at once.
+const manifestsAtOnce = 8
+
 // adopt reads the manifests of shards, and returns why it could not. The error is that of ctx.
-func (a *Agent) adopt(ctx context.Context, given []lead.Given, patience time.Duration) (failed map[coordinator.ShardID]error, err error) {
+func (a *Agent) adopt(ctx context.Context, given []lead.Given, how patience) (failed map[coordinator.ShardID]error, err error) {
 	errs := make([]error, len(given))
 	var g errgroup.Group
 	g.SetLimit(manifestsAtOnce)
 	for i := range given {
 		g.Go(func() error {
-			errs[i] = a.adoptOne(ctx, given[i], patience)
+			errs[i] = a.adoptOne(ctx, given[i], how)
 			return nil
 		})
 	}
@@ -182,20 +204,23 @@ func (a *Agent) adopt(ctx context.Context, given []lead.Given, patience time.Dur
 	return failed, ctx.Err()
 }
 
-func (a *Agent) adoptOne(ctx context.Context, g lead.Given, patience time.Duration) error {
+func (a *Agent) adoptOne(ctx context.Context, g lead.Given, how patience) error {
 	if err := a.follower.Unread(g.ID); err != nil {
 		return err
 	}
-	return retry.Object(ctx, a.log, "read a manifest", a.bucketAnswers, patience, func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, manifestTime)
+	return retry.Object(ctx, a.log, "read a manifest", a.bucketAnswers, how.tries, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, how.manifest)
 		defer cancel()
 		return a.manifests.Adopt(ctx, g.ID, g.Shard)
 	})
 }
 
 // restore begins to lead shards, but for those that cannot be restored, of which it returns why: an object that the bucket does not give, though it answers, is waited for with that patience. The error is that of ctx.
-func (a *Agent) restore(ctx context.Context, given []lead.Given, patience time.Duration) (failed map[coordinator.ShardID]error, err error) {
-	failed, err = a.adopt(ctx, given, patience)
+func (a *Agent) restore(ctx context.Context, given []lead.Given, how patience) (failed map[coordinator.ShardID]error, err error) {
+	if len(given) == 0 {
+		return nil, nil
+	}
+	failed, err = a.adopt(ctx, given, how)
 	if err != nil {
 		return nil, err
 	}
@@ -208,7 +233,7 @@ func (a *Agent) restore(ctx context.Context, given []lead.Given, patience time.D
 	r := &lead.Restorer{
 		Index: a.index, Footers: a.footers, Now: a.deps.Now, Known: a.known, ProducerIdle: a.cfg.ProducerIdleMax, ProducersMax: producersMax,
 		Retry: func(ctx context.Context, read func(context.Context) error) error {
-			return retry.Object(ctx, a.log, "restore partitions", a.bucketAnswers, patience, read)
+			return retry.Object(ctx, a.log, "restore partitions", a.bucketAnswers, how.tries, read)
 		},
 	}
 	logs, unread, err := r.Run(ctx, settled)

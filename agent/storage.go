@@ -21,7 +21,7 @@ func (a *Agent) startUpkeep(run context.Context) {
 	}
 	a.merger = upkeep.NewMerger(a.cfg.Merge, upkeep.MergerDeps{
 		Manifests: a.manifests, Index: a.index, Tails: a.tails, Footers: a.footers, Store: a.deps.Store, Cluster: a.clusterID,
-		Partition: a.partitions.find, Leads: leads,
+		Partition: a.partitions.find, Leads: leads, Answers: a.bucketAnswers,
 		Topic: func(id [16]byte) (string, bool) {
 			t, ok := a.view.TopicByID(id)
 			return t.Name, ok

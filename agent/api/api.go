@@ -69,7 +69,7 @@ type Deps struct {
 	ProducerIDs ProducerIDs
 	Txns        *txns.Coordinator
 	Verifier    *txns.Verifier
-	// Refuses returns a [*protocol.Error] if a shard that is led takes no records at the moment.
+	// Refuses returns a [*protocol.Error] if a shard that is led takes no records at the moment, but for those that are in the log already.
 	Refuses func(coordinator.ShardID) error
 	// Prove returns once it is certain that this agent led what it leads after the call began, or, after some seconds at most, with an error.
 	Prove func(context.Context) error

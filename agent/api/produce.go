@@ -21,7 +21,8 @@ import (
 // acks=1 answers when this agent's own store has the batch durably; acks=all when the ack quorum has it; acks=0 not at all, but if a batch is
 // refused the connection ends, so that the producer looks for another leader (KafkaApis.handleProduceRequest). timeout.ms bounds the wait for
 // room in the WAL; what is in the WAL is answered, or the WAL fails for good and with it the leadership. Partitions of a shard that takes no
-// records at the moment answer KAFKA_STORAGE_ERROR, as with Kafka those of a disk that has failed.
+// records at the moment answer NOT_ENOUGH_REPLICAS, which says that nothing was appended, but for batches that are in the log already. It is not KAFKA_STORAGE_ERROR, which says that the WAL has failed and another
+// leader comes: who forwards requests waits for that one.
 func (b *Broker) produce(ctx context.Context, r *server.Request, req *kmsg.ProduceRequest) (server.Answer, error) {
 	n := 0
 	for i := range req.Topics {
@@ -97,9 +98,6 @@ func (b *Broker) prepare(version int16, t *coordinator.Topic, p *kmsg.ProduceReq
 	if err != nil {
 		return err
 	}
-	if err := b.deps.Refuses(partition.Shard); err != nil {
-		return err
-	}
 	records := p.Records
 	rules, nowMs := b.deps.Topics.RulesOf(t), b.deps.Now().UnixMilli()
 	h, err := batch.Check(records, rules.Limits(version, nowMs))
@@ -112,7 +110,7 @@ func (b *Broker) prepare(version int16, t *coordinator.Topic, p *kmsg.ProduceReq
 	if h.Attributes.LogAppendTime() {
 		out.Result.LogAppendMs = h.MaxTimestamp
 	}
-	out.Partition, out.Header, out.Bytes = partition, h, records
+	out.Partition, out.Header, out.Bytes, out.Refused = partition, h, records, b.deps.Refuses(partition.Shard)
 	return nil
 }
 

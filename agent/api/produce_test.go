@@ -337,7 +337,7 @@ func TestClogged(t *testing.T) {
 			switch {
 			case got == want:
 				return taken
-			case got != protocol.None && got != protocol.KafkaStorageError:
+			case got != protocol.None && got != protocol.NotEnoughReplicas:
 				t.Fatalf("the answer is %v", got)
 			case time.Now().After(end):
 				t.Fatalf("the answer is still %v, want %v", got, want)
@@ -347,7 +347,7 @@ func TestClogged(t *testing.T) {
 			time.Sleep(20 * time.Millisecond)
 		}
 	}
-	if taken := produceUntil(protocol.KafkaStorageError); taken <= 8 {
+	if taken := produceUntil(protocol.NotEnoughReplicas); taken <= 8 {
 		t.Errorf("it took %d records, want more than half of the commits that are too many", taken)
 	}
 	if got := p.produce("t", 1, plain(t, 1, "x")); got.ErrorCode != 0 {

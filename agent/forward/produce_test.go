@@ -218,6 +218,20 @@ func TestProduceLost(t *testing.T) {
 	}
 }
 
+// TestProduceRefused: when a leader takes no records, of an idempotent producer either, the producer is told at once, and other partitions of the request are not held up.
+func TestProduceRefused(t *testing.T) {
+	w := newWorld(t)
+	p, other := w.partitionsOf(1)[0], w.partitionsOf(2)[0]
+	w.agents[1].refused = protocol.NotEnoughReplicas
+	got := w.ask(produceTo(-1, 7, 0, p, other)).(*kmsg.ProduceResponse).Topics[0].Partitions
+	if code := protocol.ErrorCode(got[0].ErrorCode); code != protocol.NotEnoughReplicas || got[1].ErrorCode != 0 {
+		t.Errorf("the answers are %v and %v", code, protocol.ErrorCode(got[1].ErrorCode))
+	}
+	if n := w.agents[1].count("Produce"); n != 1 {
+		t.Errorf("the leader was asked %d times, want once", n)
+	}
+}
+
 // TestProduceTimeout: a request whose leader does not answer is answered when its time is over.
 func TestProduceTimeout(t *testing.T) {
 	w := newWorld(t)

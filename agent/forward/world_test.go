@@ -226,6 +226,7 @@ type fake struct {
 	fail     func(protocol.Key) bool // ends the connection of a forwarded request
 	deaf     bool                    // answers no Fetch
 	hold     chan struct{}           // Produce waits for it
+	refused  protocol.ErrorCode      // Produce answers it for every partition that is led; 0 to append
 }
 
 func newFake(w *world, node int32) *fake {
@@ -387,6 +388,8 @@ func (a *fake) append(partition, sequence int32) (int64, int16) {
 		return -1, int16(protocol.UnknownTopicOrPartition)
 	case !a.shards[a.w.shard(partition)]:
 		return -1, int16(protocol.NotLeaderOrFollower)
+	case a.refused != 0:
+		return -1, int16(a.refused)
 	case slices.Contains(log, sequence):
 		return int64(sequence), 0 // a duplicate
 	case len(log) > 0 && sequence != log[len(log)-1]+1:

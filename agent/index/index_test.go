@@ -241,6 +241,12 @@ func TestTails(t *testing.T) {
 	if parts := tails.Of(0, 20); len(parts) != 2 || parts[0].Number != 3 || parts[0].Bytes != 10 {
 		t.Errorf("of shard 0 after revision 20: %+v", parts)
 	}
+	if part, ok := tails.Oldest(0, 20); !ok || part.Number != 3 || part.Bytes != 10 {
+		t.Errorf("the oldest of shard 0 after revision 20: %+v", part)
+	}
+	if part, ok := tails.Oldest(1, 40); ok {
+		t.Errorf("shard 1 has nothing after revision 40, and the oldest is %+v", part)
+	}
 	if parts := tails.Of(1, 0); len(parts) != 2 || parts[0].Number != 2 {
 		t.Errorf("of shard 1: %+v", parts)
 	}

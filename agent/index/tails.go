@@ -110,6 +110,18 @@ func (t *Tails) Of(shard uint32, after int64) []Part {
 	return slices.Clone(parts)
 }
 
+// Oldest returns what a shard has in the first commit after a revision, be it unread; ok is false if there is none.
+func (t *Tails) Oldest(shard uint32, after int64) (part Part, ok bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, part := range t.shards[shard] {
+		if part.Revision > after {
+			return part, true
+		}
+	}
+	return Part{}, false
+}
+
 // Surplus returns the revision up to which commits are more than the newest n, or beyond the newest that together take bytes; 0 if none are.
 func (t *Tails) Surplus(n, bytes int) int64 {
 	t.mu.RLock()

@@ -35,6 +35,7 @@ type Batch struct {
 	Header    batch.Header      // as checked
 	Bytes     []byte            // the batch; its base offset and leader epoch are overwritten
 	Ticket    *partition.Ticket // of its verification; nil if none was needed
+	Refused   error             // a *protocol.Error to answer unless it is in the log already; nil if it may be appended
 
 	Result Result
 	marker marker // if it is one
@@ -154,8 +155,8 @@ func (in *Ingest) Produce(ctx context.Context, r *Request) {
 	r.pending.Store(int32(len(r.Batches)))
 	total := 0
 	for i := range r.Batches {
-		if r.Batches[i].Result.Err == nil {
-			total += len(r.Batches[i].Bytes) + EntryHeaderBytes
+		if b := &r.Batches[i]; b.Result.Err == nil && b.Refused == nil {
+			total += len(b.Bytes) + EntryHeaderBytes
 		}
 	}
 	var admission wal.Admission
@@ -171,7 +172,7 @@ func (in *Ingest) Produce(ctx context.Context, r *Request) {
 		switch {
 		case b.Result.Err != nil:
 			r.refuse(b, b.Result.Err)
-		case refused != nil:
+		case refused != nil && b.Refused == nil:
 			r.refuse(b, refusal(refused))
 		default:
 			in.append(nowMs, b)
@@ -226,7 +227,7 @@ func (in *Ingest) place(nowMs int64, b *Batch) (partition.Placement, error) {
 	h := &b.Header
 	return b.Partition.log.Append(nowMs, partition.Batch{
 		ProducerID: h.ProducerID, ProducerEpoch: h.ProducerEpoch, BaseSequence: h.BaseSequence,
-		Records: h.Records, MaxTimestamp: h.MaxTimestamp, Transactional: h.Attributes.Transactional(), Ticket: b.Ticket,
+		Records: h.Records, MaxTimestamp: h.MaxTimestamp, Transactional: h.Attributes.Transactional(), Ticket: b.Ticket, Refused: b.Refused,
 		Marker: h.Attributes.Control(), CoordinatorEpoch: b.marker.coordinatorEpoch, Strict: b.marker.strict,
 	})
 }

@@ -91,6 +91,61 @@ func TestFooterAway(t *testing.T) {
 	}
 }
 
+// TestFootersHang has the reads of many footers hang: commits of other shards wait for seconds, whenever they come, and one that can be read again is found, though what hangs is tried before it.
+func TestFootersHang(t *testing.T) {
+	const hanging, well = 12, shard + 20
+	synctest.Test(t, func(t *testing.T) {
+		f := follow(t, func(*follower) {})
+		var gates []*fault.Gate
+		number := uint64(0)
+		appear := func(s coordinator.ShardID, offset protocol.Offset, hangs bool) {
+			number++
+			item, _ := f.of(t, number, map[coordinator.ShardID]protocol.Offset{s: offset})
+			if hangs {
+				gate := fault.NewGate()
+				gates = append(gates, gate)
+				f.bucket.Add(fault.Rule{Op: fault.Get, Prefix: item.Commit.Object, Times: fault.Always, Gate: gate})
+			}
+			f.OnCommit(item)
+		}
+		for n := range coordinator.ShardID(hanging) {
+			appear(shard+n, 0, true)
+		}
+		began := time.Now()
+		if err := f.Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took > 40*time.Second {
+			t.Errorf("%d footers that hang took %v", hanging, took)
+		}
+		for n := range protocol.Offset(100) {
+			time.Sleep(3 * time.Second)
+			began := time.Now()
+			appear(well, n, false)
+			if err := f.Wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(began); took > 6*time.Second {
+				t.Errorf("a commit that can be read waited for %v", took)
+			}
+		}
+		gates[hanging-1].Open()
+		time.Sleep((hanging + 1) * 70 * time.Second)
+		if f.Unread(shard+hanging-1) != nil || f.Unread(shard) == nil {
+			t.Errorf("the one that can be read: %v; another: %v", f.Unread(shard+hanging-1), f.Unread(shard))
+		}
+		for _, gate := range gates[:hanging-1] {
+			gate.Open()
+		}
+		time.Sleep(3 * time.Minute)
+		for n := range coordinator.ShardID(hanging) {
+			if err := f.Unread(shard + n); err != nil {
+				t.Errorf("shard %d: %v", shard+n, err)
+			}
+		}
+	})
+}
+
 // TestRestoreWithout has shards restored of which one needs a footer that cannot be read, and one begins behind what there is: the third is whole, and nothing is there of the two, though what comes behind the footer can be read.
 func TestRestoreWithout(t *testing.T) {
 	const whole, short = shard + 1, shard + 2

@@ -25,7 +25,8 @@ import (
 // wait: a commit whose details are in its segment's footer costs a GET, and while the bucket is away all stand in line behind it. A commit that leaves the coordinator while it stands in line leaves the line too, so that there are never more in
 // line than in the coordinator, which bounds them; and besides, what is small, of commits that are in the index and of topics.
 type Follower struct {
-	cfg FollowerConfig
+	cfg      FollowerConfig
+	readLast commitID // of held: whose footer was read again last; the goroutine's own
 
 	mu    sync.Mutex
 	more  sync.Cond                  // for the goroutine: something is queued, or it is over
@@ -98,12 +99,9 @@ func (f *Follower) OnCommit(item coordinator.CommitItem) {
 		delete(f.lines, id)
 		f.less.Broadcast()
 	default:
-		f.queue.PushBack(&task{do: func(ctx context.Context) error {
+		f.queue.PushBack(&task{do: func(context.Context) error {
 			f.remove(item)
-			if f.drop(&item) {
-				return f.again(ctx)
-			}
-			return nil
+			return f.drop(&item)
 		}})
 	}
 	f.more.Signal()
@@ -154,24 +152,22 @@ func (f *Follower) OnTopic(t coordinator.Topic, deleted bool) {
 	})
 }
 
-// partitions has a commit have its partitions, if need be from its footer. If the bucket is away it waits, or not.
-func (f *Follower) partitions(ctx context.Context, c *coordinator.Commit, wait bool) error {
+// partitions has a commit have its partitions, if need be from its footer. If the bucket is away it waits.
+func (f *Follower) partitions(ctx context.Context, c *coordinator.Commit) error {
 	if !c.InFooter || len(c.Partitions) > 0 {
 		return nil
 	}
-	var footer *segment.Footer
-	read := func(ctx context.Context) (err error) {
-		ctx, cancel := context.WithTimeout(ctx, footerTime)
+	tries, try := f.patience()
+	return retry.Object(ctx, f.cfg.Log, "read the footer of a commit", f.cfg.Answers, tries, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, try)
 		defer cancel()
-		footer, err = f.cfg.Footers.Get(ctx, &index.Object{Name: c.Object, Size: c.ObjectSize, FooterPos: c.FooterPos})
-		return err
-	}
-	var err error
-	if wait {
-		err = retry.Object(ctx, f.cfg.Log, "read the footer of a commit", f.cfg.Answers, f.patience(), read)
-	} else {
-		err = read(ctx)
-	}
+		return f.read(ctx, c)
+	})
+}
+
+// read has a commit have its partitions from its footer.
+func (f *Follower) read(ctx context.Context, c *coordinator.Commit) error {
+	footer, err := f.cfg.Footers.Get(ctx, &index.Object{Name: c.Object, Size: c.ObjectSize, FooterPos: c.FooterPos})
 	if err != nil {
 		return fmt.Errorf("index commit %d of WAL log %s: %w", c.Number, c.Log, err)
 	}

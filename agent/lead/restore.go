@@ -26,6 +26,9 @@ const footersAhead = 8
 // footerTime bounds one wait for a footer. Whoever waits asks again; the read that it waited for goes on, and is joined.
 const footerTime = 5 * time.Second
 
+// footerTimeShort is the same for a follower that has given up a footer which the bucket does not give, and may meet many of them.
+const footerTimeShort = time.Second
+
 // Restorer rebuilds the state of partitions from what is committed.
 type Restorer struct {
 	Index   *index.Index

@@ -145,7 +145,7 @@ func (m *model) adopt() {
 			}
 			return m.leader
 		},
-		Leads: func(coordinator.ShardID) bool { return true },
+		Leads: func(coordinator.ShardID) bool { return true }, Answers: func(context.Context) bool { return true },
 		Topic: func([16]byte) (string, bool) { return "t", true }, Compacted: func([16]byte) bool { return m.r.IntN(2) == 0 }, ProducersMax: 100, Now: now, Log: slog.New(slog.DiscardHandler),
 	})
 }

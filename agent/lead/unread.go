@@ -27,6 +27,8 @@ type held struct {
 	shards []coordinator.ShardID // that are not in the index, ascending
 }
 
+func (h *held) id() commitID { return commitID{h.item.Log, h.item.Number} }
+
 // Unread returns why the index lacks what a shard has in commits: the footer of one is damaged, or missing, or the bucket does not give it. It is nil if the index has all that was queued before. The shard must not be led until then.
 func (f *Follower) Unread(id coordinator.ShardID) error {
 	return f.blocked()[id]
@@ -82,7 +84,7 @@ var errHeld = errors.New("a commit waits for what comes before it to be in the i
 // appear takes a commit that appeared.
 func (f *Follower) appear(ctx context.Context, item coordinator.CommitItem) error {
 	h := held{item: item, shards: item.Commit.Shards}
-	err := f.partitions(ctx, &h.item.Commit, true)
+	err := f.partitions(ctx, &h.item.Commit)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -104,12 +106,12 @@ func (f *Follower) appear(ctx context.Context, item coordinator.CommitItem) erro
 	return nil
 }
 
-// patience is for how long a footer is tried to read while the bucket answers. Where one was given up that the bucket does not give, there may be many; none of them is waited for then.
-func (f *Follower) patience() time.Duration {
+// patience is for how long a footer is tried to read while the bucket answers, and how long one try may take. Where one was given up that the bucket does not give, there may be many; none of them is waited for then.
+func (f *Follower) patience() (tries, try time.Duration) {
 	if slices.ContainsFunc(f.holds(), func(h held) bool { return retry.Transient(h.unread) }) {
-		return 0
+		return 0, footerTimeShort
 	}
-	return retry.ObjectPatience
+	return retry.ObjectPatience, footerTime
 }
 
 // isOver reports whether every shard in a commit whose segment is not there has merged it. Then it has left, and its segment was deleted while this agent did not reach the bucket: what is in it the manifests have.
@@ -154,27 +156,61 @@ func (f *Follower) index(item *coordinator.CommitItem, wanted func(coordinator.S
 	return nil
 }
 
-// again looks at the commits that are held: footers may have been mended, or shards have merged what cannot be read here. While the bucket is away no more is read.
+// again looks at the commits that are held: footers may have been mended, or shards have merged what cannot be read here.
 func (f *Follower) again(ctx context.Context) error {
-	var still []held
-	blocked, away := make(map[coordinator.ShardID]error), false
+	all := slices.Clone(f.holds())
+	if err := f.reread(ctx, all); err != nil {
+		return err
+	}
+	if err := f.retake(all); err != nil {
+		return err
+	}
 	for _, h := range f.holds() {
-		if h.unread != nil && !away {
-			err := f.partitions(ctx, &h.item.Commit, false)
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			if h.unread = err; err == nil {
-				f.cfg.Tails.Fill(f.tail(&h))
-			}
-			away = retry.Transient(err) && !f.cfg.Answers(ctx)
+		f.tell(&h)
+	}
+	return nil
+}
+
+// reread reads footers again, in the time of one that hangs, since commits that can be read wait meanwhile; the next time it begins behind the one at which it ended. While the bucket is away no more is read.
+func (f *Follower) reread(ctx context.Context, all []held) error {
+	round, cancel := context.WithTimeout(ctx, footerTime)
+	defer cancel()
+	first := slices.IndexFunc(all, func(h held) bool { return h.id() == f.readLast }) + 1
+	for i := range all {
+		h := &all[(first+i)%len(all)]
+		if h.unread == nil {
+			continue
 		}
+		f.readLast = h.id()
+		err := f.read(round, &h.item.Commit)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err == nil:
+			h.unread = nil
+			f.cfg.Tails.Fill(f.tail(h))
+			continue
+		case round.Err() != nil: // nor is it known what is wrong with it now
+			return nil
+		}
+		h.unread = err
+		if retry.Transient(err) && !f.cfg.Answers(round) {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// retake brings of commits, which are those that are held, into the index what can be now, and holds the others.
+func (f *Follower) retake(all []held) error {
+	var still []held
+	blocked := make(map[coordinator.ShardID]error)
+	for _, h := range all {
 		if err := f.take(&h, blocked); err != nil {
 			return err
 		}
 		if len(h.shards) > 0 {
 			still = append(still, h)
-			f.tell(&h)
 		}
 	}
 	f.hold(still)
@@ -188,13 +224,12 @@ func (f *Follower) tell(h *held) {
 	}
 }
 
-// drop forgets a commit that has left, and reports whether it was held: then those behind it may be looked at.
-func (f *Follower) drop(item *coordinator.CommitItem) bool {
+// drop forgets a commit that has left. If it was held, what it held up comes into the index.
+func (f *Follower) drop(item *coordinator.CommitItem) error {
 	all := f.holds()
-	at := slices.IndexFunc(all, func(h held) bool { return h.item.Log == item.Log && h.item.Number == item.Number })
+	at := slices.IndexFunc(all, func(h held) bool { return h.id() == commitID{item.Log, item.Number} })
 	if at < 0 {
-		return false
+		return nil
 	}
-	f.hold(slices.Delete(slices.Clone(all), at, at+1))
-	return true
+	return f.retake(slices.Delete(slices.Clone(all), at, at+1))
 }

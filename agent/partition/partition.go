@@ -82,6 +82,9 @@ type Placement struct {
 func (l *Log) Append(nowMs int64, b Batch) (Placement, error) {
 	switch {
 	case b.ProducerID < 0:
+		if b.Refused != nil {
+			return Placement{}, b.Refused
+		}
 	case b.Marker:
 		again, err := l.producers.CheckMarker(b)
 		if err != nil {
@@ -92,11 +95,13 @@ func (l *Log) Append(nowMs int64, b Batch) (Placement, error) {
 		}
 	default:
 		dup, err := l.producers.Check(b)
-		if err != nil {
-			return Placement{}, err
-		}
-		if dup != nil {
+		switch {
+		case dup != nil:
 			return Placement{Base: dup.BaseOffset, Last: dup.LastOffset, Duplicate: true}, nil
+		case b.Refused != nil: // rather than for a gap that is there because the batch before it was
+			return Placement{}, b.Refused
+		case err != nil:
+			return Placement{}, err
 		}
 	}
 	base := l.end

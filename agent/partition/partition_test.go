@@ -53,6 +53,29 @@ func TestSequences(t *testing.T) {
 	}
 }
 
+// TestRefused: where nothing is to be appended, a batch that is in the log is a duplicate all the same, and all others are told why, even if one before them is missing.
+func TestRefused(t *testing.T) {
+	l := New(1)
+	first := Batch{ProducerID: 7, Records: 3}
+	if _, err := l.Append(0, first); err != nil {
+		t.Fatal(err)
+	}
+	again, next, gap, plain := first, Batch{ProducerID: 7, BaseSequence: 3, Records: 1}, Batch{ProducerID: 7, BaseSequence: 4, Records: 1}, Batch{ProducerID: protocol.NoProducerID, Records: 1}
+	for _, b := range []*Batch{&again, &next, &gap, &plain} {
+		b.Refused = protocol.NotEnoughReplicas.Err()
+		got, err := l.Append(0, *b)
+		if want := b == &again; got.Duplicate != want || want != (err == nil) || !want && protocol.CodeOf(err) != protocol.NotEnoughReplicas {
+			t.Errorf("sequence %d of producer %d: %+v, %v", b.BaseSequence, b.ProducerID, got, err)
+		}
+	}
+	if l.End() != 3 {
+		t.Errorf("the log ends at %d, want 3", l.End())
+	}
+	if _, err := l.Append(0, Batch{ProducerID: 7, BaseSequence: 3, Records: 1}); err != nil {
+		t.Errorf("then: %v", err)
+	}
+}
+
 func TestProducersAreApart(t *testing.T) {
 	l := New(1)
 	for id := protocol.ProducerID(1); id <= 3; id++ {

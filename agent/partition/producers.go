@@ -22,6 +22,7 @@ type Batch struct {
 	MaxTimestamp  int64 // Unix milliseconds
 	Transactional bool
 	Ticket        *Ticket // by which it may begin a transaction; nil for none. A batch that is restored needs none
+	Refused       error   // a [*protocol.Error] by which it is refused unless it is a duplicate; nil if it may be appended. No marker has one
 
 	// Marker: it ends its producer's transaction, has no sequence, and is told by CoordinatorEpoch and Strict; see [Producers.CheckMarker].
 	Marker           bool

@@ -63,11 +63,11 @@ func Bucket(ctx context.Context, log *slog.Logger, what string, do func() error)
 const ObjectPatience = 10 * time.Second
 
 // Object repeats do, which reads one object, while the bucket is away, as [Bucket] does. But where the bucket answers, which answers asks it each time that do has failed, and went on to answer for as long as patience, it is this object
-// that cannot be read: a disk with a bad place, a placement group that is down, a key that is gone. Then the error is do's last one; whoever wants the object asks again later. With a patience of 0 do is not repeated while the bucket answers.
+// that cannot be read: a disk with a bad place, a placement group that is down, a key that is gone. Then the error is do's last one; whoever wants the object asks again later. With a patience of 0 do is repeated once while the bucket answers, at once, and not if it timed out.
 // do must not wait for ever, where the bucket says nothing of the object.
 func Object(ctx context.Context, log *slog.Logger, what string, answers func(context.Context) bool, patience time.Duration, do func(context.Context) error) error {
 	var since time.Time // since when the bucket has answered each time
-	for {
+	for try := 1; ; try++ {
 		err := do(ctx)
 		switch {
 		case err == nil || !Transient(err):
@@ -80,6 +80,9 @@ func Object(ctx context.Context, log *slog.Logger, what string, answers func(con
 			since = time.Now()
 		}
 		if !since.IsZero() && time.Since(since) >= patience && ctx.Err() == nil {
+			if try == 1 && !errors.Is(err, context.DeadlineExceeded) {
+				continue
+			}
 			return fmt.Errorf("%s, of a bucket that answers otherwise: %w", what, err)
 		}
 		log.Warn("waiting for the bucket", "to", what, "err", err)

@@ -61,6 +61,26 @@ func TestObject(t *testing.T) {
 	}
 }
 
+// TestObjectWithoutPatience: what fails at once is tried a second time, and what hangs is not.
+func TestObjectWithoutPatience(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want int
+	}{{objectstore.ErrUnavailable, 2}, {context.DeadlineExceeded, 1}, {objectstore.ErrNotFound, 1}} {
+		synctest.Test(t, func(t *testing.T) {
+			tries := 0
+			always := func(context.Context) bool { return true }
+			err := Object(t.Context(), slog.New(slog.DiscardHandler), "read it", always, 0, func(context.Context) error {
+				tries++
+				return c.err
+			})
+			if !errors.Is(err, c.err) || tries != c.want {
+				t.Errorf("%d tries, and then %v: want %d and %v", tries, err, c.want, c.err)
+			}
+		})
+	}
+}
+
 // TestObjectEnds: who waits for an object leaves with its context.
 func TestObjectEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

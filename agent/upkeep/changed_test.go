@@ -2,6 +2,7 @@ package upkeep
 
 import (
 	"bytes"
+	"context"
 	"log/slog"
 	"slices"
 	"strings"
@@ -113,6 +114,7 @@ func TestSparseChanged(t *testing.T) {
 				Manifests: b.manifests, Index: b.index, Tails: index.NewTails(), Footers: b.footers, Store: b.store,
 				Partition: func(partition.ID) *ingest.Partition { return nil },
 				Leads:     func(coordinator.ShardID) bool { return true },
+				Answers:   func(context.Context) bool { return true },
 				Topic:     func([16]byte) (string, bool) { return "t", true },
 				Compacted: func([16]byte) bool { return false },
 				Now:       func() time.Time { return b.now }, Log: slog.New(slog.NewTextHandler(&log, nil)),

@@ -1,6 +1,7 @@
 package upkeep
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/varve-io/varve/coordinator"
@@ -10,7 +11,7 @@ import (
 // failing is a shard whose last merges have failed.
 type failing struct {
 	at    time.Time // the last one
-	times int       // one after the other
+	times int       // one after the other, while the bucket answered
 	err   error     // of the last one
 }
 
@@ -19,11 +20,15 @@ func (m *Merger) judge() {
 	half := m.deps.Tails.Surplus(crowd/2*m.cfg.CommitsMax, crowd/2*m.cfg.KeyBytesMax)
 	was, is := m.refused(), make(map[coordinator.ShardID]error)
 	for id, record := range m.deps.Manifests.records() {
-		f, ok := m.failed[id]
-		if !ok || !m.deps.Leads(id) || !clogs(f.times, m.deps.Tails.Of(uint32(id), record.Merged), half) {
+		oldest, ok := m.deps.Tails.Oldest(uint32(id), record.Merged)
+		f := m.failed[id]
+		if !ok || !m.deps.Leads(id) || !clogs(f.times, oldest, half) {
 			continue
 		}
-		is[id] = protocol.KafkaStorageError.Errorf("shard %d takes no writes: what is committed of it cannot be merged: %v", id, f.err)
+		if oldest.Unread {
+			f.err = fmt.Errorf("the footer of %s cannot be read", oldest.Name)
+		}
+		is[id] = protocol.NotEnoughReplicas.Errorf("shard %d takes no writes: what is committed of it cannot be merged: %v", id, f.err)
 		if was[id] == nil {
 			m.deps.Log.Error("a shard takes no writes: what is committed of it cannot be merged, and would fill etcd; merges are tried again", "shard", id, "failures", f.times, "err", f.err)
 		}

@@ -39,6 +39,8 @@ type MergerDeps struct {
 	Partition func(partition.ID) *ingest.Partition
 	// Leads reports whether a shard is led: whoever is about to lead one still restores it from what is not merged.
 	Leads func(coordinator.ShardID) bool
+	// Answers asks the bucket something of no account, and reports whether it answers: then a merge that has failed is the fault of what it needs.
+	Answers func(context.Context) bool
 	// Topic returns the name of a topic; ok is false if it does not exist (any more).
 	Topic func(id [16]byte) (name string, ok bool)
 	// Compacted reports whether a topic is compacted. Its partitions get segments of their own, which are gone once they have been cleaned, whatever others keep.
@@ -108,19 +110,23 @@ func (m *Merger) Run(ctx context.Context) error {
 	}
 }
 
-// Step merges each shard that is due, once, and writes sparse segments of one shard anew. Errors are those of Run; what else goes wrong is told to the log, and ends the step: the bucket or
-// the coordinator may be away.
+// Step merges each shard that is due, once, and writes sparse segments of one shard anew. Errors are those of Run; what else goes wrong is told to the log. It ends the step if the bucket is away, and for shards that had failed before,
+// whose reads may hang: what is due by then comes first again.
 func (m *Merger) Step(ctx context.Context) error {
 	defer m.judge()
 	for due := m.due(); len(due) > 0; {
 		group, n := m.group(due)
 		due = due[n:]
-		if failed, err := m.merge(ctx, group); err != nil {
-			rest, fatal := m.note(ctx, failed, mergeRest, err)
-			for _, id := range rest {
-				m.failed[id] = failing{at: m.deps.Now(), times: m.failed[id].times + 1, err: err}
-			}
+		failed, err := m.merge(ctx, group)
+		if err == nil {
+			continue
+		}
+		rest, fatal := m.note(ctx, failed, mergeRest, err)
+		if fatal != nil {
 			return fatal
+		}
+		if len(rest) > 0 && !m.fail(ctx, rest, err) {
+			return nil
 		}
 	}
 	if len(m.due()) > 0 {
@@ -152,11 +158,27 @@ func (m *Merger) note(ctx context.Context, failed []coordinator.ShardID, pause t
 	return failed, nil
 }
 
+// fail has shards rest whose merge has failed, and counts that if it is not because the bucket is away. It reports whether others may be merged now: the bucket answers, and none of these had failed before.
+func (m *Merger) fail(ctx context.Context, shards []coordinator.ShardID, err error) (others bool) {
+	count := 0
+	if others = m.deps.Answers(ctx); others {
+		count = 1
+	}
+	for _, id := range shards {
+		last, ok := m.failed[id]
+		others = others && !ok
+		m.failed[id] = failing{at: m.deps.Now(), times: last.times + count, err: err}
+	}
+	return others
+}
+
 // errInvariant is what must not be.
 var errInvariant = errors.New("broken invariant")
 
-// due returns the shards that should merge, the one with the oldest commit first.
+// due returns the shards that should merge, the one with the oldest commit first; those that have failed come last, the one that was tried least recently first of them: however many fail, others are merged. It forgets
+// failures of shards that are not led any more.
 func (m *Merger) due() []coordinator.ShardID {
+	maps.DeleteFunc(m.failed, func(id coordinator.ShardID, _ failing) bool { return !m.deps.Leads(id) })
 	surplus := m.deps.Tails.Surplus(m.cfg.CommitsMax, m.cfg.KeyBytesMax)
 	now := m.deps.Now()
 	oldest := make(map[coordinator.ShardID]int64)
@@ -169,7 +191,7 @@ func (m *Merger) due() []coordinator.ShardID {
 		}
 	}
 	return slices.SortedFunc(maps.Keys(oldest), func(a, b coordinator.ShardID) int {
-		return cmp.Or(cmp.Compare(oldest[a], oldest[b]), cmp.Compare(a, b))
+		return cmp.Or(m.failed[a].at.Compare(m.failed[b].at), cmp.Compare(oldest[a], oldest[b]), cmp.Compare(a, b)) // the zero time for what has not failed
 	})
 }
 

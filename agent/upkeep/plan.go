@@ -35,10 +35,11 @@ func (c MergeConfig) Crowded(commits, bytes int) bool {
 	return commits > crowd*c.CommitsMax || bytes > crowd*c.KeyBytesMax
 }
 
-// clogs reports whether a shard, whose last merges have failed that many times one after the other, is to take no writes any more: what it has not merged in these commits begins so far back that they are half of what is too much. half is
-// the revision up to which commits are more than that. Then the other half is left to the shards that do merge; the first failure may have been another shard's, which was to be merged along.
-func clogs(failures int, parts []index.Part, half int64) bool {
-	return failures >= clogFailures && len(parts) > 0 && parts[0].Revision <= half
+// clogs reports whether a shard, whose last merges have failed that many times one after the other, is to take no writes any more: the oldest commit that it has not merged is so far back that those from there on are half of what is too
+// much. half is the revision up to which commits are more than that. Then the other half is left to the shards that do merge; the first failure may have been another shard's, which was to be merged along. What is unread is not even tried
+// to merge, and counts as what has failed.
+func clogs(failures int, oldest index.Part, half int64) bool {
+	return (failures >= clogFailures || oldest.Unread) && oldest.Revision <= half
 }
 
 // clogFailures is how many merges of a shard must have failed, one after the other.

@@ -48,18 +48,21 @@ func TestClogs(t *testing.T) {
 	for _, test := range []struct {
 		name     string
 		failures int
-		parts    []index.Part
+		unread   bool
+		oldest   int64
 		half     int64
 		want     bool
 	}{
-		{"merges work", 0, parts(1, 1), 2, false},
-		{"the last two failed", 2, parts(1, 1), 2, false},
-		{"the last three failed", 3, parts(1, 1), 1, true},
-		{"it has nothing old", 3, parts(1, 1)[1:], 1, false},
-		{"it has nothing", 3, nil, 1, false},
-		{"few commits are there", 30, parts(1, 1), 0, false},
+		{"merges work", 0, false, 1, 2, false},
+		{"the last two failed", 2, false, 1, 2, false},
+		{"the last three failed", 3, false, 1, 1, true},
+		{"it has nothing old", 3, false, 2, 1, false},
+		{"few commits are there", 30, false, 1, 0, false},
+		{"it is unread", 0, true, 1, 1, true},
+		{"it is unread, and new", 0, true, 2, 1, false},
 	} {
-		if got := clogs(test.failures, test.parts, test.half); got != test.want {
+		oldest := index.Part{Commit: &index.Commit{Revision: test.oldest}, Unread: test.unread}
+		if got := clogs(test.failures, oldest, test.half); got != test.want {
 			t.Errorf("%s: %v", test.name, got)
 		}
 	}
