@@ -118,7 +118,11 @@ func (a *Agent) takeShards(ctx context.Context, kick <-chan struct{}) (left []le
 		if !leads {
 			a.manifests.Resign(g.ID)
 		}
-		return leads || a.damaged.has(g.ID, g.Shard.Epoch)
+		known := a.damaged.has(g.ID, g.Shard.Epoch)
+		if known && !leads { // and stays, so that it is tried again later, not at once
+			a.damaged.add(a.deps.Now(), g)
+		}
+		return leads || known
 	}), ctx.Err()
 }
 

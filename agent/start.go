@@ -303,7 +303,7 @@ func (a *Agent) recoverOwn(ctx context.Context, store string, held []disk.Segmen
 			err = a.recovery().Run(ctx, l.ID)
 		}
 		switch {
-		case errors.Is(err, coordinator.ErrFenced):
+		case recovery.Fenced(err):
 			a.log.Info("another agent recovers the WAL log", "log", l.ID) // it reaches this disk; if it dies, succeed takes over
 		case err != nil:
 			return err

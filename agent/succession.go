@@ -14,7 +14,6 @@ import (
 	"github.com/varve-io/varve/agent/recovery"
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
-	"github.com/varve-io/varve/wal/disk"
 	"github.com/varve-io/varve/wal/frame"
 )
 
@@ -262,9 +261,8 @@ func (s *succession) end(r result) error {
 		delete(s.absent, r.log)
 		s.a.members.tell() // the controller, if this is it, need not look again to see that the log is closed
 		return nil
-	case errors.Is(r.err, coordinator.ErrFenced), errors.Is(r.err, disk.ErrFenced):
+	case recovery.Fenced(r.err):
 		s.a.log.Info("another agent recovers the WAL log", "log", r.log)
-		ab.record.Claimer = s.a.id // before the other, which has its time from now on, also if it had claimed the log before
 	case errors.Is(r.err, recovery.ErrWaiting):
 		if !ab.said {
 			ab.said = true
@@ -279,6 +277,9 @@ func (s *succession) end(r result) error {
 		s.a.log.Warn("a WAL log could not be recovered; trying again", "log", r.log, "err", r.err)
 	}
 	ab.due = s.a.deps.Now().Add(failedPause)
+	if _, claimed := errors.AsType[*recovery.ClaimedError](r.err); claimed || recovery.Fenced(r.err) {
+		ab.record.Claimer = s.a.id // if another has claimed the log since, it has its time from now on, also if it had claimed it before
+	}
 	return nil
 }
 

@@ -134,6 +134,13 @@ func TestAbsence(t *testing.T) {
 			t.Fatal(err)
 		}
 		wants("claimed by this one, and then by the same as before", claimed, progressMax)
+		time.Sleep(progressMax)
+		p.absent[9].running = true
+		claimed.Fence += 2
+		if err := p.end(result{log: 9, err: &recovery.ClaimedError{Err: coordinator.ErrUnavailable}}); err != nil {
+			t.Fatal(err)
+		}
+		wants("claimed by this one, which failed, and then by the same as before", claimed, progressMax)
 		time.Sleep(time.Second)
 		s.leave(2)
 		wants("its claimer is gone", claimed, deathGrace)

@@ -171,7 +171,7 @@ func (f *Follower) again(ctx context.Context) error {
 	return nil
 }
 
-// reread reads footers again, in the time of one that hangs, since commits that can be read wait meanwhile; the next time it begins behind the one at which it ended. While the bucket is away no more is read.
+// reread reads footers again, for five seconds, since commits that can be read wait meanwhile; the next time it begins behind the one at which it ended. While the bucket is away no more is read.
 func (f *Follower) reread(ctx context.Context, all []held) error {
 	round, cancel := context.WithTimeout(ctx, footerTime)
 	defer cancel()
@@ -182,7 +182,9 @@ func (f *Follower) reread(ctx context.Context, all []held) error {
 			continue
 		}
 		f.readLast = h.id()
-		err := f.read(round, &h.item.Commit)
+		try, done := context.WithTimeout(round, footerTimeShort) // the read goes on without it, and is joined the next time
+		err := f.read(try, &h.item.Commit)
+		done()
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()

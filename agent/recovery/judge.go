@@ -13,6 +13,7 @@ import (
 	"github.com/varve-io/varve/agent/partition"
 	"github.com/varve-io/varve/agent/retry"
 	"github.com/varve-io/varve/coordinator"
+	"github.com/varve-io/varve/objectstore"
 	"github.com/varve-io/varve/objectstore/manifest"
 	"github.com/varve-io/varve/objectstore/segment"
 	"github.com/varve-io/varve/protocol"
@@ -184,7 +185,11 @@ func (s *sieve) merged(ctx context.Context, shard coordinator.ShardID) error {
 	if !ok {
 		return nil
 	}
-	info, err := s.recovery.Store.Stat(ctx, name)
+	var info objectstore.Info
+	err := retry.Bucket(ctx, s.recovery.Log, "read what a shard has merged", func() (err error) {
+		info, err = s.recovery.Store.Stat(ctx, name)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("read %s: %w", name, err)
 	}

@@ -86,12 +86,30 @@ func (r *Recovery) run(ctx context.Context, id, word coordinator.LogID) error {
 		}
 	}
 	record, revision, err := r.claim(ctx, id)
-	if err != nil {
+	if err != nil || record.Closed {
 		return err
 	}
-	if record.Closed {
-		return nil
+	if err := r.recover(ctx, record, revision, others, lossy); err != nil {
+		return &ClaimedError{err}
 	}
+	return nil
+}
+
+// ClaimedError is why a recovery ended after it had claimed its log.
+type ClaimedError struct{ Err error }
+
+func (e *ClaimedError) Error() string { return e.Err.Error() }
+
+func (e *ClaimedError) Unwrap() error { return e.Err }
+
+// Fenced reports whether a recovery ended because another agent has claimed its log.
+func Fenced(err error) bool {
+	return errors.Is(err, coordinator.ErrFenced) || errors.Is(err, disk.ErrFenced)
+}
+
+// recover recovers a log that was claimed.
+func (r *Recovery) recover(ctx context.Context, record coordinator.Log, revision int64, others reigns, lossy bool) (err error) {
+	id := record.ID
 	var parts []part
 	var s *sieve
 	if id < r.Restored {
@@ -144,10 +162,16 @@ func supersede(ctx context.Context, w *flush.Writer) error {
 	return err
 }
 
-// RunDamaged recovers a log of which an operator has said that what cannot be read may be given up: it ends before the first entry that is damaged, or, from before a restore, on no store in reach. Once something is given up, it goes on
+// RunDamaged recovers a log of which an operator has said that what cannot be read may be given up: it ends before the first entry that is damaged, or, from before a restore, on no store in reach. Of one from before a restore it goes on
 // though other agents claim the log, or one that comes before it: they do without the operator's word.
 func (r *Recovery) RunDamaged(ctx context.Context, id coordinator.LogID, d *disk.Store) error {
 	err := r.Run(ctx, id)
+	for Fenced(err) && id < r.Restored { // who claims it does without the operator's word, and may wait for it
+		if err := retry.Pause(ctx); err != nil {
+			return err
+		}
+		err = r.Run(ctx, id)
+	}
 	_, damaged := errors.AsType[*frame.CorruptError](err) // here or elsewhere
 	damage := (*frame.CorruptError)(nil)
 	if damaged {
@@ -184,7 +208,7 @@ func (r *Recovery) giveUp(ctx context.Context, id coordinator.LogID) error {
 		case waits && at == id:
 			at = waiting.log
 			continue
-		case !waits && !errors.Is(err, coordinator.ErrFenced) && !errors.Is(err, disk.ErrFenced):
+		case !waits && !Fenced(err), id >= r.Restored: // one that is not from before a restore, another agent can do without the word, now that its end is known
 			return err
 		}
 		vain++

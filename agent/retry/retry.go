@@ -67,7 +67,8 @@ const ObjectPatience = 10 * time.Second
 // do must not wait for ever, where the bucket says nothing of the object.
 func Object(ctx context.Context, log *slog.Logger, what string, answers func(context.Context) bool, patience time.Duration, do func(context.Context) error) error {
 	var since time.Time // since when the bucket has answered each time
-	for try := 1; ; try++ {
+	repeated := false   // since then
+	for {
 		err := do(ctx)
 		switch {
 		case err == nil || !Transient(err):
@@ -75,12 +76,13 @@ func Object(ctx context.Context, log *slog.Logger, what string, answers func(con
 		case ctx.Err() != nil:
 			return fmt.Errorf("%s: %w", what, ctx.Err())
 		case !answers(ctx):
-			since = time.Time{}
+			since, repeated = time.Time{}, false
 		case since.IsZero():
 			since = time.Now()
 		}
 		if !since.IsZero() && time.Since(since) >= patience && ctx.Err() == nil {
-			if try == 1 && !errors.Is(err, context.DeadlineExceeded) {
+			if !repeated && !errors.Is(err, context.DeadlineExceeded) {
+				repeated = true
 				continue
 			}
 			return fmt.Errorf("%s, of a bucket that answers otherwise: %w", what, err)

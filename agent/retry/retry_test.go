@@ -34,7 +34,8 @@ func TestObject(t *testing.T) {
 		"it alone, which was known":     {eio, day, nil, 0, 0, objectstore.ErrUnavailable},
 		"the bucket is away":            {eio, time.Hour, func(at time.Duration) bool { return at < time.Hour }, ObjectPatience, time.Hour, nil},
 		"the bucket is away, and known": {eio, time.Hour, func(at time.Duration) bool { return at < time.Hour }, 0, time.Hour, nil},
-		"the bucket is overloaded":      {eio, time.Hour, func(at time.Duration) bool { return int(at.Seconds())%9 >= 7 }, ObjectPatience, time.Hour, nil},
+		"the bucket was away, and the object is there at the second try": {eio, 4550 * time.Millisecond, func(at time.Duration) bool { return at < 4*time.Second }, 0, 4550 * time.Millisecond, nil},
+		"the bucket is overloaded":                                       {eio, time.Hour, func(at time.Duration) bool { return int(at.Seconds())%9 >= 7 }, ObjectPatience, time.Hour, nil},
 		"the bucket is back, the object not": {
 			eio, day, func(at time.Duration) bool { return at < time.Hour }, ObjectPatience, time.Hour + ObjectPatience, objectstore.ErrUnavailable,
 		},

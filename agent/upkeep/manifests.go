@@ -533,6 +533,9 @@ func (s *Manifests) dropDeleted(ctx context.Context, leads func(coordinator.Shar
 	defer cancel()
 	var errs []error
 	for id := range s.records() {
+		if ctx.Err() != nil {
+			break
+		}
 		sh := s.led(id) // before it is asked whether the shard is led: what was adopted anew since is another one
 		if sh == nil || !leads(id) || !slices.ContainsFunc(sh.newest().Partitions, func(p manifest.Partition) bool { return !s.deps.Known(p.Topic) }) {
 			continue
